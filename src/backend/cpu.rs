@@ -1,0 +1,1 @@
+//! The CPU backend: the exported graph run by `tract`.

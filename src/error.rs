@@ -1,0 +1,174 @@
+//! The one error type: every message carries the offending value and the next step.
+
+use std::path::PathBuf;
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong, with the values that matter and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder that must be there is not.
+    #[error("{what} not found at {}; {next}", path.display())]
+    NotFound {
+        /// What was looked for, e.g. `config.json`.
+        what: String,
+        /// Where it was looked for.
+        path: PathBuf,
+        /// What to do about it.
+        next: String,
+    },
+    /// Reading or writing a file failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `read`, `write`, `create`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A configuration file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field, its value and what was expected.
+        reason: String,
+    },
+    /// `model_type` names no family that this crate exports.
+    #[error("{}: model_type \"{found}\" is not supported; known: {known}", path.display())]
+    UnknownFamily {
+        /// The `config.json`.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// The known ones, comma-separated.
+        known: String,
+    },
+    /// A weight file is damaged or not safetensors.
+    #[error("{}: not a readable safetensors file: {reason}; fetch it again", path.display())]
+    WeightFile {
+        /// The file.
+        path: PathBuf,
+        /// What the header or the size says.
+        reason: String,
+    },
+    /// A tensor that the configuration asks for is not in the weights.
+    #[error("tensor \"{name}\" {expected:?} is missing from {}; do config.json and the weights belong together?", path.display())]
+    MissingTensor {
+        /// Its name, without the family's prefix.
+        name: String,
+        /// The shape that config.json asks for.
+        expected: Vec<usize>,
+        /// The folder or file searched.
+        path: PathBuf,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("tensor \"{name}\" in {} has shape {found:?}, config.json says {expected:?}; do they belong together?", path.display())]
+    TensorShape {
+        /// Its name as stored.
+        name: String,
+        /// The shape that config.json asks for.
+        expected: Vec<usize>,
+        /// The shape stored.
+        found: Vec<usize>,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A tensor is stored in a type that this crate does not read.
+    #[error("tensor \"{name}\" in {} is stored as {found}; F32, F16 and BF16 are read", path.display())]
+    TensorType {
+        /// Its name as stored.
+        name: String,
+        /// The stored type.
+        found: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The tokenizer file is damaged or could not encode a text.
+    #[error("tokenizer: {reason}")]
+    Tokenizer {
+        /// What `tokenizers` said, with the file or text.
+        reason: String,
+    },
+    /// A token id lies outside the embedding table.
+    #[error(
+        "token id {id} (text {text}) is outside the embedding table of {vocab_size} rows; \
+         do tokenizer.json and the weights belong together?"
+    )]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Index of the text in the caller's order.
+        text: usize,
+        /// Rows of the table.
+        vocab_size: usize,
+    },
+    /// A setting asks for something that the model cannot give.
+    #[error("{setting}: {reason}")]
+    Setting {
+        /// The setting, as the command spells it, e.g. `--dim`.
+        setting: &'static str,
+        /// The value and the accepted range.
+        reason: String,
+    },
+    /// A result is not finite.
+    #[error(
+        "text {text} gave {value} at component {component}; \
+         the weights are damaged or overflow in this precision"
+    )]
+    NotFinite {
+        /// Index of the text in the caller's order.
+        text: usize,
+        /// Index in its vector.
+        component: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A caller's buffer has the wrong length.
+    #[error("the output buffer holds {found} values, {expected} are needed ({texts} texts x {dim})")]
+    OutputLength {
+        /// `texts * dim`.
+        expected: usize,
+        /// The buffer's length.
+        found: usize,
+        /// Number of texts.
+        texts: usize,
+        /// Values of one vector.
+        dim: usize,
+    },
+    /// An ONNX file cannot be read, written or represented.
+    #[error("onnx: {reason}")]
+    Onnx {
+        /// What and where.
+        reason: String,
+    },
+    /// The hub could not give a file.
+    #[error("{repo}: {reason}; {next}")]
+    Hub {
+        /// `org/name@revision`.
+        repo: String,
+        /// What the hub or the network said.
+        reason: String,
+        /// What to do about it.
+        next: String,
+    },
+    /// An executor failed or is not part of this build.
+    #[error("{backend} backend: {reason}")]
+    Backend {
+        /// `cpu` or `tensorrt`.
+        backend: &'static str,
+        /// What it said, and what to do about it.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] constructor for `map_err`.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,1 @@
+//! Encoder graphs: configuration and weights to ONNX. Knows no executor and no device.

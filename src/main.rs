@@ -1,0 +1,2 @@
+//! The `trt-embed` command.
+fn main() {}
