@@ -107,7 +107,7 @@ pub fn fetch_with(options: &HubOptions, id: &HubId, progress: Option<&Arc<dyn Pr
             ),
         });
     }
-    if let Some(snapshot) = pinned_and_cached(&repo, id) {
+    if let Some(snapshot) = whole(&repo, &id.revision) {
         return Ok(snapshot);
     }
     let remote = Remote::connect(options, id)?;
@@ -127,23 +127,25 @@ pub fn fetch_with(options: &HubOptions, id: &HubId, progress: Option<&Arc<dyn Pr
         Err(error) => return Err(failure::explain(options, id, &error)),
     };
     let commit = listing.commit.clone();
-    // One download at a time: a second process waits here and then finds the files.
-    let _lock = repo.lock();
-    let mut files = remote.files(&repo, listing, progress)?;
-    collect(&mut files)?;
-    files.finish()?;
+    if whole(&repo, &commit).is_none() {
+        // One download at a time: a second process waits here and then finds the files.
+        let _lock = repo.lock();
+        let mut files = remote.files(&repo, listing, progress);
+        collect(&mut files)?;
+        files.finish()?;
+    }
     repo.write_ref(&id.revision, &commit)?;
     Ok(repo.snapshot(&commit))
 }
 
-/// The snapshot of a full commit id, if every file is there and nothing is unknown about it.
-fn pinned_and_cached(repo: &Repo, id: &HubId) -> Option<PathBuf> {
-    if !cache::is_commit(&id.revision) {
+/// The snapshot of `commit`, if it is a full commit id, every file is there and nothing is unknown about it.
+fn whole(repo: &Repo, commit: &str) -> Option<PathBuf> {
+    if !cache::is_commit(commit) {
         return None;
     }
-    let mut files = Cached::new(repo, &id.revision);
+    let mut files = Cached::new(repo, commit);
     collect(&mut files).ok()?;
-    files.unknown.is_empty().then(|| repo.snapshot(&id.revision))
+    files.unknown.is_empty().then(|| repo.snapshot(commit))
 }
 
 /// The snapshot that the cache has of `id`; else why it cannot serve.
@@ -152,8 +154,9 @@ fn from_cache(repo: &Repo, id: &HubId) -> Result<PathBuf, String> {
     let mut files = Cached::new(repo, &commit);
     collect(&mut files).map_err(|error| format!("not wholly in the cache ({error})"))?;
     let snapshot = repo.snapshot(&commit);
-    if !files.unknown.is_empty() {
-        log::warn!("{id}: taken to be without {}, which {} does not hold", files.unknown.join(", "), snapshot.display());
+    let assumed = files.assumed_absent();
+    if !assumed.is_empty() {
+        log::warn!("{id}: taken to be without {}, which {} does not hold", assumed.join(", "), snapshot.display());
     }
     Ok(snapshot)
 }

@@ -72,23 +72,30 @@ impl<'a> Remote<'a> {
     }
 
     /// The files of `listing`, downloaded as they are asked for.
-    pub fn files(&self, repo: &'a Repo, listing: Listing, progress: Option<&'a Arc<dyn Progress>>) -> Result<Download<'a>> {
-        let staging = repo.stage(self.id)?;
-        let repository = self.repository(staging.path()).map_err(|error| explain(self.options, self.id, &error))?;
-        Ok(Download { options: self.options, id: self.id, repo, repository, staging, listing, absent: Vec::new(), progress })
+    pub fn files(&'a self, repo: &'a Repo, listing: Listing, progress: Option<&'a Arc<dyn Progress>>) -> Download<'a> {
+        Download { remote: self, repo, listing, staged: None, absent: Vec::new(), progress }
+    }
+
+    fn explain(&self, error: &HFError) -> Error {
+        explain(self.options, self.id, error)
     }
 }
 
 /// The files of one commit, brought into the cache as they are asked for.
 pub(super) struct Download<'a> {
-    options: &'a HubOptions,
-    id: &'a HubId,
+    remote: &'a Remote<'a>,
     repo: &'a Repo,
-    repository: HFRepositorySync<RepoTypeModel>,
-    staging: Staging,
     listing: Listing,
+    /// Made for the first file that must be downloaded.
+    staged: Option<Staged>,
     absent: Vec<String>,
     progress: Option<&'a Arc<dyn Progress>>,
+}
+
+/// A staging cache, and the client that fills it.
+struct Staged {
+    repository: HFRepositorySync<RepoTypeModel>,
+    cache: Staging,
 }
 
 impl Files for Download<'_> {
@@ -99,7 +106,16 @@ impl Files for Download<'_> {
         }
         let path = self.repo.file(&self.listing.commit, file);
         // A pointer to a blob that was deleted is no file.
-        if path.is_file() { Ok(Some(path)) } else { self.download(file).map(Some) }
+        if path.is_file() {
+            return Ok(Some(path));
+        }
+        let staged = match self.staged.take() {
+            Some(staged) => staged,
+            None => self.stage()?,
+        };
+        let path = self.download(&staged, file)?;
+        self.staged = Some(staged);
+        Ok(Some(path))
     }
 
     fn missing(&self, file: &str, next: &str) -> Error {
@@ -113,30 +129,35 @@ impl Download<'_> {
         self.absent.iter().try_for_each(|file| self.repo.note_absent(&self.listing.commit, file))
     }
 
-    fn download(&self, file: &str) -> Result<PathBuf> {
+    fn download(&self, staged: &Staged, file: &str) -> Result<PathBuf> {
         let commit = &self.listing.commit;
         let meter = Arc::new(Meter::new(file, self.progress.cloned()));
-        let pointer = self
+        let pointer = staged
             .repository
             .download_file()
             .filename(file)
             .revision(commit)
             .progress(Arc::clone(&meter))
             .send()
-            .map_err(|error| explain(self.options, self.id, &error))?;
-        let (etag, downloaded) = self
-            .staging
-            .blob_of(&pointer)
-            .ok_or_else(|| self.error(format!("the hub gave no usable ETag for {file}"), "check HF_ENDPOINT"))?;
+            .map_err(|error| self.remote.explain(&error))?;
+        let filed = staged.cache.blob_of(&pointer);
+        let (etag, downloaded) =
+            filed.ok_or_else(|| self.error(format!("the hub gave no usable ETag for {file}"), "check HF_ENDPOINT"))?;
         let blob = self.repo.blob(&etag);
         match downloaded {
-            Some(staged) => {
-                self.check(file, &etag, &staged, meter.expected())?;
-                fs::rename(&staged, &blob).map_err(Error::io("write", &blob))?;
+            Some(downloaded) => {
+                self.check(file, &etag, &downloaded, meter.expected())?;
+                fs::rename(&downloaded, &blob).map_err(Error::io("write", &blob))?;
             }
             None => self.check_size(file, &blob, meter.expected(), &format!("remove {} and run again", blob.display()))?,
         }
         self.repo.point(commit, file, &etag)
+    }
+
+    fn stage(&self) -> Result<Staged> {
+        let cache = self.repo.stage(self.remote.id)?;
+        let repository = self.remote.repository(cache.path()).map_err(|error| self.remote.explain(&error))?;
+        Ok(Staged { repository, cache })
     }
 
     /// Checks a downloaded file: its size, and its SHA-256 where the ETag is one (files in LFS).
@@ -165,7 +186,7 @@ impl Download<'_> {
     }
 
     fn error(&self, reason: String, next: &str) -> Error {
-        Error::Hub { repo: self.id.to_string(), reason, next: next.to_owned() }
+        Error::Hub { repo: self.remote.id.to_string(), reason, next: next.to_owned() }
     }
 }
 

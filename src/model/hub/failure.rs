@@ -18,10 +18,16 @@ pub(super) fn is_unreachable(error: &HFError) -> bool {
 pub(super) fn explain(options: &HubOptions, id: &HubId, error: &HFError) -> Error {
     let endpoint = &options.endpoint;
     let (reason, next) = match error {
-        HFError::Request { source, .. } => (
-            format!("{endpoint} cannot be reached, or broke off: {}", root_cause(source)),
-            "check the network, any proxy and HF_ENDPOINT, or give a folder that holds the model".to_owned(),
-        ),
+        HFError::Request { source, .. } => {
+            let what = match source.is_connect() || source.is_timeout() {
+                true => "cannot be reached",
+                false => "broke off, or gave no hub's answer",
+            };
+            (
+                format!("{endpoint} {what}: {}", root_cause(source)),
+                "check the network, any proxy and HF_ENDPOINT, or give a folder that holds the model".to_owned(),
+            )
+        }
         HFError::AuthRequired { context } => (
             format!("{endpoint} says 401{}: no such repository, or a private or gated one", said(&context.server_message)),
             "check the name; for a private or gated model set HF_TOKEN to a token that may read it".to_owned(),

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use super::cache::Repo;
 
+/// Fetched though this crate does not read them: they go beside an exported model.
+const COMPANIONS: [&str; 2] = ["special_tokens_map.json", "vocab.txt"];
+
 /// The files of one commit.
 pub(super) trait Files {
     /// The local path of `file`, brought here first where need be; `None` when the repository has no such file.
@@ -49,8 +52,9 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
         &within(&encoder, "tokenizer.json"),
         "download it and make the file with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
     )?;
-    for optional in ["tokenizer_config.json", "special_tokens_map.json", "vocab.txt"] {
-        files.get(&within(&encoder, optional))?;
+    files.get(&within(&encoder, "tokenizer_config.json"))?;
+    for companion in COMPANIONS {
+        files.get(&within(&encoder, companion))?;
     }
     collect_weights(files, &encoder)
 }
@@ -94,6 +98,14 @@ pub(super) struct Cached<'a> {
 impl<'a> Cached<'a> {
     pub fn new(repo: &'a Repo, commit: &str) -> Self {
         Self { repo, commit: commit.to_owned(), unknown: Vec::new() }
+    }
+}
+
+impl Cached<'_> {
+    /// Those of the unknown files that would change the vectors.
+    pub fn assumed_absent(&self) -> Vec<&str> {
+        let read = |file: &&str| !COMPANIONS.iter().any(|companion| file.ends_with(companion));
+        self.unknown.iter().map(String::as_str).filter(read).collect()
     }
 }
 
