@@ -24,7 +24,7 @@ FP32_BAR = 1e-4
 
 
 def fp16_bar(layers: int, width: int) -> float:
-    """As `rounding` in tests/common/mod.rs, with fp16's unit round-off of 2^-11."""
+    """As `rounding` in tests/common/mod.rs, with fp16's unit round-off of 2^-11 and only one side rounding."""
     return 4.0 * (8.0 * layers) ** 0.5 * width**0.5 * 2.0**-11
 
 

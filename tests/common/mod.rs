@@ -120,8 +120,7 @@ impl References {
     /// The numbers of the texts whose tensor is called `prefix` and a number.
     pub fn numbers(&self, prefix: &str) -> Vec<usize> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
-        let mut numbers: Vec<usize> =
-            tensors.names().iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect();
+        let mut numbers: Vec<usize> = tensors.names().iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect();
         numbers.sort_unstable();
         numbers
     }
@@ -156,15 +155,15 @@ pub fn agreement(actual: &[f32], expected: &[f32], dim: usize) -> Agreement {
     result
 }
 
-/// What rounding alone may move a hidden state by, in a graph of `layers` layers whose widest sum has `width` terms.
+/// How far rounding alone may set two computations of a hidden state apart, in a graph of `layers` layers whose widest sum has `width` terms.
 ///
 /// A sum of n products in fp32 errs by about sqrt(n) * 2^-24 of its terms' size: errors have random signs (Higham, Accuracy and
 /// Stability of Numerical Algorithms, 2.6). About 8 such steps follow each other in a layer (query or key, scores, softmax, context,
 /// output, two feed-forward matrices, LayerNorm), and LayerNorm brings terms back to size 1; independent errors add as squares.
-/// 4 standard deviations hold for all but one in ten thousand values, and the sums here are shorter than the widest for most steps.
+/// 4 standard deviations hold for all but one in ten thousand values, most sums are shorter than the widest, and both sides round.
 pub fn rounding(layers: usize, width: usize) -> f32 {
     let unit_roundoff = 2f32.powi(-24);
-    4.0 * (8.0 * layers as f32).sqrt() * (width as f32).sqrt() * unit_roundoff
+    2.0 * 4.0 * (8.0 * layers as f32).sqrt() * (width as f32).sqrt() * unit_roundoff
 }
 
 /// The same for the components of a unit vector: the mean of hidden states errs no more than they do and is about
