@@ -74,6 +74,12 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Values of all float tensors.
+    pub fn parameters(&self) -> u64 {
+        let floats = self.tensors.values().filter(|info| matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16));
+        floats.map(|info| info.shape.iter().fold(1u64, |values, size| values.saturating_mul(*size as u64))).sum()
+    }
+
     /// The tensor stored as `name`, checked against `shape`; `None` where there is none.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView<'_>>> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };

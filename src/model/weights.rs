@@ -104,6 +104,11 @@ impl Weights {
         self.file_of.keys().map(String::as_str)
     }
 
+    /// Values of all float tensors (buffers of ids are no parameters).
+    pub fn parameters(&self) -> u64 {
+        self.files.iter().map(TensorFile::parameters).sum()
+    }
+
     /// Bytes of all mapped files.
     pub fn size_in_bytes(&self) -> u64 {
         self.files.iter().map(TensorFile::len).sum()
