@@ -87,7 +87,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`].
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
         let found = self.stored_name(name).and_then(|(stored, file)| file.tensor(&stored, shape).transpose());
         found.unwrap_or_else(|| {
             Err(Error::MissingTensor { name: name.to_owned(), expected: shape.to_vec(), path: self.folder.clone() })
@@ -104,7 +104,7 @@ impl Weights {
         self.file_of.keys().map(String::as_str)
     }
 
-    /// Values of all float tensors (buffers of ids are no parameters).
+    /// Values of all stored tensors together.
     pub fn parameters(&self) -> u64 {
         self.files.iter().map(TensorFile::parameters).sum()
     }
