@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, Limits};
 use crate::model::{EncoderConfig, ModelFolder};
-use crate::pooling::{Head, Pooling, PoolingMode};
+use crate::pooling::{Head, Pooling, PoolingMode, check_finite};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -206,7 +206,7 @@ impl Embedder {
             self.backend.hidden(batch, &mut hidden)?;
             for ((row, &length), &text) in hidden.chunks_exact(batch.seq * hidden_size).zip(&batch.lengths).zip(&batch.rows) {
                 let values = &row[..length as usize * hidden_size];
-                check_finite(values, hidden_size, text)?;
+                check_finite(values, values.len(), &[text])?;
                 states[text] = HiddenStates { values: values.to_vec(), tokens: length as usize, hidden_size };
             }
         }
@@ -233,12 +233,12 @@ impl Embedder {
             && batch.rows.iter().enumerate().all(|(row, &text)| row == text)
         {
             self.backend.encode(batch, out)?;
-            return check_batch(batch, out, dim);
+            return check_finite(out, dim, &batch.rows);
         }
         let encode = |batch: &TokenBatch| {
             let mut vectors = vec![0.0; batch.batch() * dim];
             self.backend.encode(batch, &mut vectors)?;
-            check_batch(batch, &vectors, dim).map(|()| vectors)
+            check_finite(&vectors, dim, &batch.rows).map(|()| vectors)
         };
         let encoded: Vec<Result<Vec<f32>>> = match &self.workers {
             Some(workers) if batches.len() > 1 => workers.install(|| batches.par_iter().map(encode).collect()),
@@ -250,17 +250,6 @@ impl Embedder {
             }
         }
         Ok(())
-    }
-}
-
-fn check_batch(batch: &TokenBatch, vectors: &[f32], dim: usize) -> Result<()> {
-    vectors.chunks_exact(dim).zip(&batch.rows).try_for_each(|(vector, &text)| check_finite(vector, dim, text))
-}
-
-fn check_finite(values: &[f32], width: usize, text: usize) -> Result<()> {
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(Error::NotFinite { text, component: at % width, value: values[at] }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The CPU backend: the exported graph run by `tract`.
 
-use crate::backend::{Backend, Limits};
+use crate::backend::{Backend, Limits, cpu_ops};
 use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
 use crate::pooling::Head;
@@ -36,11 +36,14 @@ impl CpuBackend {
         drop(weights);
         let model = graph.encode_with_external_data(HERE)?;
         let mut onnx = tract_onnx::onnx();
+        onnx.op_register.insert("LayerNormalization", cpu_ops::layer_norm);
         onnx.provider = Arc::new(GraphConstants { graph });
         let proto = onnx.proto_model_for_read(&mut model.as_slice()).map_err(failed)?;
         let parsed = onnx.parse(&proto, Some(HERE)).map_err(failed)?;
         drop(onnx);
-        let plan = parsed.model.into_optimized().and_then(|model| model.into_runnable()).map_err(failed)?;
+        let mut model = parsed.model.into_optimized().map_err(failed)?;
+        cpu_ops::replace_adds(&mut model);
+        let plan = model.into_runnable().map_err(failed)?;
         let limits = Limits { max_batch: MAX_BATCH, max_seq, batch_tokens: BATCH_TOKENS, parallelism: threads };
         Ok(Self { plan, head, limits })
     }

@@ -3,6 +3,8 @@
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cpu")]
+mod cpu_ops;
+#[cfg(feature = "cpu")]
 pub use cpu::CpuBackend;
 
 use crate::Result;

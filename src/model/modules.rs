@@ -109,16 +109,6 @@ fn inner_path(path: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// The modes by their boolean (up to version 5.3) and their name in `pooling_mode` (since), in concatenation order.
-const MODES: [(&str, &str, PoolingMode); 6] = [
-    ("pooling_mode_cls_token", "cls", PoolingMode::Cls),
-    ("pooling_mode_max_tokens", "max", PoolingMode::Max),
-    ("pooling_mode_mean_tokens", "mean", PoolingMode::Mean),
-    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", PoolingMode::MeanSqrtLen),
-    ("pooling_mode_weightedmean_tokens", "weightedmean", PoolingMode::WeightedMean),
-    ("pooling_mode_lasttoken", "lasttoken", PoolingMode::LastToken),
-];
-
 /// Reads the Pooling module's `config.json` and checks it against the encoder's width.
 ///
 /// # Errors
@@ -140,23 +130,23 @@ fn read_modes(json: &JsonObject) -> Result<Vec<PoolingMode>> {
         Some(name) => vec![name],
         None => return read_booleans(json),
     };
-    let known = MODES.map(|(_, name, _)| name).join(", ");
-    let mode = |name: &Value| MODES.into_iter().find(|(_, known, _)| name.as_str() == Some(known)).map(|(_, _, mode)| mode);
-    let modes: Option<Vec<PoolingMode>> = names.into_iter().map(mode).collect();
+    let modes: Option<Vec<PoolingMode>> =
+        names.into_iter().map(|name| name.as_str().and_then(|name| name.parse().ok())).collect();
+    // A list is concatenated as given.
     match modes {
-        None => Err(json.field_error("pooling_mode", &format!("known: {known}"))),
-        Some(modes) if modes.is_empty() || !modes.is_sorted_by(|a, b| a < b) => {
-            Err(json.field_error("pooling_mode", &format!("one or several different modes are expected, in the order {known}")))
+        Some(modes) if !modes.is_empty() => Ok(modes),
+        _ => {
+            let known = PoolingMode::ALL.map(PoolingMode::name).join(", ");
+            Err(json.field_error("pooling_mode", &format!("one or several modes are expected; known: {known}")))
         }
-        Some(modes) => Ok(modes),
     }
 }
 
 fn read_booleans(json: &JsonObject) -> Result<Vec<PoolingMode>> {
     let mut given = false;
     let mut modes = Vec::new();
-    for (field, _, mode) in MODES {
-        let value = json.boolean(field)?;
+    for mode in PoolingMode::ALL {
+        let value = json.boolean(mode.config_flag())?;
         given |= value.is_some();
         if value == Some(true) {
             modes.push(mode);
@@ -166,7 +156,7 @@ fn read_booleans(json: &JsonObject) -> Result<Vec<PoolingMode>> {
         modes.push(PoolingMode::Mean);
     }
     if modes.is_empty() {
-        let fields = MODES.map(|(field, _, _)| field).join(", ");
+        let fields = PoolingMode::ALL.map(PoolingMode::config_flag).join(", ");
         return Err(json.error(format!("no pooling mode is true; set one of {fields}")));
     }
     Ok(modes)

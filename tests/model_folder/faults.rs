@@ -124,8 +124,6 @@ fn faults_of_pooling() {
         (json!({"pooling_mode": "mean", "embedding_dimension": 5}), &["embedding_dimension is 5"]),
         (json!({"pooling_mode": "median"}), &["pooling_mode is \"median\"", "weightedmean"]),
         (json!({"pooling_mode": []}), &["pooling_mode is []"]),
-        (json!({"pooling_mode": ["mean", "mean"]}), &["different modes"]),
-        (json!({"pooling_mode": ["mean", "cls"]}), &["in the order cls, max, mean"]),
         (json!({"pooling_mode_mean_tokens": "yes"}), &["pooling_mode_mean_tokens is \"yes\"", "true or false"]),
         (json!({"include_prompt": 1}), &["include_prompt is 1"]),
     ] {
