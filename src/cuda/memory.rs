@@ -379,11 +379,7 @@ pub(super) fn enqueue_copy<T: DeviceValue>(
 }
 
 /// Enqueues setting every byte of `buffer`.
-pub(super) fn enqueue_fill<T: DeviceValue>(
-    buffer: &DeviceBuffer<T>,
-    byte: u8,
-    stream: sys::CUstream,
-) -> Result<(), DriverError> {
+pub(super) fn enqueue_fill<T: DeviceValue>(buffer: &DeviceBuffer<T>, byte: u8, stream: sys::CUstream) -> Result<(), DriverError> {
     // SAFETY: the bytes are the buffer's own and the stream holds its block; any bit pattern is a value of T.
     unsafe { result::memset_d8_async(buffer.address, byte, buffer.bytes(), stream) }
 }

@@ -1,7 +1,7 @@
 //! NVRTC, CUDA's run-time compiler: found, opened, and called to make a cubin of a source.
 //!
-//! Opened here and not through cudarc: cudarc panics where it is missing, and neither knows the names of CUDA 13's library nor
-//! looks into Python wheels.
+//! Opened here and not through cudarc, which panics where it is missing, looks for the library of one CUDA version alone, and
+//! does not look into Python wheels.
 #![allow(unsafe_code)]
 
 use super::error::{CudaError, Result};
@@ -276,6 +276,30 @@ mod tests {
         fs::write(root.path().join("lib64/libnvrtc.so.13"), b"").unwrap();
         let env = |name: &str| (name == "CUDA_HOME").then(|| root.path().to_owned());
         assert_eq!(candidates(13, env)[0], root.path().join("lib64/libnvrtc.so.13"));
+    }
+
+    #[test]
+    #[ignore = "needs NVRTC (no GPU)"]
+    fn the_kernels_compile_for_every_architecture_in_use() {
+        for arch in ["sm_80", "sm_86", "sm_89", "sm_90"] {
+            for source in crate::cuda::kernel_sources() {
+                let cubin = compile(NEWEST_MAJOR, source.name, source.text, arch, source.options).unwrap();
+                assert_eq!(cubin[..4], *b"\x7fELF", "{} for {arch}", source.name);
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs NVRTC (no GPU)"]
+    fn a_source_with_a_fault_gives_the_compilers_words() {
+        let compile = |text, arch, options: &[&str]| compile(NEWEST_MAJOR, "fault.cu", text, arch, options).unwrap_err();
+        let error = compile("__global__ void f() { undeclared = 1; }", "sm_90", &[]);
+        let CudaError::Compile { name, arch, log } = &error else { panic!("{error:?}") };
+        assert_eq!((name.as_str(), arch.as_str()), ("fault.cu", "sm_90"));
+        assert!(log.contains("fault.cu(1)") && log.contains("undeclared"), "{log}");
+        assert!(matches!(compile("", "sm_1", &[]), CudaError::Compile { .. }));
+        assert!(matches!(compile("", "sm_90", &["--no-such-option"]), CudaError::Compile { .. }));
+        assert!(matches!(compile("a\0b", "sm_90", &[]), CudaError::Compile { .. }));
     }
 
     #[test]

@@ -83,7 +83,8 @@ impl PoolPlan {
         let covers = tiles.checked_mul(lanes).and_then(|n| n.checked_mul(lane)).is_some_and(|n| n >= columns);
         let grid = clusters <= Self::MOST_CLUSTERS && tiles <= 65_535;
         let size = cluster <= MAX_CLUSTER && cluster.is_power_of_two() && (cluster == 1 || hardware.clusters);
-        (!(positive && threads && covers && grid && size)).then(|| format!("{self:?} does not fit {columns} columns on {hardware:?}"))
+        (!(positive && threads && covers && grid && size))
+            .then(|| format!("{self:?} does not fit {columns} columns on {hardware:?}"))
     }
 }
 

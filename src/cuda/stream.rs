@@ -72,12 +72,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Argument`] where either is shorter or of another device.
-    pub fn copy_to_device<T: DeviceValue>(
-        &mut self,
-        from: &PinnedBuffer<T>,
-        to: &DeviceBuffer<T>,
-        count: usize,
-    ) -> Result<()> {
+    pub fn copy_to_device<T: DeviceValue>(&mut self, from: &PinnedBuffer<T>, to: &DeviceBuffer<T>, count: usize) -> Result<()> {
         self.check("copy_to_device", count, from.len(), to.len())?;
         self.check_device("copy_to_device", from.device())?;
         self.check_device("copy_to_device", to.device())?;
@@ -91,12 +86,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`CudaError::Argument`] where either is shorter or of another device.
-    pub fn copy_to_host<T: DeviceValue>(
-        &mut self,
-        from: &DeviceBuffer<T>,
-        to: &mut PinnedBuffer<T>,
-        count: usize,
-    ) -> Result<()> {
+    pub fn copy_to_host<T: DeviceValue>(&mut self, from: &DeviceBuffer<T>, to: &mut PinnedBuffer<T>, count: usize) -> Result<()> {
         self.check("copy_to_host", count, from.len(), to.len())?;
         self.check_device("copy_to_host", from.device())?;
         self.check_device("copy_to_host", to.device())?;
@@ -187,9 +177,7 @@ impl Stream {
         if self.capturing.is_some() {
             return Err(CudaError::Argument { call: "capture", reason: "a capture is under way".to_owned() }.into());
         }
-        self.stream
-            .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-            .map_err(driver("begin a capture"))?;
+        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(driver("begin a capture"))?;
         self.capturing = Some(Held::default());
         let mut guard = EndCapture { stream: self, done: false };
         let enqueued = enqueue(&mut *guard.stream);
