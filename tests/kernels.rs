@@ -424,7 +424,8 @@ fn arguments_that_do_not_fit_are_errors_before_any_launch() {
     refused(&hidden, &lengths.slice(0..1).unwrap(), &out, mean, sizes, "lengths holds 1");
     refused(&hidden, &lengths, &out.slice(0..31).unwrap(), mean, sizes, "out holds 31");
     refused(&hidden.slice(1..129).unwrap(), &lengths, &out, mean, sizes, "not aligned");
-    let bad = PoolPlan { groups: 1000, ..PoolPlan::choose(gpu.device.hardware(), 2, 4, 16, 4) };
+    let mut bad = PoolPlan::choose(gpu.device.hardware(), 2, 4, 16, 4);
+    bad.groups = 1000;
     let job = PoolJob { hidden: Hidden::F32(&hidden), lengths: &lengths, skip: None, out: &out, modes: mean, shape: sizes };
     let result = gpu.kernels.pool_planned(&mut gpu.stream, &job, |_, _| bad);
     assert!(matches!(result, Err(CudaError::Argument { .. })), "{result:?}");
@@ -552,7 +553,7 @@ fn a_failed_capture_leaves_the_stream_usable() {
 fn memory_that_does_not_fit_is_an_error_with_the_sizes() {
     let gpu = Gpu::open();
     let total = gpu.device.memory().unwrap().total;
-    for len in [total, 1 << 50] {
+    for len in [total, 1 << 45] {
         match gpu.device.alloc::<f32>(len) {
             Err(CudaError::OutOfMemory { asked, free, total: of, .. }) => {
                 assert_eq!((asked, of), (len * 4, total));
@@ -562,11 +563,10 @@ fn memory_that_does_not_fit_is_an_error_with_the_sizes() {
         }
     }
     assert!(matches!(gpu.device.alloc::<f32>(usize::MAX), Err(CudaError::Argument { .. })));
-    // The device is as good as before.
-    let before = gpu.device.memory().unwrap().free;
-    let buffer = gpu.device.alloc::<u8>(256 << 20).unwrap();
-    assert!(gpu.device.memory().unwrap().free < before);
-    drop(buffer);
+    // The device is as good as before, and what is dropped is free again.
+    for _ in 0..3 {
+        gpu.device.alloc::<u8>(total / 5 * 3).unwrap();
+    }
     assert_eq!(gpu.device.alloc::<f32>(0).unwrap().len(), 0);
 }
 
@@ -677,7 +677,7 @@ fn a_warm_call_allocates_nothing() {
         gpu.stream.synchronize().unwrap();
     }
     let mut got = [0.0; 768];
-    let before = (ALLOCATIONS.get(), device.memory().unwrap().free);
+    let before = ALLOCATIONS.get();
     for _ in 0..100 {
         gpu.stream.launch(&graph).unwrap();
         gpu.stream.synchronize().unwrap();
@@ -685,9 +685,7 @@ fn a_warm_call_allocates_nothing() {
         enqueue(&mut gpu.stream, &mut vector).unwrap();
         gpu.stream.synchronize().unwrap();
     }
-    let after = (ALLOCATIONS.get(), device.memory().unwrap().free);
-    assert_eq!(before.0, after.0, "heap allocations");
-    assert!(after.1 >= before.1, "device memory: {} bytes less", before.1 - after.1);
+    assert_eq!(ALLOCATIONS.get() - before, 0, "heap allocations");
     lengths_in.write(0, &[128]).unwrap();
     gpu.stream.launch(&graph).unwrap();
     gpu.stream.synchronize().unwrap();

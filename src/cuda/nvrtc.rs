@@ -138,12 +138,7 @@ impl Nvrtc {
         // by the names of nvrtc.h and have the types given there; `library` is kept as long as the function pointers.
         unsafe {
             let library = Library::new(path).map_err(drop)?;
-            macro_rules! symbol {
-                ($name:literal) => {
-                    *library.get($name).map_err(drop)?
-                };
-            }
-            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol!(b"nvrtcVersion\0");
+            let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = symbol(&library, b"nvrtcVersion\0")?;
             let (mut major, mut minor) = (0, 0);
             if version(&mut major, &mut minor) != 0 {
                 return Err(());
@@ -151,14 +146,14 @@ impl Nvrtc {
             Ok(Self {
                 path: path.to_owned(),
                 version: (u32::try_from(major).map_err(drop)?, u32::try_from(minor).map_err(drop)?),
-                create: symbol!(b"nvrtcCreateProgram\0"),
-                compile: symbol!(b"nvrtcCompileProgram\0"),
-                destroy: symbol!(b"nvrtcDestroyProgram\0"),
-                log_size: symbol!(b"nvrtcGetProgramLogSize\0"),
-                log: symbol!(b"nvrtcGetProgramLog\0"),
-                cubin_size: symbol!(b"nvrtcGetCUBINSize\0"),
-                cubin: symbol!(b"nvrtcGetCUBIN\0"),
-                words: symbol!(b"nvrtcGetErrorString\0"),
+                create: symbol(&library, b"nvrtcCreateProgram\0")?,
+                compile: symbol(&library, b"nvrtcCompileProgram\0")?,
+                destroy: symbol(&library, b"nvrtcDestroyProgram\0")?,
+                log_size: symbol(&library, b"nvrtcGetProgramLogSize\0")?,
+                log: symbol(&library, b"nvrtcGetProgramLog\0")?,
+                cubin_size: symbol(&library, b"nvrtcGetCUBINSize\0")?,
+                cubin: symbol(&library, b"nvrtcGetCUBIN\0")?,
+                words: symbol(&library, b"nvrtcGetErrorString\0")?,
                 _library: library,
             })
         }
@@ -220,6 +215,15 @@ impl Drop for OpenProgram<'_> {
             unsafe { (self.nvrtc.destroy)(&mut self.program) };
         }
     }
+}
+
+/// A function of the library.
+///
+/// # Safety
+/// `T` is the function's type.
+unsafe fn symbol<T: Copy>(library: &Library, name: &[u8]) -> Result<T, ()> {
+    // SAFETY: by the function's contract; the pointer is used only while the library is open.
+    unsafe { library.get::<T>(name) }.map(|symbol| *symbol).map_err(drop)
 }
 
 /// The bytes of which `size` says how many, and which `get` writes; or NVRTC's code.

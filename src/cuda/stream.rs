@@ -182,6 +182,7 @@ impl Stream {
         let mut guard = EndCapture { stream: self, done: false };
         let enqueued = enqueue(&mut *guard.stream);
         let (graph, held) = guard.end();
+        drop(guard);
         enqueued?;
         let graph = graph?.ok_or_else(|| CudaError::Argument {
             call: "capture",
