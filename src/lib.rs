@@ -7,6 +7,7 @@ pub mod backend;
 pub mod cuda;
 mod embedder;
 mod error;
+pub mod files;
 pub mod graph;
 pub mod model;
 pub mod pooling;

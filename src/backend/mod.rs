@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "cpu")]
+pub use cpu::CpuBackend;
 
 use crate::Result;
 use crate::tokens::TokenBatch;
