@@ -27,7 +27,17 @@ struct Bench {
     copy_bandwidth: f64,
 }
 
-fn main() -> Result {
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result {
     let sweep = std::env::args().any(|argument| argument == "--sweep");
     let device = Device::open(0)?;
     let properties = device.properties().clone();

@@ -554,6 +554,11 @@ fn a_failed_capture_leaves_the_stream_usable() {
     assert!(matches!(failed, Err(CudaError::Argument { call: "test", .. })), "not the closure's own error");
     let waited = gpu.stream.capture::<CudaError>(|stream| stream.synchronize());
     assert!(matches!(waited, Err(CudaError::Argument { call: "synchronize", .. })), "a capture waited");
+    // An upload would leave the graph with the address of a slice that is gone.
+    drop(gpu.stream.capture::<CudaError>(|stream| {
+        assert!(matches!(stream.upload(&[7, 8, 9], &buffer), Err(CudaError::Argument { .. })), "a capture took a slice");
+        Ok(())
+    }));
     let stream = std::panic::AssertUnwindSafe(&mut gpu.stream);
     let panicked = std::panic::catch_unwind(|| {
         let stream = stream; // all of it, so that it is unwind safe

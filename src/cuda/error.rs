@@ -158,3 +158,22 @@ fn is_sticky(code: CUresult) -> bool {
             | C::CUDA_ERROR_UNKNOWN
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_breaks_the_context_is_a_lost_device() {
+        use CUresult as C;
+        for code in [C::CUDA_ERROR_ILLEGAL_ADDRESS, C::CUDA_ERROR_LAUNCH_FAILED, C::CUDA_ERROR_ECC_UNCORRECTABLE] {
+            assert!(is_sticky(code), "{code:?}");
+        }
+        // Refused, and the context goes on.
+        for code in [C::CUDA_ERROR_OUT_OF_MEMORY, C::CUDA_ERROR_INVALID_VALUE, C::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED] {
+            assert!(!is_sticky(code), "{code:?}");
+        }
+        assert!(CudaError::DeviceLost { during: "launch", reason: String::new() }.is_lost());
+        assert!(!CudaError::NoDriver { looked_for: String::new() }.is_lost());
+    }
+}

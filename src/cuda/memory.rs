@@ -384,15 +384,19 @@ pub(super) fn enqueue_fill<T: DeviceValue>(buffer: &DeviceBuffer<T>, byte: u8, s
     unsafe { result::memset_d8_async(buffer.address, byte, buffer.bytes(), stream) }
 }
 
-/// Copies a host slice into `to` and waits: the slice is the caller's and free again on return.
-pub(super) fn upload<T: DeviceValue>(from: &[T], to: &DeviceBuffer<T>) -> Result<(), DriverError> {
-    // SAFETY: the lengths were checked by Stream; the copy is done when the call returns.
-    unsafe { result::memcpy_htod_sync(to.address, from) }
+/// Enqueues a copy of a host slice into `to`; the caller synchronises before the slice may change.
+///
+/// Not `memcpy_htod_sync`: from pageable memory that returns once the bytes are staged (CUDA driver API, "API synchronization
+/// behavior"), and its transfer, on the default stream, is not ordered with kernels on non-blocking streams: a race seen on an
+/// H200.
+pub(super) fn enqueue_upload<T: DeviceValue>(from: &[T], to: &DeviceBuffer<T>, stream: sys::CUstream) -> Result<(), DriverError> {
+    // SAFETY: the lengths were checked by Stream, which synchronises before it gives the slice back.
+    unsafe { result::memcpy_htod_async(to.address, from, stream) }
 }
 
-/// As [`upload`], the other way.
+/// Copies into a host slice and waits: the slice is the caller's again on return.
 pub(super) fn download<T: DeviceValue>(from: &DeviceBuffer<T>, to: &mut [T]) -> Result<(), DriverError> {
-    // SAFETY: as in `upload`; any bit pattern is a value of T.
+    // SAFETY: the lengths were checked by Stream; the copy is done when the call returns; any bit pattern is a value of T.
     unsafe { result::memcpy_dtoh_sync(to, from.address) }
 }
 

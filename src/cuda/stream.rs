@@ -125,12 +125,16 @@ impl Stream {
     /// pinned memory.
     ///
     /// # Errors
-    /// [`CudaError::Argument`] where `to` is shorter; an error of earlier work.
+    /// [`CudaError::Argument`] where `to` is shorter, or within a capture; an error of earlier work.
     pub fn upload<T: DeviceValue>(&mut self, from: &[T], to: &DeviceBuffer<T>) -> Result<()> {
         self.check("upload", from.len(), from.len(), to.len())?;
         self.check_device("upload", to.device())?;
+        // Also refuses within a capture, which would keep the slice's address beyond its life.
         self.synchronize()?;
-        memory::upload(from, to).map_err(driver("copy to the device"))
+        self.device.bind()?;
+        self.hold_buffer(to);
+        memory::enqueue_upload(from, to, self.cu()).map_err(driver("copy to the device"))?;
+        self.synchronize()
     }
 
     /// Waits for the enqueued work, then copies the first `to.len()` values of `from` into `to`, done on return.
