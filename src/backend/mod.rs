@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;
 
 use crate::Result;
 use crate::tokens::TokenBatch;
