@@ -5,6 +5,7 @@
 pub mod backend;
 mod embedder;
 mod error;
+pub mod files;
 pub mod graph;
 pub mod model;
 pub mod pooling;

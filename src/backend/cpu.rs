@@ -1,1 +1,102 @@
 //! The CPU backend: the exported graph run by `tract`.
+
+use crate::backend::{Backend, Limits};
+use crate::graph::{Graph, Precision};
+use crate::model::{EncoderConfig, Weights};
+use crate::pooling::Head;
+use crate::tokens::TokenBatch;
+use crate::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+use tract_onnx::data_resolver::ModelDataResolver;
+use tract_onnx::prelude::{Framework, Tensor, TypedRunnableModel, tvec};
+
+/// Tokens of one batch beyond which rows no longer share work: measured with `trt-embed bench` (benches/RESULTS.md).
+const BATCH_TOKENS: usize = 1024;
+/// Rows of one batch.
+const MAX_BATCH: usize = 64;
+
+/// The graph, optimised and ready to run from any number of threads.
+pub struct CpuBackend {
+    plan: Arc<TypedRunnableModel>,
+    head: Head,
+    hidden_size: usize,
+    limits: Limits,
+}
+
+impl CpuBackend {
+    /// Exports the graph of `config` and `weights` and prepares it. The weights are unmapped on the way, as soon as `tract` has
+    /// them, so that they are never held three times.
+    ///
+    /// # Errors
+    /// See [`Graph::new`]; [`Error::Backend`] when `tract` refuses the graph.
+    pub fn new(config: &EncoderConfig, weights: Weights, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
+        let graph = Graph::new(config, &weights, Precision::Fp32)?;
+        drop(weights);
+        let model = graph.encode_with_external_data(HERE)?;
+        let mut onnx = tract_onnx::onnx();
+        onnx.provider = Arc::new(GraphConstants { graph });
+        let proto = onnx.proto_model_for_read(&mut model.as_slice()).map_err(failed)?;
+        let parsed = onnx.parse(&proto, Some(HERE)).map_err(failed)?;
+        drop(onnx);
+        let plan = parsed.model.into_optimized().and_then(|model| model.into_runnable()).map_err(failed)?;
+        let limits = Limits { max_batch: MAX_BATCH, max_seq, batch_tokens: BATCH_TOKENS, parallelism: threads };
+        Ok(Self { plan, head, hidden_size: config.hidden_size, limits })
+    }
+
+    fn run(&self, batch: &TokenBatch) -> Result<Tensor> {
+        let shape = [batch.batch(), batch.seq];
+        let ids = Tensor::from_shape(&shape, &batch.ids).map_err(failed)?;
+        let mask = Tensor::from_shape(&shape, &batch.attention_mask()).map_err(failed)?;
+        let mut outputs = self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)?;
+        Ok(outputs.swap_remove(0).into_tensor())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let hidden = self.run(batch)?;
+        let hidden = hidden.try_as_plain().and_then(|view| view.as_slice::<f32>()).map_err(failed)?;
+        self.head.apply(hidden, batch, self.hidden_size, out)
+    }
+
+    fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let hidden = self.run(batch)?;
+        out.copy_from_slice(hidden.try_as_plain().and_then(|view| view.as_slice::<f32>()).map_err(failed)?);
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+/// Where `tract` is told that the constants lie: it wants a path that exists, which no one opens.
+const HERE: &str = ".";
+
+/// Gives `tract` each constant when it asks for it, straight from the weight files.
+struct GraphConstants {
+    graph: Graph,
+}
+
+impl ModelDataResolver for GraphConstants {
+    fn read_bytes_from_path(
+        &self,
+        buffer: &mut Vec<u8>,
+        _path: &Path,
+        offset: usize,
+        _length: Option<usize>,
+    ) -> tract_onnx::prelude::TractResult<()> {
+        let found = self.graph.external_constants().find(|(_, at)| *at == offset as u64);
+        let (constant, _) = found.ok_or_else(|| tract_onnx::prelude::TractError::msg(format!("no constant at {offset}")))?;
+        Ok(constant.write(buffer)?)
+    }
+}
+
+fn failed(error: tract_onnx::prelude::TractError) -> Error {
+    Error::Backend { backend: "cpu", reason: format!("{error:#}") }
+}

@@ -5,6 +5,9 @@ mod cpu;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
 
+#[cfg(feature = "cpu")]
+pub use cpu::CpuBackend;
+
 use crate::Result;
 use crate::tokens::TokenBatch;
 

@@ -1,1 +1,74 @@
 //! Encoder graphs: configuration and weights to ONNX. Knows no executor and no device.
+//!
+//! The contract of every exported graph: inputs `input_ids` and `attention_mask`, INT32 `[batch, sequence]`, rows padded on
+//! the right; output `last_hidden_state` `[batch, sequence, hidden]`; opset 17. To add a family, write one file beside
+//! `mpnet.rs` and name it in [`Graph::new`].
+
+mod bert;
+mod blocks;
+mod constant;
+mod export;
+mod mpnet;
+pub mod onnx;
+
+pub use blocks::Graph;
+pub use export::{Export, ExportedFile, export_to_folder};
+
+use crate::model::{EncoderConfig, Family, Weights};
+use crate::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// Type of a graph's weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    Fp32,
+    /// 16-bit floats throughout, the output included.
+    Fp16,
+}
+
+impl Precision {
+    pub(crate) fn element(self) -> onnx::ElementType {
+        match self {
+            Self::Fp32 => onnx::ElementType::Float32,
+            Self::Fp16 => onnx::ElementType::Float16,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "fp32" => Ok(Self::Fp32),
+            "fp16" => Ok(Self::Fp16),
+            _ => Err(Error::Setting { setting: "--precision", reason: format!("\"{text}\" is not one of fp32, fp16") }),
+        }
+    }
+}
+
+impl Graph {
+    /// Builds the encoder's graph. Weights are checked now and read when the graph is written.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, see [`Weights::tensor`].
+    pub fn new(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Self> {
+        match config.family {
+            Family::MpNet => mpnet::build(config, weights, precision),
+            Family::Bert => bert::build(config, weights, precision),
+        }
+    }
+}

@@ -1,7 +1,22 @@
 //! `config.json` of the encoder: the sizes that the graph and the weights are checked against.
 
-use crate::Result;
+use crate::model::json::JsonObject;
+use crate::{Error, Result};
 use std::path::Path;
+
+/// Bounds of the sizes in config.json: far above any model, and low enough that the product of two cannot overflow.
+const MAX_WIDTH: usize = 1 << 16;
+const MAX_INTERMEDIATE: usize = 1 << 20;
+const MAX_LAYERS: usize = 1 << 10;
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_POSITIONS: usize = 1 << 20;
+const MAX_BUCKETS: usize = 1 << 12;
+
+/// Fewer buckets leave transformers' `relative_position_bucket` without an exact bucket (it divides by a quarter of them).
+const MIN_BUCKETS: usize = 4;
+
+/// `padding_idx` of transformers' `MPNetEmbeddings`: a constant there, whatever config.json says.
+const MPNET_PADDING: u32 = 1;
 
 /// The encoder families that this crate exports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,20 +83,97 @@ pub struct EncoderConfig {
     pub relative_attention_num_buckets: usize,
 }
 
+impl Activation {
+    /// By its name in `transformers.activations.ACT2FN`.
+    fn by_name(name: &str) -> Option<Self> {
+        match name {
+            "gelu" | "gelu_python" => Some(Self::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "relu" => Some(Self::Relu),
+            _ => None,
+        }
+    }
+}
+
 impl EncoderConfig {
-    /// Reads and checks `config.json`.
+    /// Reads and checks `config.json`. An absent field has the value that transformers' `MPNetConfig` or `BertConfig` gives it.
     ///
     /// # Errors
-    /// [`Error::NotFound`](crate::Error::NotFound), [`Error::Config`](crate::Error::Config) with the field and its value,
-    /// [`Error::UnknownFamily`](crate::Error::UnknownFamily).
-    pub fn read(_path: &Path) -> Result<Self> {
-        todo!()
+    /// [`Error::NotFound`], [`Error::Config`] with the field and its value, [`Error::UnknownFamily`].
+    pub fn read(path: &Path) -> Result<Self> {
+        let json = JsonObject::read(path, "give a folder that holds a Hugging Face encoder")?;
+        let known = Family::ALL.map(Family::name).join(", ");
+        let Some(model_type) = json.string("model_type")? else {
+            return Err(json.field_error("model_type", &format!("one of {known} is expected")));
+        };
+        let Some(family) = Family::ALL.into_iter().find(|family| family.name() == model_type) else {
+            return Err(Error::UnknownFamily { path: path.to_path_buf(), found: model_type.to_owned(), known });
+        };
+
+        let size = |field, default, max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
+        let hidden_size = size("hidden_size", 768, MAX_WIDTH)?;
+        let num_attention_heads = size("num_attention_heads", 12, MAX_WIDTH)?;
+        if hidden_size % num_attention_heads != 0 {
+            return Err(json.error(format!(
+                "hidden_size is {hidden_size}, which num_attention_heads ({num_attention_heads}) does not divide"
+            )));
+        }
+        let default_vocab = match family {
+            Family::MpNet => 30527,
+            Family::Bert => 30522,
+        };
+        let config = Self {
+            family,
+            hidden_size,
+            num_hidden_layers: size("num_hidden_layers", 12, MAX_LAYERS)?,
+            num_attention_heads,
+            intermediate_size: size("intermediate_size", 3072, MAX_INTERMEDIATE)?,
+            vocab_size: size("vocab_size", default_vocab, MAX_VOCAB)?,
+            max_position_embeddings: size("max_position_embeddings", 512, MAX_POSITIONS)?,
+            layer_norm_eps: read_eps(&json)?,
+            pad_token_id: read_pad(&json, family)?,
+            activation: read_activation(&json)?,
+            type_vocab_size: match family {
+                Family::MpNet => 0,
+                Family::Bert => size("type_vocab_size", 2, MAX_WIDTH)?,
+            },
+            relative_attention_num_buckets: match family {
+                Family::MpNet => json.size("relative_attention_num_buckets", MIN_BUCKETS..=MAX_BUCKETS)?.unwrap_or(32),
+                Family::Bert => 0,
+            },
+        };
+        config.check(&json)?;
+        Ok(config)
+    }
+
+    /// What spans several fields, or excludes a variant that the graph does not have.
+    fn check(&self, json: &JsonObject) -> Result<()> {
+        if self.pad_token_id as usize >= self.vocab_size {
+            return Err(json.error(format!("pad_token_id is {}, vocab_size only {}", self.pad_token_id, self.vocab_size)));
+        }
+        match self.family {
+            Family::MpNet if self.max_position_embeddings <= MPNET_PADDING as usize + 1 => Err(json.error(format!(
+                "max_position_embeddings is {}; MPNet's positions start at {}, so more rows are needed",
+                self.max_position_embeddings,
+                MPNET_PADDING + 1
+            ))),
+            Family::MpNet => Ok(()),
+            Family::Bert => {
+                if json.string("position_embedding_type")?.is_some_and(|kind| kind != "absolute") {
+                    return Err(json.field_error("position_embedding_type", "only \"absolute\" is supported"));
+                }
+                if json.boolean("is_decoder")? == Some(true) {
+                    return Err(json.field_error("is_decoder", "only encoders are supported"));
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The most tokens of one text that the position table serves (MPNet's positions start at `pad_token_id + 1`).
     pub fn max_tokens(&self) -> usize {
         match self.family {
-            Family::MpNet => self.max_position_embeddings - self.pad_token_id as usize - 1,
+            Family::MpNet => self.max_position_embeddings.saturating_sub(self.pad_token_id as usize + 1),
             Family::Bert => self.max_position_embeddings,
         }
     }
@@ -90,4 +182,36 @@ impl EncoderConfig {
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
+}
+
+fn read_eps(json: &JsonObject) -> Result<f64> {
+    match json.get("layer_norm_eps") {
+        None => Ok(1e-12),
+        // Above 1 it would drown every variance; no model has that.
+        Some(value) => value
+            .as_f64()
+            .filter(|eps| *eps > 0.0 && *eps <= 1.0)
+            .ok_or_else(|| json.field_error("layer_norm_eps", "a number above 0 and at most 1 is expected")),
+    }
+}
+
+fn read_pad(json: &JsonObject, family: Family) -> Result<u32> {
+    let default = match family {
+        Family::MpNet => MPNET_PADDING,
+        Family::Bert => 0,
+    };
+    let pad = match json.size("pad_token_id", 0..=MAX_VOCAB)? {
+        None => default,
+        Some(pad) => u32::try_from(pad).map_err(|_| json.field_error("pad_token_id", "a token id is expected"))?,
+    };
+    if family == Family::MpNet && pad != MPNET_PADDING {
+        return Err(json.field_error("pad_token_id", "MPNet's positions are counted from padding id 1, no other is supported"));
+    }
+    Ok(pad)
+}
+
+fn read_activation(json: &JsonObject) -> Result<Activation> {
+    let name = json.string("hidden_act")?.unwrap_or("gelu");
+    Activation::by_name(name)
+        .ok_or_else(|| json.field_error("hidden_act", "known: gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, relu"))
 }

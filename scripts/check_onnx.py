@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Exports the fixture models (and all-MiniLM-L6-v2) with `trt-embed export` and checks the files by onnx.checker and ONNX Runtime.
+
+    pip install numpy onnx onnxruntime safetensors
+    scripts/check_onnx.py --binary target/release/trt-embed --minilm models/all-MiniLM-L6-v2
+
+Hidden states at real positions must equal PyTorch's, kept in tests/fixtures, to 1e-4 in fp32: all texts in one padded batch and
+each text alone. A file of fp16 types must equal them to what rounding to 11 bits allows.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from safetensors.numpy import load_file
+
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+FP32_BAR = 1e-4
+
+
+def fp16_bar(layers: int, width: int) -> float:
+    """As `rounding` in tests/common/mod.rs, with fp16's unit round-off of 2^-11 and only one side rounding."""
+    return 4.0 * (8.0 * layers) ** 0.5 * width**0.5 * 2.0**-11
+
+
+def references(path: Path, infix: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(ids [tokens], hidden states [tokens, hidden]) of every text that has both."""
+    tensors = load_file(path)
+    numbers = sorted(int(name.rsplit(".", 1)[1]) for name in tensors if name.startswith(f"hidden{infix}."))
+    assert numbers, f"no hidden{infix}.* in {path}"
+    return [(tensors[f"ids{infix}.{i}"], tensors[f"hidden{infix}.{i}"]) for i in numbers]
+
+
+def check_form(path: Path, precision: str) -> None:
+    """What the contract says of the graph: opset 17, INT32 inputs, dynamic batch and sequence."""
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(str(path), load_external_data=False)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    assert opsets == {"": 17}, opsets
+    inputs = {value.name: value.type.tensor_type for value in model.graph.input}
+    assert set(inputs) == {"input_ids", "attention_mask"}, set(inputs)
+    for tensor in inputs.values():
+        assert tensor.elem_type == onnx.TensorProto.INT32
+        assert len(tensor.shape.dim) == 2 and all(dim.dim_param for dim in tensor.shape.dim), tensor.shape
+    (output,) = model.graph.output
+    assert output.name == "last_hidden_state"
+    expected = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.FLOAT
+    assert output.type.tensor_type.elem_type == expected, output.type.tensor_type.elem_type
+    for file in ("config.json", "tokenizer.json"):
+        assert (path.parent / file).is_file(), f"{file} is not beside {path}"
+
+
+def largest_difference(path: Path, texts: list, pad_id: int) -> float:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(group: list) -> float:
+        longest = max(len(ids) for ids, _ in group)
+        ids = np.full((len(group), longest), pad_id, np.int32)
+        mask = np.zeros((len(group), longest), np.int32)
+        for row, (one, _) in enumerate(group):
+            ids[row, : len(one)], mask[row, : len(one)] = one, 1
+        (hidden,) = session.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})
+        assert hidden.shape[:2] == ids.shape, hidden.shape
+        found = [np.abs(hidden[row, : len(one)].astype(np.float32) - expected).max() for row, (one, expected) in enumerate(group)]
+        assert np.isfinite(found).all(), found
+        return float(max(found))
+
+    return max([run(texts)] + [run([text]) for text in texts])
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--binary", type=Path, default=Path("target/release/trt-embed"), help="default: %(default)s")
+    arguments.add_argument("--minilm", type=Path, metavar="DIR", help="folder of all-MiniLM-L6-v2")
+    arguments = arguments.parse_args()
+
+    small = FIXTURES / "references.safetensors"
+    # (folder, references or None where the stored weights are rounded, pad id, layers, terms of the widest sum)
+    models = [
+        (FIXTURES / "mpnet", references(small, ".mpnet"), 1, 3, 64),
+        (FIXTURES / "bert", references(small, ".bert"), 0, 2, 80),
+        (FIXTURES / "mpnet-bf16-shards", None, 1, 3, 64),
+        (FIXTURES / "bert-fp16-plain", None, 0, 2, 80),
+    ]
+    if arguments.minilm:
+        real = references(FIXTURES / "minilm" / "embeddings.safetensors", "")
+        models.append((arguments.minilm, real, 0, 6, 1536))
+
+    failures = 0
+    print(f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}")
+    for folder, texts, pad_id, layers, width in models:
+        for precision, bar in (("fp32", FP32_BAR), ("fp16", fp16_bar(layers, width))):
+            with tempfile.TemporaryDirectory() as output:
+                command = [arguments.binary, "export", "--model", folder, "--output", output, "--precision", precision]
+                subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+                path = Path(output) / "model.onnx"
+                check_form(path, precision)
+                if texts is None:
+                    print(f"{folder.name:20} {precision}: checker passes")
+                    continue
+                found = largest_difference(path, texts, pad_id)
+                verdict = "ok" if found <= bar else "TOO LARGE"
+                failures += found > bar
+                print(f"{folder.name:20} {precision}: checker passes; largest difference to PyTorch {found:.2e} (bar {bar:.1e}) {verdict}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

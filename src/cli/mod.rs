@@ -1,0 +1,153 @@
+//! The command line: which verbs there are, and how a run ends (exit status, message).
+
+mod bench;
+mod completions;
+mod embed;
+mod export;
+mod input;
+mod inspect;
+mod mix;
+mod output;
+mod progress;
+mod settings;
+mod similarity;
+
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Sentence embeddings from text to unit vector.
+///
+/// Opens a Hugging Face sentence encoder (a folder, or a hub id such as sentence-transformers/all-mpnet-base-v2),
+/// exports its graph and runs it on the CPU or as a TensorRT engine.
+#[derive(Debug, Parser)]
+#[command(name = "trt-embed", version, long_version = LONG_VERSION, arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+    /// Says more on stderr (-v notes, -vv details); RUST_LOG overrides it.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  trt-embed embed -m sentence-transformers/all-mpnet-base-v2 \"A cat sat.\" \"Stocks fell.\"
+  trt-embed embed -m models/all-MiniLM-L6-v2 -i lines.txt -o vectors.npy
+  trt-embed similarity -m models/all-MiniLM-L6-v2 --query \"pets\" -i lines.txt
+
+Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage.";
+
+/// The version and the features that this binary was built with.
+const LONG_VERSION: &str = version_with_features();
+
+const fn version_with_features() -> &'static str {
+    match (cfg!(feature = "cpu"), cfg!(feature = "hub")) {
+        (true, true) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli cpu hub"),
+        (true, false) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli cpu"),
+        (false, true) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli hub"),
+        (false, false) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli"),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Turns texts into vectors (JSON Lines or NumPy).
+    Embed(embed::Args),
+    /// Ranks texts by their similarity to a query.
+    Similarity(similarity::Args),
+    /// Writes a model as ONNX, with its configuration and tokenizer beside it.
+    Export(export::Args),
+    /// Describes a model folder or an ONNX file.
+    Inspect(inspect::Args),
+    /// Measures latency and throughput.
+    Bench(bench::Args),
+    /// Prints the completion script of a shell.
+    Completions(completions::Args),
+}
+
+/// A fault of the command line itself: exit status 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// Parses the command line, runs the verb and turns its end into an exit status.
+pub fn run() -> ExitCode {
+    let args = Args::parse();
+    let level = match args.verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+
+    let ended = match args.verb {
+        Verb::Embed(args) => embed::run(args),
+        Verb::Similarity(args) => similarity::run(args),
+        Verb::Export(args) => export::run(args),
+        Verb::Inspect(args) => inspect::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Completions(args) => completions::run(args, &mut Args::command()),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        // `trt-embed … | head`: the reader has what it wanted.
+        Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&flatten(&error));
+            if error.is::<Usage>() {
+                say("see `trt-embed --help` or `trt-embed VERB --help`");
+                ExitCode::from(2)
+            } else {
+                ExitCode::from(1)
+            }
+        }
+    }
+}
+
+/// Writes `message` to stderr. A closed stderr is no reason to stop.
+fn say(message: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "trt-embed: {message}");
+}
+
+/// The error and its causes on one line; a cause that the message before it already spells out is left out.
+fn flatten(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_argument_definitions_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_are_joined_once() {
+        let io = || std::io::Error::other("disk on fire");
+        let repeated = anyhow::Error::new(io()).context("cannot write a: disk on fire");
+        assert_eq!(flatten(&repeated), "cannot write a: disk on fire");
+        let chained = Err::<(), _>(io()).context("cannot write a").unwrap_err();
+        assert_eq!(flatten(&chained), "cannot write a: disk on fire");
+    }
+}

@@ -1,0 +1,69 @@
+//! Progress bars: on stderr, and only when it is a terminal.
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A bar over `total` bytes of input, or a spinner when the size is not known. Counts texts in its message.
+/// Hidden where stdout is a terminal too: rows and a bar would overwrite each other.
+pub fn texts(total: Option<u64>, rows_on_stdout: bool) -> ProgressBar {
+    if !std::io::stderr().is_terminal() || rows_on_stdout && std::io::stdout().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+    bar.set_style(style(match total {
+        Some(_) => "{bar:30} {percent:>3}% {msg} [{elapsed} < {eta}]",
+        None => "{spinner} {msg} [{elapsed}]",
+    }));
+    bar
+}
+
+/// A spinner with `message` for a step whose length is not known.
+pub fn step(message: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(style("{spinner} {msg} [{elapsed}]"));
+    bar.set_message(message);
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+/// One bar a file that the hub sends.
+pub fn downloads() -> Arc<dyn trt_embed::Progress> {
+    Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default() })
+}
+
+/// Bars of downloads under way, by file name.
+struct Downloads {
+    bars: MultiProgress,
+    by_file: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl trt_embed::Progress for Downloads {
+    fn download(&self, file: &str, done: u64, total: u64) {
+        if !std::io::stderr().is_terminal() {
+            return;
+        }
+        let mut by_file = self.by_file.lock().unwrap_or_else(PoisonError::into_inner);
+        let bar = by_file.entry(file.to_owned()).or_insert_with(|| {
+            let bar = self.bars.add(ProgressBar::new(total));
+            bar.set_style(style("{msg:28} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]"));
+            bar.set_message(file.to_owned());
+            bar
+        });
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish();
+        }
+    }
+}
+
+/// Templates are constants of this file; a faulty one falls back to indicatif's own.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,198 @@
+//! The settings of an embedder that several verbs share, and opening one with them.
+
+use super::{progress, say};
+use anyhow::Result;
+use clap::ValueEnum;
+use std::num::NonZeroUsize;
+use trt_embed::model::ModelFolder;
+use trt_embed::pooling::PoolingMode;
+use trt_embed::{BackendChoice, Embedder, Normalize};
+
+/// Which model, and where it runs.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelArgs {
+    /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`.
+    #[arg(short, long, env = "TRT_EMBED_MODEL", value_name = "MODEL")]
+    pub model: String,
+    /// What runs the model. `auto` takes the best that this build and this machine have, and says which.
+    #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
+    pub backend: Backend,
+    /// Threads of the CPU backend [default: all cores].
+    #[arg(long, env = "TRT_EMBED_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Longest text in tokens, special tokens included; longer texts are cut [default: the model's limit].
+    #[arg(long, env = "TRT_EMBED_MAX_TOKENS", value_name = "N")]
+    pub max_tokens: Option<NonZeroUsize>,
+    /// Most texts of one batch [default: the backend's choice].
+    #[arg(long, env = "TRT_EMBED_BATCH_SIZE", value_name = "N")]
+    pub batch_size: Option<NonZeroUsize>,
+    /// Most tokens of one batch, padding included [default: the backend's choice].
+    #[arg(long, env = "TRT_EMBED_BATCH_TOKENS", value_name = "N")]
+    pub batch_tokens: Option<NonZeroUsize>,
+}
+
+/// How a text's vector is made.
+#[derive(Debug, Clone, clap::Args)]
+pub struct VectorArgs {
+    /// Prompt put before every text, by its name in the model folder, e.g. `query`; an empty name for none [default: the model's default prompt].
+    #[arg(long, env = "TRT_EMBED_PROMPT", value_name = "NAME")]
+    pub prompt: Option<String>,
+    /// Keep only the first N values of each vector (for Matryoshka models); cut before normalising.
+    #[arg(long, env = "TRT_EMBED_DIM", value_name = "N")]
+    pub dim: Option<NonZeroUsize>,
+    /// Scale vectors to unit length: as the model says, always, or never.
+    #[arg(long, env = "TRT_EMBED_NORMALIZE", value_enum, default_value_t = NormalizeArg::Auto)]
+    pub normalize: NormalizeArg,
+    /// How token states become one vector: as the model says, or one or several modes; several (`cls,mean`) are concatenated.
+    #[arg(
+        long,
+        env = "TRT_EMBED_POOLING",
+        value_enum,
+        value_delimiter = ',',
+        value_name = "MODE[,MODE…]",
+        default_value = "auto"
+    )]
+    pub pooling: Vec<PoolingArg>,
+}
+
+/// `--backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// The best of this build and this machine
+    Auto,
+    /// ONNX graph run by tract
+    Cpu,
+    /// TensorRT engine on an NVIDIA GPU
+    #[value(name = "tensorrt")]
+    TensorRt,
+}
+
+/// `--normalize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NormalizeArg {
+    /// As the model says
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+/// `--pooling`. Names as sentence-transformers spells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PoolingArg {
+    /// As the model says
+    Auto,
+    /// The first token
+    Cls,
+    /// The largest value of each component
+    Max,
+    /// The mean over the tokens
+    Mean,
+    /// The sum over the square root of the number of tokens
+    #[value(name = "mean_sqrt_len_tokens", alias = "mean_sqrt_len")]
+    MeanSqrtLen,
+    /// The mean weighted by position
+    #[value(name = "weightedmean")]
+    WeightedMean,
+    /// The last token
+    #[value(name = "lasttoken")]
+    LastToken,
+}
+
+impl PoolingArg {
+    fn mode(self) -> Option<PoolingMode> {
+        match self {
+            Self::Auto => None,
+            Self::Cls => Some(PoolingMode::Cls),
+            Self::Max => Some(PoolingMode::Max),
+            Self::Mean => Some(PoolingMode::Mean),
+            Self::MeanSqrtLen => Some(PoolingMode::MeanSqrtLen),
+            Self::WeightedMean => Some(PoolingMode::WeightedMean),
+            Self::LastToken => Some(PoolingMode::LastToken),
+        }
+    }
+}
+
+impl VectorArgs {
+    /// The modes asked for, none for `auto`.
+    fn modes(&self) -> Result<Option<Vec<PoolingMode>>> {
+        if self.pooling == [PoolingArg::Auto] {
+            return Ok(None);
+        }
+        let modes: Option<Vec<PoolingMode>> = self.pooling.iter().map(|arg| arg.mode()).collect();
+        match modes {
+            Some(modes) => Ok(Some(modes)),
+            None => Err(super::Usage("--pooling: `auto` stands alone; leave it out to name modes".into()).into()),
+        }
+    }
+}
+
+/// Opens the model with these settings.
+///
+/// # Errors
+/// Usage faults, and whatever [`trt_embed::EmbedderBuilder::build`] finds wrong.
+pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> {
+    let mut builder = Embedder::builder(&model.model).progress(progress::downloads()).backend(match model.backend {
+        Backend::Auto => BackendChoice::Auto,
+        Backend::Cpu => BackendChoice::Cpu,
+        Backend::TensorRt => BackendChoice::TensorRt,
+    });
+    if let Some(threads) = model.threads {
+        builder = builder.threads(threads.get());
+    }
+    if let Some(tokens) = model.max_tokens {
+        builder = builder.max_tokens(tokens.get());
+    }
+    if let Some(rows) = model.batch_size {
+        builder = builder.batch_size(rows.get());
+    }
+    if let Some(tokens) = model.batch_tokens {
+        builder = builder.batch_tokens(tokens.get());
+    }
+    if let Some(vector) = vector {
+        builder = builder.normalize(match vector.normalize {
+            NormalizeArg::Auto => Normalize::Auto,
+            NormalizeArg::On => Normalize::On,
+            NormalizeArg::Off => Normalize::Off,
+        });
+        builder = match vector.prompt.as_deref() {
+            None => builder,
+            Some("") => builder.prompt(""),
+            Some(name) => builder.prompt_name(name),
+        };
+        if let Some(dim) = vector.dim {
+            builder = builder.dim(dim.get());
+        }
+        if let Some(modes) = vector.modes()? {
+            builder = builder.pooling(&modes);
+        }
+    }
+    let bar = progress::step("loading the model");
+    let embedder = builder.build();
+    bar.finish_and_clear();
+    Ok(embedder?)
+}
+
+/// Opens the model folder `name`, or downloads the hub id.
+///
+/// # Errors
+/// Whatever the model's files or the hub find wrong.
+pub fn open_folder(name: &str) -> Result<ModelFolder> {
+    Ok(ModelFolder::open(trt_embed::model::resolve(name, Some(&progress::downloads()))?)?)
+}
+
+/// Says on stderr what `--backend auto` chose.
+pub fn say_backend(model: &ModelArgs, embedder: &Embedder) {
+    if model.backend == Backend::Auto {
+        say(&format!("backend: {} (chosen by --backend auto)", embedder.info().backend));
+    }
+}
+
+/// Says on stderr, once, how many texts were cut.
+pub fn say_truncated(cut: usize, texts: usize, max_tokens: usize) {
+    if cut > 0 {
+        let were = if cut == 1 { "was" } else { "were" };
+        say(&format!("{cut} of {texts} texts {were} longer than {max_tokens} tokens and {were} cut"));
+    }
+}

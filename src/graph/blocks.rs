@@ -1,0 +1,270 @@
+//! Blocks that encoder graphs are made of: linears, attention, feed-forward, LayerNorm, embeddings and the attention mask.
+//!
+//! The forms are those that TensorRT fuses best: `[B,S,N,H]` heads, one Add before the softmax, `LayerNormalization` whole,
+//! GELU by `Erf`, and 1/sqrt(head size) folded into the query's weights.
+
+use crate::Result;
+use crate::graph::Precision;
+use crate::graph::constant::{Constant, Values};
+use crate::graph::onnx::{
+    AttributeProto, Dim, ElementType, GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto,
+    StringStringEntryProto, ValueInfoProto,
+};
+use crate::model::{Activation, EncoderConfig, Weights};
+use std::collections::HashSet;
+
+/// Added to the scores of padding: large enough that softmax gives 0 in fp32 and fp16, small enough to be finite in fp16,
+/// so that a row of padding alone gives no NaN.
+const MASKED: f32 = -1e4;
+
+/// An encoder's graph: nodes, and constants that still lie in the weight files.
+#[derive(Debug)]
+pub struct Graph {
+    weights: Weights,
+    float: ElementType,
+    precision: Precision,
+    family: &'static str,
+    nodes: Vec<NodeProto>,
+    constants: Vec<Constant>,
+    names: HashSet<String>,
+    hidden_size: usize,
+}
+
+/// Tensor names of one layer, without `.weight` and `.bias`.
+pub(super) struct LayerNames {
+    pub query: String,
+    pub key: String,
+    pub value: String,
+    pub attention_output: String,
+    pub attention_norm: String,
+    pub intermediate: String,
+    pub output: String,
+    pub output_norm: String,
+}
+
+impl Graph {
+    pub(super) fn empty(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Self {
+        Self {
+            weights: weights.clone(),
+            float: precision.element(),
+            precision,
+            family: config.family.name(),
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            names: HashSet::new(),
+            hidden_size: config.hidden_size,
+        }
+    }
+
+    /// The constants, in the order of the file.
+    pub fn constants(&self) -> &[Constant] {
+        &self.constants
+    }
+
+    /// The model without its constants.
+    pub(super) fn header(&self) -> ModelProto {
+        let tokens = [Dim::Named("batch"), Dim::Named("sequence")];
+        let states = [tokens[0], tokens[1], Dim::Fixed(self.hidden_size)];
+        let note = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+        ModelProto {
+            ir_version: IR_VERSION,
+            producer_name: env!("CARGO_PKG_NAME").into(),
+            producer_version: env!("CARGO_PKG_VERSION").into(),
+            graph: Some(GraphProto {
+                name: self.family.into(),
+                node: self.nodes.clone(),
+                initializer: Vec::new(),
+                input: ["input_ids", "attention_mask"].map(|n| ValueInfoProto::tensor(n, ElementType::Int32, &tokens)).into(),
+                output: vec![ValueInfoProto::tensor("last_hidden_state", self.float, &states)],
+            }),
+            opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+            metadata_props: vec![note("family", self.family.into()), note("precision", self.precision.to_string())],
+        }
+    }
+
+    fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+        let output = format!("{name}.{op}");
+        debug_assert!(self.names.insert(output.clone()), "two nodes are called {output}");
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|input| (*input).to_string()).collect(),
+            output: vec![output.clone()],
+            name: output.clone(),
+            op_type: op.into(),
+            attribute: attributes,
+            domain: String::new(),
+        });
+        output
+    }
+
+    fn constant(&mut self, name: &str, dims: &[usize], element: ElementType, values: Values) -> String {
+        if self.names.insert(name.to_string()) {
+            self.constants.push(Constant { name: name.into(), dims: dims.to_vec(), element, values });
+        }
+        name.to_string()
+    }
+
+    fn ints(&mut self, name: &str, values: &[i64]) -> String {
+        self.constant(name, &[values.len()], ElementType::Int64, Values::Ints(values.to_vec()))
+    }
+
+    fn scalar(&mut self, name: &str, value: f32) -> String {
+        self.constant(name, &[], self.float, Values::Floats(vec![value]))
+    }
+
+    pub(super) fn floats(&mut self, name: &str, dims: &[usize], values: Vec<f32>) -> String {
+        self.constant(name, dims, self.float, Values::Floats(values))
+    }
+
+    fn stored(&mut self, name: &str, dims: &[usize], factor: f32) -> Result<String> {
+        let view = self.weights.tensor(name, dims)?;
+        Ok(self.constant(name, dims, self.float, Values::Stored { view, factor }))
+    }
+
+    /// `x W^T + b` for the stored `[out, in]` weight, both times `factor`.
+    fn linear(&mut self, name: &str, x: &str, inputs: usize, outputs: usize, factor: f32) -> Result<String> {
+        let weight = format!("{name}.weight");
+        let view = self.weights.tensor(&weight, &[outputs, inputs])?;
+        let weight = self.constant(&weight, &[inputs, outputs], self.float, Values::Transposed { view, factor });
+        let bias = self.stored(&format!("{name}.bias"), &[outputs], factor)?;
+        let product = self.node("MatMul", name, &[x, &weight], vec![]);
+        Ok(self.node("Add", name, &[&product, &bias], vec![]))
+    }
+
+    /// LayerNorm over the last axis.
+    pub(super) fn layer_norm(&mut self, name: &str, x: &str, config: &EncoderConfig) -> Result<String> {
+        let weight = self.stored(&format!("{name}.weight"), &[config.hidden_size], 1.0)?;
+        let bias = self.stored(&format!("{name}.bias"), &[config.hidden_size], 1.0)?;
+        let attributes = vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", config.layer_norm_eps as f32)];
+        Ok(self.node("LayerNormalization", name, &[x, &weight, &bias], attributes))
+    }
+
+    /// Word embeddings plus the first `sequence` rows of `positions` (`[max_tokens, hidden]`), normalised.
+    pub(super) fn embeddings(&mut self, positions: Vec<f32>, config: &EncoderConfig) -> Result<String> {
+        let name = "embeddings";
+        let table = self.stored("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size], 1.0)?;
+        let words = self.node("Gather", "embeddings.word_embeddings", &[&table, "input_ids"], vec![]);
+        let positions =
+            self.floats("embeddings.position_embeddings.weight", &[config.max_tokens(), config.hidden_size], positions);
+        let length = self.sequence_length();
+        let (start, axis) = (self.ints("zero", &[0]), self.ints("axis_0", &[0]));
+        let positions = self.node("Slice", "embeddings.position_embeddings", &[&positions, &start, &length, &axis], vec![]);
+        let sum = self.node("Add", name, &[&words, &positions], vec![]);
+        self.layer_norm("embeddings.LayerNorm", &sum, config)
+    }
+
+    /// The sequence length as an int64 `[1]`.
+    fn sequence_length(&mut self) -> String {
+        let name = "sequence_length";
+        if self.names.contains(&format!("{name}.Gather")) {
+            return format!("{name}.Gather");
+        }
+        let shape = self.node("Shape", name, &["input_ids"], vec![]);
+        let index = self.ints("one", &[1]);
+        self.node("Gather", name, &[&shape, &index], vec![])
+    }
+
+    /// `[batch, 1, 1, sequence]`: 0 at tokens, [`MASKED`] at padding.
+    pub(super) fn attention_mask(&mut self) -> String {
+        let name = "attention_mask";
+        let mask = self.node("Cast", name, &["attention_mask"], vec![AttributeProto::int("to", self.float as i64)]);
+        let one = self.scalar("attention_mask.one", 1.0);
+        let masked = self.scalar("attention_mask.masked", MASKED);
+        let padding = self.node("Sub", name, &[&one, &mask], vec![]);
+        let scores = self.node("Mul", name, &[&padding, &masked], vec![]);
+        let axes = self.ints("attention_mask.axes", &[1, 2]);
+        self.node("Unsqueeze", name, &[&scores, &axes], vec![])
+    }
+
+    /// The first `sequence` rows and columns of `table` (`[1, heads, max_tokens, max_tokens]`), plus `mask`.
+    pub(super) fn position_bias(&mut self, table: Vec<f32>, mask: &str, config: &EncoderConfig) -> String {
+        let name = "position_bias";
+        let longest = config.max_tokens();
+        let table = self.floats("position_bias.table", &[1, config.num_attention_heads, longest, longest], table);
+        let length = self.sequence_length();
+        let ends = self.node("Concat", name, &[&length, &length], vec![AttributeProto::int("axis", 0)]);
+        let (starts, axes) = (self.ints("position_bias.starts", &[0, 0]), self.ints("position_bias.axes", &[2, 3]));
+        let bias = self.node("Slice", name, &[&table, &starts, &ends, &axes], vec![]);
+        self.node("Add", name, &[&bias, mask], vec![])
+    }
+
+    /// One post-LayerNorm encoder layer. `bias` is added to every head's scores.
+    pub(super) fn layer(&mut self, names: &LayerNames, x: &str, bias: &str, config: &EncoderConfig) -> Result<String> {
+        let attended = self.attention(names, x, bias, config)?;
+        let sum = self.node("Add", &format!("{}.residual", names.attention_output), &[&attended, x], vec![]);
+        let x = self.layer_norm(&names.attention_norm, &sum, config)?;
+        let wide = self.linear(&names.intermediate, &x, config.hidden_size, config.intermediate_size, 1.0)?;
+        let wide = self.activation(&names.intermediate, &wide, config.activation);
+        let narrow = self.linear(&names.output, &wide, config.intermediate_size, config.hidden_size, 1.0)?;
+        let sum = self.node("Add", &format!("{}.residual", names.output), &[&narrow, &x], vec![]);
+        self.layer_norm(&names.output_norm, &sum, config)
+    }
+
+    fn attention(&mut self, names: &LayerNames, x: &str, bias: &str, config: &EncoderConfig) -> Result<String> {
+        let hidden = config.hidden_size;
+        let scale = 1.0 / (config.head_size() as f32).sqrt();
+        let query = self.linear(&names.query, x, hidden, hidden, scale)?;
+        let key = self.linear(&names.key, x, hidden, hidden, 1.0)?;
+        let value = self.linear(&names.value, x, hidden, hidden, 1.0)?;
+        let query = self.heads(&names.query, &query, &[0, 2, 1, 3], config);
+        let key = self.heads(&names.key, &key, &[0, 2, 3, 1], config);
+        let value = self.heads(&names.value, &value, &[0, 2, 1, 3], config);
+
+        let name = names.attention_output.as_str();
+        let scores = self.node("MatMul", &format!("{name}.scores"), &[&query, &key], vec![]);
+        let scores = self.node("Add", &format!("{name}.scores"), &[&scores, bias], vec![]);
+        let probabilities = self.node("Softmax", name, &[&scores], vec![AttributeProto::int("axis", -1)]);
+        let context = self.node("MatMul", &format!("{name}.context"), &[&probabilities, &value], vec![]);
+        let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
+        let shape = self.ints("merged_heads", &[0, 0, hidden as i64]);
+        let context = self.node("Reshape", name, &[&context, &shape], vec![]);
+        self.linear(name, &context, hidden, hidden, 1.0)
+    }
+
+    /// `[batch, sequence, hidden]` to heads, transposed by `perm` of `[batch, sequence, heads, head size]`.
+    fn heads(&mut self, name: &str, x: &str, perm: &[i64], config: &EncoderConfig) -> String {
+        // 0 keeps the input's own dimension.
+        let shape = self.ints("split_heads", &[0, 0, config.num_attention_heads as i64, config.head_size() as i64]);
+        let heads = self.node("Reshape", name, &[x, &shape], vec![]);
+        self.node("Transpose", name, &[&heads], vec![AttributeProto::ints("perm", perm)])
+    }
+
+    fn activation(&mut self, name: &str, x: &str, activation: Activation) -> String {
+        match activation {
+            Activation::Relu => self.node("Relu", name, &[x], vec![]),
+            Activation::Gelu => {
+                let root = self.scalar("gelu.sqrt_2", std::f32::consts::SQRT_2);
+                let scaled = self.node("Div", &format!("{name}.gelu"), &[x, &root], vec![]);
+                let erf = self.node("Erf", &format!("{name}.gelu"), &[&scaled], vec![]);
+                self.gelu_product(name, x, &erf)
+            }
+            Activation::GeluTanh => {
+                // tanh(sqrt(2/pi) (x + 0.044715 x^3)), as transformers' NewGELUActivation.
+                let inner = format!("{name}.gelu.inner");
+                let (three, factor) = (self.scalar("gelu.three", 3.0), self.scalar("gelu.cubic", 0.044_715));
+                let root = self.scalar("gelu.sqrt_2_over_pi", (2.0 / std::f32::consts::PI).sqrt());
+                let cube = self.node("Pow", &inner, &[x, &three], vec![]);
+                let cubic = self.node("Mul", &inner, &[&cube, &factor], vec![]);
+                let sum = self.node("Add", &inner, &[x, &cubic], vec![]);
+                let scaled = self.node("Mul", &format!("{inner}.scaled"), &[&sum, &root], vec![]);
+                let tanh = self.node("Tanh", &format!("{name}.gelu"), &[&scaled], vec![]);
+                self.gelu_product(name, x, &tanh)
+            }
+        }
+    }
+
+    /// `0.5 x (1 + y)`.
+    fn gelu_product(&mut self, name: &str, x: &str, y: &str) -> String {
+        let (one, half) = (self.scalar("gelu.one", 1.0), self.scalar("gelu.half", 0.5));
+        let sum = self.node("Add", &format!("{name}.gelu"), &[y, &one], vec![]);
+        let product = self.node("Mul", &format!("{name}.gelu"), &[x, &sum], vec![]);
+        self.node("Mul", &format!("{name}.gelu.half"), &[&product, &half], vec![])
+    }
+
+    /// Names `x` as the graph's output.
+    pub(super) fn finish(mut self, x: &str) -> Self {
+        if let Some(last) = self.nodes.iter_mut().find(|node| node.output[0] == x) {
+            last.output[0] = "last_hidden_state".into();
+        }
+        self
+    }
+}

@@ -1,0 +1,210 @@
+//! Writes a graph as ONNX, one constant at a time, so that writing needs little more memory than the largest tensor.
+
+use crate::files::AtomicFile;
+use crate::graph::constant::{Constant, Values};
+use crate::graph::onnx::{GraphProto, StringStringEntryProto, TensorProto};
+use crate::graph::{Graph, Precision};
+use crate::model::ModelFolder;
+use crate::{Error, Result};
+use prost::Message;
+use prost::bytes::Bytes;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Protobuf readers refuse larger messages; constants then go to a file of their own.
+const PROTOBUF_LIMIT: u64 = i32::MAX as u64;
+/// Page size, the alignment that ONNX asks of external data, so that readers can map it.
+const EXTERNAL_ALIGNMENT: u64 = 4096;
+
+const MODEL_GRAPH: u32 = 7;
+const GRAPH_INITIALIZER: u32 = 5;
+const TENSOR_RAW_DATA: u32 = 9;
+
+/// The files that [`export_to_folder`] wrote.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Export {
+    /// In the order written; `model.onnx` is the last.
+    pub files: Vec<ExportedFile>,
+}
+
+/// One written file.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ExportedFile {
+    /// Where.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// Configuration and tokenizer files that travel with `model.onnx`, where the model folder has them.
+const COMPANIONS: [&str; 6] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt"];
+
+/// Exports `model` as `folder/model.onnx` with its configuration and tokenizer files beside it.
+///
+/// Creates `folder`. Models over protobuf's limit of 2 GiB keep their weights in `model.onnx.data`, as ONNX's external data.
+///
+/// # Errors
+/// A weight that is missing, misshapen or too large for `precision`; a file that cannot be written.
+pub fn export_to_folder(model: &ModelFolder, precision: Precision, folder: &Path) -> Result<Export> {
+    let weights = model.weights()?;
+    let graph = Graph::new(&model.config, &weights, precision)?;
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let mut files = Vec::new();
+    for name in COMPANIONS {
+        let source = model.encoder.join(name);
+        if source.is_file() {
+            let contents = std::fs::read(&source).map_err(Error::io("read", source))?;
+            let path = folder.join(name);
+            let mut file = AtomicFile::create(&path)?;
+            file.write_all(&contents).map_err(Error::io("write", &path))?;
+            file.commit()?;
+            files.push(ExportedFile { path, bytes: contents.len() as u64 });
+        }
+    }
+    files.extend(graph.write_files(&folder.join("model.onnx"), PROTOBUF_LIMIT)?);
+    Ok(Export { files })
+}
+
+impl Graph {
+    /// Writes the model to `path`, and its large constants to `path` + `.data` when the whole is over `limit` bytes.
+    fn write_files(&self, path: &Path, limit: u64) -> Result<Vec<ExportedFile>> {
+        let mut files = Vec::new();
+        let mut file = AtomicFile::create(path)?;
+        let bytes = if self.inline_size() <= limit {
+            self.write_inline(&mut file, path)?
+        } else {
+            let mut data_path = path.as_os_str().to_owned();
+            data_path.push(".data");
+            let data_path = PathBuf::from(data_path);
+            let mut data = AtomicFile::create(&data_path)?;
+            let bytes = self.write_external_data(&mut data, &data_path)?;
+            data.commit()?;
+            let location = data_path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            files.push(ExportedFile { path: data_path, bytes });
+            let model = self.encode_with_external_data(&location)?;
+            file.write_all(&model).map_err(Error::io("write", path))?;
+            model.len() as u64
+        };
+        file.commit()?;
+        files.push(ExportedFile { path: path.to_path_buf(), bytes });
+        Ok(files)
+    }
+
+    /// Bytes of the model with every constant inside.
+    fn inline_size(&self) -> u64 {
+        let graph = self.inline_graph_size();
+        let mut header = self.header();
+        header.graph = None;
+        header.encoded_len() as u64 + field_size(MODEL_GRAPH, graph)
+    }
+
+    fn inline_graph_size(&self) -> u64 {
+        let header = self.header().graph.unwrap_or_default().encoded_len() as u64;
+        header + self.constants().iter().map(|constant| field_size(GRAPH_INITIALIZER, tensor_size(constant))).sum::<u64>()
+    }
+
+    /// Writes the fields by hand where protobuf wants a length before its contents: the lengths are known beforehand.
+    fn write_inline(&self, out: &mut impl Write, path: &Path) -> Result<u64> {
+        let mut header = self.header();
+        let graph: GraphProto = header.graph.take().unwrap_or_default();
+        let mut buffer = header.encode_to_vec();
+        write_field_header(MODEL_GRAPH, self.inline_graph_size(), &mut buffer);
+        graph.encode(&mut buffer).map_err(too_large)?;
+        let mut written = 0;
+        for constant in self.constants() {
+            write_field_header(GRAPH_INITIALIZER, tensor_size(constant), &mut buffer);
+            tensor_header(constant).encode(&mut buffer).map_err(too_large)?;
+            write_field_header(TENSOR_RAW_DATA, constant.size() as u64, &mut buffer);
+            constant.write(&mut buffer)?;
+            out.write_all(&buffer).map_err(Error::io("write", path))?;
+            written += buffer.len() as u64;
+            buffer.clear();
+        }
+        Ok(written)
+    }
+
+    fn write_external_data(&self, out: &mut impl Write, path: &Path) -> Result<u64> {
+        let (mut written, mut buffer) = (0, Vec::new());
+        for (constant, offset) in self.external_constants() {
+            buffer.clear();
+            buffer.resize((offset - written) as usize, 0);
+            constant.write(&mut buffer)?;
+            out.write_all(&buffer).map_err(Error::io("write", path))?;
+            written += buffer.len() as u64;
+        }
+        Ok(written)
+    }
+
+    /// The constants that [`Graph::encode_with_external_data`] leaves out, with their offsets in the data file.
+    pub fn external_constants(&self) -> impl Iterator<Item = (&Constant, u64)> {
+        let mut end = 0u64;
+        self.constants().iter().filter(|constant| is_external(constant)).map(move |constant| {
+            let offset = end.next_multiple_of(EXTERNAL_ALIGNMENT);
+            end = offset + constant.size() as u64;
+            (constant, offset)
+        })
+    }
+
+    /// The model as protobuf bytes; its float constants of any size lie in a data file called `location`.
+    ///
+    /// # Errors
+    /// [`Error::Onnx`], see [`Constant::write`].
+    pub fn encode_with_external_data(&self, location: &str) -> Result<Vec<u8>> {
+        let mut model = self.header();
+        let mut offsets = self.external_constants().map(|(_, offset)| offset);
+        let graph = model.graph.get_or_insert_default();
+        for constant in self.constants() {
+            let mut tensor = tensor_header(constant);
+            if is_external(constant) {
+                let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
+                tensor.data_location = Some(1);
+                tensor.external_data = vec![
+                    entry("location", location.to_string()),
+                    entry("offset", offsets.next().unwrap_or_default().to_string()),
+                    entry("length", constant.size().to_string()),
+                ];
+            } else {
+                let mut raw = Vec::new();
+                constant.write(&mut raw)?;
+                tensor.raw_data = Bytes::from(raw);
+            }
+            graph.initializer.push(tensor);
+        }
+        Ok(model.encode_to_vec())
+    }
+}
+
+/// Shapes, indices and scalars stay in the model: shape inference reads them.
+fn is_external(constant: &Constant) -> bool {
+    !matches!(constant.values, Values::Ints(_)) && !constant.dims.is_empty()
+}
+
+fn tensor_header(constant: &Constant) -> TensorProto {
+    TensorProto {
+        dims: constant.dims.iter().map(|&dim| dim as i64).collect(),
+        data_type: constant.element as i32,
+        name: constant.name.clone(),
+        ..TensorProto::default()
+    }
+}
+
+fn tensor_size(constant: &Constant) -> u64 {
+    tensor_header(constant).encoded_len() as u64 + field_size(TENSOR_RAW_DATA, constant.size() as u64)
+}
+
+fn field_size(tag: u32, length: u64) -> u64 {
+    key_len(tag) as u64 + encoded_len_varint(length) as u64 + length
+}
+
+fn write_field_header(tag: u32, length: u64, buffer: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(length, buffer);
+}
+
+fn too_large(error: prost::EncodeError) -> Error {
+    Error::Onnx { reason: error.to_string() }
+}

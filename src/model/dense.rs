@@ -1,0 +1,124 @@
+//! The Dense module: a linear layer and an activation on the pooled vector.
+
+use crate::model::json::JsonObject;
+use crate::model::tensors::TensorFile;
+use crate::model::weights::SINGLE_FILE;
+use crate::{Error, Result};
+use std::path::Path;
+
+/// Widest output; above it the product with the widest pooled vector would leave any memory behind.
+const MAX_WIDTH: usize = 1 << 16;
+
+/// The features that a Dense or Normalize module reads and writes.
+const FEATURE: &str = "sentence_embedding";
+
+/// Activation of a [`Dense`] module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DenseActivation {
+    /// `torch.nn.modules.linear.Identity`.
+    Identity,
+    /// `torch.nn.modules.activation.Tanh`.
+    Tanh,
+    /// `torch.nn.modules.activation.ReLU`.
+    Relu,
+    /// `torch.nn.modules.activation.GELU` (the erf form).
+    Gelu,
+    /// `torch.nn.modules.activation.Sigmoid`.
+    Sigmoid,
+}
+
+/// A `Dense` module applied to the pooled vector: `activation(x W^T + b)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dense {
+    /// Width of the input.
+    pub in_features: usize,
+    /// Width of the output.
+    pub out_features: usize,
+    /// `[out_features, in_features]`, row-major.
+    pub weight: Vec<f32>,
+    /// `[out_features]`, absent when the module has no bias.
+    pub bias: Option<Vec<f32>>,
+    /// Applied last.
+    pub activation: DenseActivation,
+}
+
+impl DenseActivation {
+    fn by_class(class: &str) -> Option<Self> {
+        if !class.starts_with("torch.nn.") {
+            return None;
+        }
+        match class.rsplit('.').next()? {
+            "Identity" => Some(Self::Identity),
+            "Tanh" => Some(Self::Tanh),
+            "ReLU" => Some(Self::Relu),
+            "GELU" => Some(Self::Gelu),
+            "Sigmoid" => Some(Self::Sigmoid),
+            _ => None,
+        }
+    }
+}
+
+impl Dense {
+    /// Reads `config.json` and `model.safetensors` of the module in `folder`; `width` is what comes out of the module before it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Config`] for a width that does not follow or a variant that is not supported; what a weight
+    /// file can be at fault for.
+    pub(super) fn read(folder: &Path, width: usize) -> Result<Self> {
+        let json =
+            JsonObject::read(&folder.join("config.json"), "modules.json names a Dense module there; fetch the model again")?;
+        check_features(&json)?;
+        if json.boolean("use_residual")? == Some(true) {
+            return Err(json.field_error("use_residual", "a residual Dense module is not supported"));
+        }
+        let in_features = json.size("in_features", 1..=usize::MAX)?;
+        if in_features != Some(width) {
+            return Err(json.field_error("in_features", &format!("the module before it gives {width} values")));
+        }
+        let Some(out_features) = json.size("out_features", 1..=MAX_WIDTH)? else {
+            return Err(json.field_error("out_features", "the width of the output is expected"));
+        };
+        let activation = match json.string("activation_function")? {
+            None => DenseActivation::Tanh, // sentence-transformers' default
+            Some(class) => DenseActivation::by_class(class).ok_or_else(|| {
+                json.field_error("activation_function", "known: Identity, Tanh, ReLU, GELU, Sigmoid of torch.nn")
+            })?,
+        };
+
+        let path = folder.join(SINGLE_FILE);
+        if !path.is_file() {
+            let next = if folder.join("pytorch_model.bin").exists() {
+                "there is only pytorch_model.bin, which is not read; save the model again with a newer sentence-transformers"
+            } else {
+                "fetch the model again"
+            };
+            return Err(Error::NotFound { what: format!("the Dense module's {SINGLE_FILE}"), path, next: next.to_owned() });
+        }
+        let file = TensorFile::open(&path)?;
+        let read = |name: &str, shape: &[usize]| {
+            let tensor = file.tensor(name, shape)?.ok_or_else(|| Error::MissingTensor {
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                path: path.clone(),
+            })?;
+            Ok::<_, Error>(tensor.to_f32().into_owned())
+        };
+        let weight = read("linear.weight", &[out_features, width])?;
+        let bias = match json.boolean("bias")?.unwrap_or(true) {
+            true => Some(read("linear.bias", &[out_features])?),
+            false => None,
+        };
+        Ok(Self { in_features: width, out_features, weight, bias, activation })
+    }
+}
+
+/// Refuses a module that works on something else than the sentence's vector.
+pub(super) fn check_features(json: &JsonObject) -> Result<()> {
+    for field in ["module_input_name", "module_output_name"] {
+        if json.string(field)?.is_some_and(|name| name != FEATURE) {
+            return Err(json.field_error(field, &format!("only \"{FEATURE}\" is supported")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The cache on disk, in the layout that Hugging Face tools share:
+//! `models--org--name/{blobs/ETAG, refs/REVISION, snapshots/COMMIT/FILE -> ../../blobs/ETAG, .no_exist/COMMIT/FILE}`.
+//!
+//! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
+
+use crate::model::HubId;
+use crate::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Staging folders within the repository's folder; what one holds is not part of the cache yet.
+const STAGING_PREFIX: &str = ".trt-embed-";
+
+/// One repository's part of the cache.
+#[derive(Debug, Clone)]
+pub(super) struct Repo {
+    folder: PathBuf,
+    lock: PathBuf,
+}
+
+/// Held while a repository is downloaded. Best effort: where the file system knows no locks, the work is done twice, no more.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: Option<File>,
+}
+
+/// Whether `revision` is a full commit id, which never changes its meaning.
+pub(super) fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+impl Repo {
+    pub fn new(cache: &Path, id: &HubId) -> Self {
+        let name = folder_name(id);
+        Self { folder: cache.join(&name), lock: cache.join(".locks").join(name).join("trt-embed.lock") }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub fn blobs(&self) -> PathBuf {
+        self.folder.join("blobs")
+    }
+
+    pub fn blob(&self, etag: &str) -> PathBuf {
+        self.blobs().join(etag)
+    }
+
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    pub fn file(&self, commit: &str, file: &str) -> PathBuf {
+        self.snapshot(commit).join(file)
+    }
+
+    /// The commit that `revision` meant when it was last fetched.
+    pub fn commit_of(&self, revision: &str) -> Option<String> {
+        if is_commit(revision) {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.folder.join("refs").join(revision)).ok()?;
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// Notes what `revision` means now.
+    pub fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
+        if is_commit(revision) || self.commit_of(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        let folder = parent_of(&path)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder))?;
+        file.write_all(commit.as_bytes()).map_err(Error::io("write", &path))?;
+        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
+        Ok(())
+    }
+
+    /// Whether a Hugging Face tool has noted that the repository has no such file at this commit.
+    pub fn is_known_absent(&self, commit: &str, file: &str) -> bool {
+        self.absent(commit, file).is_file()
+    }
+
+    /// Notes that the repository has no such file at this commit.
+    pub fn note_absent(&self, commit: &str, file: &str) -> Result<()> {
+        let path = self.absent(commit, file);
+        if path.is_file() {
+            return Ok(());
+        }
+        parent_of(&path)?;
+        File::create(&path).map(drop).map_err(Error::io("create", path))
+    }
+
+    fn absent(&self, commit: &str, file: &str) -> PathBuf {
+        self.folder.join(".no_exist").join(commit).join(file)
+    }
+
+    /// Gives blob `etag` its name in the snapshot.
+    pub fn point(&self, commit: &str, file: &str, etag: &str) -> Result<PathBuf> {
+        let pointer = self.file(commit, file);
+        parent_of(&pointer)?;
+        // From snapshots/COMMIT/FILE up to the repository's folder, then down: the cache may be moved as a whole.
+        let up = "../".repeat(2 + file.matches('/').count());
+        let target = format!("{up}blobs/{etag}");
+        if pointer.symlink_metadata().is_ok() {
+            fs::remove_file(&pointer).map_err(Error::io("replace", &pointer))?;
+        }
+        link(&target, &self.blob(etag), &pointer).map_err(Error::io("link", &pointer))?;
+        Ok(pointer)
+    }
+
+    /// Waits until no other process downloads this repository.
+    pub fn lock(&self) -> Lock {
+        let locked = parent_of(&self.lock).ok().and_then(|_| File::create(&self.lock).ok()).filter(|file| file.lock().is_ok());
+        if locked.is_some() {
+            // Only the holder of the lock stages, so what lies there was left by a process that was killed.
+            self.remove_stale_staging();
+        }
+        Lock { _file: locked }
+    }
+
+    fn remove_stale_staging(&self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX)
+                && let Err(error) = fs::remove_dir_all(entry.path())
+            {
+                log::warn!("cannot remove {}: {error}", entry.path().display());
+            }
+        }
+    }
+
+    /// A cache of its own on the same file system, for files not checked yet. It sees the blobs that are there already, so that a
+    /// file which a new commit leaves unchanged is not downloaded again.
+    pub fn stage(&self, id: &HubId) -> Result<Staging> {
+        let blobs = self.blobs();
+        fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
+        let folder = tempfile::Builder::new()
+            .prefix(STAGING_PREFIX)
+            .tempdir_in(&self.folder)
+            .map_err(Error::io("create a folder in", &self.folder))?;
+        let staged = folder.path().join(folder_name(id)).join("blobs");
+        fs::create_dir_all(&staged).map_err(Error::io("create", &staged))?;
+        #[cfg(unix)]
+        for entry in fs::read_dir(&blobs).map_err(Error::io("read", &blobs))?.flatten() {
+            let seen = staged.join(entry.file_name());
+            std::os::unix::fs::symlink(absolute(&entry.path())?, &seen).map_err(Error::io("link", seen))?;
+        }
+        Ok(Staging { folder, blobs: staged })
+    }
+}
+
+/// A cache for files not checked yet; deleted when dropped.
+#[derive(Debug)]
+pub(super) struct Staging {
+    folder: tempfile::TempDir,
+    blobs: PathBuf,
+}
+
+impl Staging {
+    /// The staging cache's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The blob that the client filed under `pointer`: its ETag and, when it was downloaded now, its path.
+    pub fn blob_of(&self, pointer: &Path) -> Option<(String, Option<PathBuf>)> {
+        let blob = match fs::read_link(pointer) {
+            Ok(target) => self.blobs.join(target.file_name()?),
+            // Without symbolic links nothing is seen from the cache: the one blob here is the file.
+            Err(_) => fs::read_dir(&self.blobs).ok()?.flatten().next()?.path(),
+        };
+        let etag = blob.file_name()?.to_str()?.to_owned();
+        let downloaded = blob.symlink_metadata().ok()?.is_file();
+        Some((etag, downloaded.then_some(blob)))
+    }
+}
+
+fn folder_name(id: &HubId) -> String {
+    format!("models--{}--{}", id.org, id.name)
+}
+
+/// The folder of `path`, made where it is absent.
+fn parent_of(path: &Path) -> Result<&Path> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    Ok(folder)
+}
+
+#[cfg(unix)]
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(Error::io("resolve", path))
+}
+
+#[cfg(unix)]
+fn link(target: &str, _blob: &Path, pointer: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, pointer)
+}
+
+/// Links need rights of their own elsewhere; Hugging Face tools keep a copy then.
+#[cfg(not(unix))]
+fn link(_target: &str, blob: &Path, pointer: &Path) -> std::io::Result<()> {
+    fs::copy(blob, pointer).map(drop)
+}

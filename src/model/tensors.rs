@@ -1,0 +1,155 @@
+//! One safetensors file: mapped, its header checked against the file, its tensors handed out in place.
+//!
+//! Format: <https://huggingface.co/docs/safetensors>: header length (u64, little-endian), header (JSON), then the tensors' bytes.
+
+use crate::model::mapped::Mapped;
+use crate::{Error, Result};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes of the header's length.
+const LENGTH_BYTES: usize = 8;
+
+/// The longest header that the format's own reader takes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// One mapped file and where its tensors lie.
+#[derive(Debug)]
+pub(super) struct TensorFile {
+    path: PathBuf,
+    map: Arc<Mapped>,
+    /// Where the tensors' bytes begin.
+    data: usize,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+/// One tensor in place: its type, its shape and its little-endian bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// F32, F16 or BF16.
+    pub dtype: Dtype,
+    /// Row-major shape.
+    pub shape: &'a [usize],
+    /// `shape.product() * dtype size` bytes, not necessarily aligned.
+    pub bytes: &'a [u8],
+    map: &'a Arc<Mapped>,
+    start: usize,
+}
+
+/// Bytes of a tensor that keep their file mapped for as long as they live. Cloning copies no bytes.
+#[derive(Debug, Clone)]
+pub struct SharedBytes {
+    map: Arc<Mapped>,
+    range: Range<usize>,
+}
+
+impl TensorFile {
+    /// Maps `path` and checks that header and file agree.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::WeightFile`] when the header does not parse, a tensor's place is not where it must be, or the file
+    /// is shorter or longer than the header says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = Mapped::open(path)?;
+        let (data, tensors) = read_header(&map).map_err(|reason| Error::WeightFile { path: path.to_path_buf(), reason })?;
+        Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data, tensors })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor stored as `name`, checked against `shape`; `None` where there is none.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView<'_>>> {
+        let Some(info) = self.tensors.get(name) else { return Ok(None) };
+        if info.shape != shape {
+            return Err(Error::TensorShape {
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: info.shape.clone(),
+                path: self.path.clone(),
+            });
+        }
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(Error::TensorType { name: name.to_owned(), found: info.dtype.to_string(), path: self.path.clone() });
+        }
+        let (begin, end) = info.data_offsets;
+        let bytes = self.map.get(self.data..).and_then(|data| data.get(begin..end)).ok_or_else(|| Error::WeightFile {
+            path: self.path.clone(),
+            reason: format!("tensor \"{name}\" lies at {begin}..{end}, outside the file"),
+        })?;
+        Ok(Some(TensorView { dtype: info.dtype, shape: &info.shape, bytes, map: &self.map, start: self.data + begin }))
+    }
+}
+
+/// Where the tensors' bytes begin, and the tensors by name.
+///
+/// `SafeTensors::read_metadata` checks the same, but its errors carry no sizes.
+fn read_header(file: &[u8]) -> Result<(usize, HashMap<String, TensorInfo>), String> {
+    let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
+        return Err(format!("it has {} bytes, too few for a header", file.len()));
+    };
+    let length = u64::from_le_bytes(*length);
+    let header = usize::try_from(length).ok().filter(|_| length <= MAX_HEADER).and_then(|length| rest.get(..length));
+    let Some(header) = header else {
+        return Err(format!("the header should have {length} bytes, the file has {}", file.len()));
+    };
+    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| format!("header: {error}"))?;
+    let data = LENGTH_BYTES + header.len();
+    let found = file.len() - data;
+    if metadata.data_len() != found {
+        return Err(format!("the header describes {} bytes of tensors, the file holds {found}", metadata.data_len()));
+    }
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+    Ok((data, tensors))
+}
+
+impl TensorView<'_> {
+    /// The values as f32; borrowed when they are stored so and aligned.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        let pairs = || self.bytes.as_chunks::<2>().0.iter();
+        match self.dtype {
+            Dtype::F16 => Cow::Owned(pairs().map(|pair| f16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
+            Dtype::BF16 => Cow::Owned(pairs().map(|pair| bf16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
+            _ => match bytemuck::try_cast_slice(self.bytes) {
+                Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+                _ => Cow::Owned(self.bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+            },
+        }
+    }
+
+    /// The bytes, kept mapped beyond the life of the [`Weights`](crate::model::Weights) that they came from.
+    pub fn to_shared(&self) -> SharedBytes {
+        SharedBytes { map: Arc::clone(self.map), range: self.start..self.start + self.bytes.len() }
+    }
+}
+
+impl Deref for SharedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // The range was cut out of this very map.
+        self.map.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}

@@ -1,0 +1,182 @@
+//! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
+
+use super::{Pooling, pool};
+use crate::model::{Dense, DenseActivation};
+use crate::tokens::TokenBatch;
+use crate::{Error, Result};
+
+/// Partial sums of a dot product: enough to fill the vector units, and they keep rounding errors small.
+const LANES: usize = 16;
+
+/// Smallest norm that a vector is divided by: `eps` of `torch.nn.functional.normalize`.
+const MIN_NORM: f64 = 1e-12;
+
+/// From hidden states to vectors: pooling, Dense modules, the first `dim` components, unit length.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Head {
+    /// The Pooling module.
+    pub pooling: Pooling,
+    /// Dense modules, applied in order to the pooled vector.
+    pub dense: Vec<Dense>,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
+    /// Values of one vector, after the cut.
+    pub dim: usize,
+    /// Whether vectors are scaled to unit length (after the cut).
+    pub normalize: bool,
+}
+
+impl Head {
+    /// Checks that the modules fit together. Without `dim` vectors keep the model's own width.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] when `dim` is 0 or above the model's width, or when a Dense module's sizes do not fit.
+    pub fn new(pooling: Pooling, dense: Vec<Dense>, hidden_size: usize, dim: Option<usize>, normalize: bool) -> Result<Self> {
+        let mut width = pooling.width(hidden_size);
+        for (place, layer) in dense.iter().enumerate() {
+            let (inputs, outputs) = (layer.in_features, layer.out_features);
+            let fits = inputs == width
+                && inputs > 0
+                && outputs > 0
+                && inputs.checked_mul(outputs) == Some(layer.weight.len())
+                && layer.bias.as_ref().is_none_or(|bias| bias.len() == outputs);
+            if !fits {
+                let weights = layer.weight.len();
+                let reason = format!(
+                    "module {place} maps {inputs} to {outputs} values with {weights} weights; it is given vectors of {width} values"
+                );
+                return Err(Error::Setting { setting: "Dense", reason });
+            }
+            width = outputs;
+        }
+        let dim = dim.unwrap_or(width);
+        if dim == 0 || dim > width {
+            let reason = format!("{dim} is outside 1 to {width}, the values of this model's vectors");
+            return Err(Error::Setting { setting: "--dim", reason });
+        }
+        Ok(Self { pooling, dense, hidden_size, dim, normalize })
+    }
+
+    /// Values of a vector before the cut: those of the last Dense module, or of the pooled vector.
+    pub fn width(&self) -> usize {
+        self.dense.last().map_or(self.pooled_width(), |dense| dense.out_features)
+    }
+
+    /// Values of a pooled vector.
+    pub fn pooled_width(&self) -> usize {
+        self.pooling.width(self.hidden_size)
+    }
+
+    /// Turns `hidden` `[batch, seq, hidden_size]` into vectors `out` `[batch, dim]`, in the batch's row order.
+    ///
+    /// # Panics
+    /// When the lengths of `hidden` or `out` do not follow from `batch`.
+    pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) {
+        let mut vectors = vec![0f32; batch.batch() * self.pooled_width()];
+        pool(hidden, batch, self.hidden_size, &self.pooling, &mut vectors);
+        self.apply_pooled(vectors, out);
+    }
+
+    /// The steps after pooling: `pooled` `[batch, pooled_width]` to `out` `[batch, dim]`.
+    ///
+    /// # Panics
+    /// When the two lengths do not belong to the same number of rows.
+    pub fn apply_pooled(&self, pooled: Vec<f32>, out: &mut [f32]) {
+        let mut vectors = pooled;
+        for dense in &self.dense {
+            let mut next = vec![0f32; vectors.len() / dense.in_features * dense.out_features];
+            apply_dense(dense, &vectors, &mut next);
+            vectors = next;
+        }
+        cut_and_normalise(&vectors, self.width(), self.dim, self.normalize, out);
+    }
+}
+
+/// Applies a Dense module: `out` `[rows, out_features] = activation(input W^T + b)` for `input` `[rows, in_features]`.
+///
+/// # Panics
+/// When the two lengths do not belong to the same number of rows.
+pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) {
+    let (inputs, outputs) = (dense.in_features, dense.out_features);
+    assert_eq!(input.len() / inputs * outputs, out.len(), "a Dense module maps [rows, in_features] to [rows, out_features]");
+    // A row of weights is read from memory once and serves every text.
+    for (o, weights) in dense.weight.chunks_exact(inputs).enumerate() {
+        let bias = dense.bias.as_ref().map_or(0.0, |bias| bias[o]);
+        for (row, values) in input.chunks_exact(inputs).enumerate() {
+            out[row * outputs + o] = activate(dense.activation, dot(weights, values) + bias);
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks_a, chunks_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f32 = chunks_a.remainder().iter().zip(chunks_b.remainder()).map(|(x, y)| x * y).sum();
+    for (a, b) in chunks_a.zip(chunks_b) {
+        for ((lane, x), y) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += x * y;
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
+}
+
+fn activate(activation: DenseActivation, x: f32) -> f32 {
+    match activation {
+        DenseActivation::Identity => x,
+        DenseActivation::Tanh => x.tanh(),
+        // f32::max would turn a NaN into 0.
+        DenseActivation::Relu => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
+        DenseActivation::Gelu => {
+            let x = f64::from(x);
+            (x / 2.0 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
+        }
+        DenseActivation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+    }
+}
+
+/// Keeps the first `dim` of `width` values of each row, scaled to unit length when `normalise` says so: `out` `[rows, dim]`.
+///
+/// As `torch.nn.functional.normalize`, no norm below 1e-12 is divided by: a vector of zeros stays one. Cutting comes first, which is
+/// what sentence-transformers' `encode(truncate_dim=.., normalize_embeddings=True)` returns.
+///
+/// # Panics
+/// When `dim` is above `width`, or the lengths do not belong to the same number of rows.
+pub fn cut_and_normalise(values: &[f32], width: usize, dim: usize, normalise: bool, out: &mut [f32]) {
+    assert!(0 < dim && dim <= width, "a cut to {dim} of {width} values");
+    assert_eq!(values.len() / width * dim, out.len(), "vectors are cut from [rows, width] to [rows, dim]");
+    for (values, out) in values.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
+        let values = &values[..dim];
+        if !normalise {
+            out.copy_from_slice(values);
+            continue;
+        }
+        let norm = values.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
+        // Written so that a NaN stays one (f64::max would drop it).
+        let norm = if norm < MIN_NORM { MIN_NORM } else { norm };
+        for (out, &value) in out.iter_mut().zip(values) {
+            *out = (f64::from(value) / norm) as f32;
+        }
+    }
+}
+
+/// Checks that every one of the vectors `values` `[texts, dim]` is finite.
+///
+/// # Errors
+/// [`Error::NotFinite`] with the first text (row) and component that is not.
+pub fn check_finite(values: &[f32], dim: usize) -> Result<()> {
+    // No early exit, so that the usual case is one pass of vector instructions.
+    if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
+        return Ok(());
+    }
+    match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+        Some((place, &value)) => Err(Error::NotFinite { text: place / dim.max(1), component: place % dim.max(1), value }),
+        None => Ok(()),
+    }
+}

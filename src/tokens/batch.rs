@@ -1,0 +1,130 @@
+//! Batches: rows of ids sorted by length and cut into padded rectangles of similar cost.
+
+use crate::{Error, Result};
+use std::cmp::Reverse;
+use std::ops::Range;
+
+/// A rectangle of token ids, padded on the right, and where each row belongs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct TokenBatch {
+    /// `[batch, seq]`, row-major; padding is the model's pad id.
+    pub ids: Vec<i32>,
+    /// Real tokens of each row, `[batch]`. The attention mask follows from it.
+    pub lengths: Vec<u32>,
+    /// Width of the rectangle: the longest row, at least 1.
+    pub seq: usize,
+    /// Place of each row in the caller's order, `[batch]`.
+    pub rows: Vec<usize>,
+    /// Leading tokens that pooling leaves out (the prompt's, when the model says `include_prompt: false`), else 0.
+    pub skip: u32,
+}
+
+impl TokenBatch {
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.lengths.len()
+    }
+}
+
+/// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::backend::Limits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BatchPlan {
+    /// Most rows of one batch (0 counts as 1).
+    pub max_batch: usize,
+    /// Most tokens of one batch, padding included. A row longer than this gets a batch of its own.
+    pub batch_tokens: usize,
+    /// Batches that run at once (0 counts as 1): work is cut so that each worker gets a similar share.
+    pub parallelism: usize,
+}
+
+impl BatchPlan {
+    /// At most `max_batch` rows and `batch_tokens` padded tokens a batch, for `parallelism` workers.
+    pub fn new(max_batch: usize, batch_tokens: usize, parallelism: usize) -> Self {
+        Self { max_batch, batch_tokens, parallelism }
+    }
+
+    /// Cuts rows of these lengths (longest first) into consecutive ranges.
+    ///
+    /// Batches are filled to the limits, which needs the fewest of them. When the last round of batches would leave workers idle, the
+    /// rows are cut again into a whole number of rounds, at the smallest token budget that allows it: the costliest batch, which the
+    /// caller waits for, is then as small as it can be.
+    fn cut(&self, lengths: &[usize]) -> Vec<Range<usize>> {
+        let Some(&longest) = lengths.first() else { return Vec::new() };
+        let workers = self.parallelism.max(1);
+        let filled = self.fill(lengths, self.batch_tokens).count();
+        let target = filled.div_ceil(workers).saturating_mul(workers).min(lengths.len());
+        let mut budget = self.batch_tokens.min(longest.max(1).saturating_mul(lengths.len()));
+        if target > filled {
+            // fill() never needs more batches when the budget grows, so the smallest budget can be found by bisection.
+            let mut low = longest.max(1).min(budget);
+            while low < budget {
+                let middle = low + (budget - low) / 2;
+                if self.fill(lengths, middle).count() <= target {
+                    budget = middle;
+                } else {
+                    low = middle + 1;
+                }
+            }
+        }
+        self.fill(lengths, budget).collect()
+    }
+
+    /// Fills each batch up to `budget` padded tokens and the row limit.
+    fn fill<'a>(&self, lengths: &'a [usize], budget: usize) -> impl Iterator<Item = Range<usize>> + use<'a> {
+        let max_batch = self.max_batch.max(1);
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let seq = (*lengths.get(start)?).max(1);
+            let end = lengths.len().min(start.saturating_add((budget / seq).clamp(1, max_batch)));
+            let range = start..end;
+            start = end;
+            Some(range)
+        })
+    }
+}
+
+/// Sorts rows of ids by length (longest first, equal ones in the caller's order) and cuts them into batches as `plan` says.
+///
+/// Every row lands in exactly one batch; [`TokenBatch::rows`] gives its place in `rows`. `skip` is passed on
+/// (see [`TokenBatch::skip`]). No rows give no batches.
+///
+/// # Errors
+/// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`).
+pub fn batches_from_ids(
+    rows: &[impl AsRef<[u32]>],
+    pad_token_id: u32,
+    vocab_size: usize,
+    skip: u32,
+    plan: &BatchPlan,
+) -> Result<Vec<TokenBatch>> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
+    order.sort_by_key(|&row| Reverse(rows[row].as_ref().len()));
+    let lengths: Vec<usize> = order.iter().map(|&row| rows[row].as_ref().len()).collect();
+    plan.cut(&lengths)
+        .into_iter()
+        .map(|range| {
+            let seq = lengths[range.start].max(1);
+            let mut batch = TokenBatch {
+                ids: Vec::with_capacity(seq * range.len()),
+                lengths: lengths[range.clone()].iter().map(|&length| length as u32).collect(),
+                seq,
+                rows: order[range].to_vec(),
+                skip,
+            };
+            let pad = id_as_i32(pad_token_id, 0, vocab_size)?;
+            for (place, &row) in batch.rows.iter().enumerate() {
+                for &id in rows[row].as_ref() {
+                    batch.ids.push(id_as_i32(id, row, vocab_size)?);
+                }
+                batch.ids.resize((place + 1) * seq, pad);
+            }
+            Ok(batch)
+        })
+        .collect()
+}
+
+fn id_as_i32(id: u32, text: usize, vocab_size: usize) -> Result<i32> {
+    i32::try_from(id).ok().filter(|_| (id as usize) < vocab_size).ok_or(Error::TokenId { id, text, vocab_size })
+}

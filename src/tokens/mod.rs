@@ -1,0 +1,7 @@
+//! Tokens: texts to ids, sorted by length and cut into batches.
+
+mod batch;
+mod tokenizer;
+
+pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
+pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

@@ -1,0 +1,543 @@
+//! The command as its users meet it: child processes on a tiny model folder.
+
+mod cli_model;
+
+use cli_model::{HIDDEN, MAX_TOKENS};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A folder with a model in it and room for files.
+struct Place {
+    folder: TempDir,
+}
+
+/// What a finished run left behind.
+struct Run {
+    status: i32,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        cli_model::write(&folder.path().join("model"));
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+        std::fs::write(self.path(name), bytes).unwrap();
+        name.to_owned()
+    }
+
+    /// The command, in this folder, away from the caller's settings.
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
+        command.current_dir(self.folder.path()).args(args);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_") || name == "RUST_LOG") {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Run {
+        self.run_with(args, b"")
+    }
+
+    fn run_with(&self, args: &[&str], stdin: &[u8]) -> Run {
+        let mut child = self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut to = child.stdin.take().unwrap();
+        let stdin = stdin.to_vec();
+        // The child may end before it read everything: no fault of the test.
+        let feeder = std::thread::spawn(move || drop(to.write_all(&stdin)));
+        let out = child.wait_with_output().unwrap();
+        feeder.join().unwrap();
+        Run {
+            status: out.status.code().expect("ended by a signal"),
+            stdout: out.stdout,
+            stderr: String::from_utf8(out.stderr).unwrap(),
+        }
+    }
+
+    /// `embed` on the CPU with the model here.
+    fn embed(&self, args: &[&str]) -> Run {
+        self.embed_with(args, b"")
+    }
+
+    fn embed_with(&self, args: &[&str], stdin: &[u8]) -> Run {
+        self.run_with(&[&["embed", "-m", "model", "--backend", "cpu"], args].concat(), stdin)
+    }
+
+    /// Names in the folder, besides the model's.
+    fn files(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name != "model").collect();
+        names.sort();
+        names
+    }
+}
+
+impl Run {
+    /// Asserts success and gives stdout.
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!(self.status, 0, "{}", self.stderr);
+        String::from_utf8(self.stdout).unwrap()
+    }
+
+    /// Asserts exit status 1 with each of `parts` in the message, and nothing like a panic.
+    #[track_caller]
+    fn fails(&self, parts: &[&str]) {
+        self.ends(1, parts);
+    }
+
+    #[track_caller]
+    fn ends(&self, status: i32, parts: &[&str]) {
+        assert_eq!(self.status, status, "{}", self.stderr);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        for part in parts {
+            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
+        }
+    }
+}
+
+/// One row of JSON Lines output.
+#[derive(Debug, serde::Deserialize)]
+struct Row {
+    index: usize,
+    tokens: usize,
+    embedding: Vec<f32>,
+    hidden_states: Option<Vec<Vec<f32>>>,
+}
+
+#[track_caller]
+fn rows(jsonl: &str) -> Vec<Row> {
+    let rows: Vec<Row> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows.iter().enumerate().all(|(i, row)| row.index == i));
+    rows
+}
+
+/// Shape and values of a NumPy file.
+fn npy(bytes: &[u8]) -> (Vec<u64>, Vec<f32>) {
+    let file = npyz::NpyFile::new(bytes).unwrap();
+    assert_eq!(file.order(), npyz::Order::C);
+    assert_eq!(file.dtype().descr(), "'<f4'");
+    (file.shape().to_vec(), file.into_vec().unwrap())
+}
+
+fn values(rows: &[Row]) -> Vec<f32> {
+    rows.iter().flat_map(|row| row.embedding.iter().copied()).collect()
+}
+
+/// Vectors of one text in different batches: the CPU backend's sums may be ordered otherwise. Unit vectors of 8 values, two
+/// LayerNorms: some tens of roundings.
+#[track_caller]
+fn assert_near(a: &[f32], b: &[f32]) {
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(b) {
+        assert!((a - b).abs() <= 100.0 * f32::EPSILON, "{a} {b}");
+    }
+}
+
+#[test]
+fn rows_of_arguments() {
+    let rows = rows(&Place::new().embed(&["the cat sat", "stocks fell.", ""]).ok());
+    assert_eq!(rows.iter().map(|row| row.tokens).collect::<Vec<_>>(), [5, 5, 2]);
+    for row in &rows {
+        assert_eq!(row.embedding.len(), HIDDEN);
+        assert!(row.hidden_states.is_none());
+        let norm: f32 = row.embedding.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!((norm - 1.0).abs() <= 8.0 * f32::EPSILON, "{norm}");
+    }
+    assert_ne!(rows[0].embedding, rows[1].embedding);
+}
+
+#[test]
+fn stdin_files_and_arguments_agree() {
+    let place = Place::new();
+    let expected = place.embed(&["the cat", "", "a dog\u{e9} ran"]).ok();
+    let lines = "the cat\r\n\r\na dog\u{e9} ran".as_bytes();
+    assert_eq!(place.embed_with(&[], lines).ok(), expected);
+    assert_eq!(place.embed_with(&["-i", "-"], lines).ok(), expected);
+    place.put("lines.txt", lines);
+    assert_eq!(place.embed(&["-i", "lines.txt"]).ok(), expected);
+    let jsonl = "{\"text\":\"the cat\"}\n{\"id\":2,\"text\":\"\"}\n{\"text\":\"a dog\\u00e9 ran\"}\n";
+    place.put("texts.jsonl", jsonl);
+    assert_eq!(place.embed(&["-i", "texts.jsonl"]).ok(), expected);
+    assert_eq!(place.embed_with(&["--input-format", "jsonl"], jsonl.as_bytes()).ok(), expected);
+    // Written to a file instead.
+    assert_eq!(place.embed(&["-i", "lines.txt", "-o", "out.jsonl"]).ok(), "");
+    assert_eq!(std::fs::read_to_string(place.path("out.jsonl")).unwrap(), expected);
+}
+
+#[test]
+fn npy_holds_the_same_numbers_as_jsonl() {
+    let place = Place::new();
+    let texts = ["the cat", "a red dog", "", "blue", "stocks fell on the mat"];
+    let expected = values(&rows(&place.embed(&texts).ok()));
+    let (shape, got) = npy(&place.embed(&[&["-f", "npy"], &texts[..]].concat()).stdout);
+    assert_eq!((shape, &got), (vec![5, HIDDEN as u64], &expected));
+    // A name that ends in .npy says the format.
+    place.embed(&[&["-o", "out.npy"], &texts[..]].concat()).ok();
+    assert_eq!(npy(&std::fs::read(place.path("out.npy")).unwrap()).1, expected);
+    assert_eq!(place.files(), ["out.npy"]);
+}
+
+#[test]
+fn no_texts_give_no_rows() {
+    let place = Place::new();
+    assert_eq!(place.embed_with(&[], b"").ok(), "");
+    assert_eq!(npy(&place.embed(&["-f", "npy"]).stdout), (vec![0, HIDDEN as u64], vec![]));
+    place.embed(&["-o", "out.npy"]).ok();
+    assert_eq!(npy(&std::fs::read(place.path("out.npy")).unwrap()).0, [0, HIDDEN as u64]);
+    place.embed(&["-o", "out.jsonl"]).ok();
+    assert_eq!(std::fs::read(place.path("out.jsonl")).unwrap(), b"");
+}
+
+#[test]
+fn hidden_states_pool_to_the_vector() {
+    let place = Place::new();
+    let rows = rows(&place.embed(&["--hidden-states", "--normalize", "off", "the cat sat", "dog"]).ok());
+    for (row, tokens) in rows.iter().zip([5, 3]) {
+        let states = row.hidden_states.as_ref().unwrap();
+        assert_eq!((row.tokens, states.len()), (tokens, tokens));
+        assert!(states.iter().all(|state| state.len() == HIDDEN));
+        let mean: Vec<f32> = (0..HIDDEN).map(|c| states.iter().map(|state| state[c]).sum::<f32>() / tokens as f32).collect();
+        assert_near(&row.embedding, &mean);
+    }
+}
+
+#[test]
+fn settings_reach_the_vectors() {
+    let place = Place::new();
+    let row = |args: &[&str]| rows(&place.embed(&[args, &["the cat"]].concat()).ok()).remove(0);
+    let plain = row(&["--normalize", "off"]);
+    assert_eq!(row(&["--normalize", "off", "--dim", "3"]).embedding, plain.embedding[..3]);
+    let both = row(&["--normalize", "off", "--pooling", "mean,cls"]);
+    assert_eq!(both.embedding.len(), 2 * HIDDEN);
+    assert_eq!(both.embedding[HIDDEN..], plain.embedding, "sentence-transformers puts cls first");
+    // A prompt is text before the text.
+    let prompted = row(&["--prompt", "query"]);
+    assert_eq!(prompted.tokens, 6);
+    let spelled = rows(&place.embed(&["query: the cat"]).ok()).remove(0);
+    assert_near(&prompted.embedding, &spelled.embedding);
+    // Settings come from the environment, too; the command line wins.
+    let out = place.command(&["embed", "the cat"]).env("TRT_EMBED_MODEL", "model").env("TRT_EMBED_DIM", "3").output().unwrap();
+    assert_eq!(rows(std::str::from_utf8(&out.stdout).unwrap())[0].embedding.len(), 3);
+    let out = place.command(&["embed", "-m", "model", "--dim", "4", "the cat"]).env("TRT_EMBED_DIM", "3").output().unwrap();
+    assert_eq!(rows(std::str::from_utf8(&out.stdout).unwrap())[0].embedding.len(), 4);
+}
+
+#[test]
+fn long_texts_are_cut_and_counted_once() {
+    let place = Place::new();
+    let long = "cat ".repeat(100);
+    let run = place.embed(&[&long, "cat", &long]);
+    assert_eq!(run.stderr, format!("trt-embed: 2 of 3 texts were longer than {MAX_TOKENS} tokens and were cut\n"));
+    assert_eq!(rows(&run.ok()).iter().map(|row| row.tokens).collect::<Vec<_>>(), [MAX_TOKENS, 3, MAX_TOKENS]);
+    let run = place.embed(&["--max-tokens", "4", "the cat sat on the mat"]);
+    assert!(run.stderr.contains("1 of 1 texts was longer than 4 tokens"), "{}", run.stderr);
+    assert_eq!(rows(&run.ok())[0].tokens, 4);
+}
+
+#[test]
+fn auto_says_what_it_chose() {
+    let run = Place::new().run(&["embed", "-m", "model", "cat"]);
+    assert_eq!(run.stderr, "trt-embed: backend: cpu (chosen by --backend auto)\n");
+    run.ok();
+}
+
+#[test]
+fn order_holds_across_chunks() {
+    let place = Place::new();
+    let text = |i: usize| format!("{} {}", ["the", "cat sat", "a red dog ran on"][i % 3], i % 1000);
+    let lines: String = (0..3000).map(|i| text(i) + "\n").collect();
+    let got = rows(&place.embed_with(&[], lines.as_bytes()).ok());
+    assert_eq!(got.len(), 3000);
+    let sample = [0, 1, 31, 32, 33, 95, 96, 991, 2015, 2016, 2999];
+    let texts: Vec<String> = sample.iter().map(|i| text(*i)).collect();
+    let alone = rows(&place.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>()).ok());
+    for (i, row) in sample.iter().zip(&alone) {
+        assert_eq!(got[*i].tokens, row.tokens);
+        assert_near(&got[*i].embedding, &row.embedding);
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_ends_the_run_quietly() {
+    let place = Place::new();
+    place.put("lines.txt", "the cat sat on the mat\n".repeat(20_000));
+    for args in [&["-i", "lines.txt"][..], &["-i", "lines.txt", "--max-tokens", "3"]] {
+        let mut child = place
+            .command(&[&["embed", "-m", "model", "--backend", "cpu"], args].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        out.read_line(&mut first).unwrap();
+        assert_eq!(rows(&first).len(), 1);
+        drop(out);
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn bad_lines_are_named_and_leave_nothing() {
+    let place = Place::new();
+    place.put("latin1.txt", b"fine\ncaf\xe9\n");
+    place.put("broken.jsonl", "{\"text\":\"fine\"}\n{\"text\":\n");
+    place.put("fields.jsonl", "{\"text\":\"fine\"}\n{\"body\":\"x\"}\n");
+    let before = place.files();
+    for (name, parts) in [
+        ("latin1.txt", &["latin1.txt: line 2 is not UTF-8", "0xE9", "column 4"]),
+        ("broken.jsonl", &["broken.jsonl: line 2 is not JSON", "EOF", "column 8"]),
+        ("fields.jsonl", &["fields.jsonl: line 2 has no field `text`", "body", "trt-embed: "]),
+    ] {
+        for out in ["out.npy", "out.jsonl"] {
+            place.embed(&["-i", name, "-o", out]).fails(parts);
+            assert_eq!(place.files(), before);
+        }
+        let run = place.embed(&["-i", name]);
+        run.fails(parts);
+        assert_eq!(rows(std::str::from_utf8(&run.stdout).unwrap()).len(), 1, "the rows before the fault");
+    }
+    // What was there before stays.
+    place.put("out.jsonl", "old");
+    place.embed(&["-i", "latin1.txt", "-o", "out.jsonl"]).fails(&["line 2"]);
+    assert_eq!(std::fs::read(place.path("out.jsonl")).unwrap(), b"old");
+}
+
+#[test]
+fn faults_of_input_and_output_come_before_the_model() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("folder")).unwrap();
+    let run = |args: &[&str]| place.run(&[&["embed", "-m", "no/such/model/here"], args].concat());
+    run(&["-i", "absent.txt"]).fails(&["cannot read absent.txt", "No such file"]);
+    run(&["-i", "folder"]).fails(&["cannot read folder", "it is a folder"]);
+    run(&["-o", "absent/out.jsonl", "cat"]).fails(&["cannot write absent/out.jsonl", "the folder absent does not exist"]);
+    run(&["-o", "folder", "cat"]).fails(&["cannot write folder", "it is a folder"]);
+    run(&["cat"]).fails(&["no/such/model/here"]);
+}
+
+#[test]
+fn settings_that_the_model_cannot_give() {
+    let place = Place::new();
+    place.embed(&["--dim", "9", "cat"]).fails(&["--dim", "9", "8"]);
+    place.embed(&["--max-tokens", "33", "cat"]).fails(&["--max-tokens", "33", "32"]);
+    place.embed(&["--prompt", "passage", "cat"]).fails(&["--prompt", "passage", "query"]);
+    place.run(&["embed", "-m", "model", "--backend", "tensorrt", "cat"]).fails(&["tensorrt"]);
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let place = Place::new();
+    for (args, part) in [
+        (&["embed", "-m", "model", "--frobnicate", "cat"][..], "--frobnicate"),
+        (&["embed", "-m", "model", "-i", "a", "cat"], "cannot be used with"),
+        (&["embed", "-m", "model", "--dim", "0", "cat"], "--dim"),
+        (&["embed", "-m", "model", "--pooling", "auto,mean", "cat"], "stands alone"),
+        (&["embed", "-m", "model", "--pooling", "median", "cat"], "median"),
+        (&["embed", "-m", "model", "-f", "npy", "--hidden-states", "cat"], "ragged"),
+        (&["embed", "-m", "model", "-o", "x.npy", "--hidden-states", "cat"], "ragged"),
+        (&["embed", "cat"], "--model"),
+        (&["similarity", "-m", "model", "cat"], "--query"),
+        (&["bench", "-m", "model", "--shape", "3"], "--shape"),
+        (&["frobnicate"], "frobnicate"),
+        (&[], "Usage"),
+    ] {
+        place.run(args).ends(2, &[part]);
+    }
+    assert!(place.files().is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn output_to_links_devices_and_with_normal_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let mode = |name: &str| std::fs::metadata(place.path(name)).unwrap().permissions().mode();
+    place.put("plain", "");
+    place.embed(&["-o", "out.jsonl", "cat"]).ok();
+    assert_eq!(mode("out.jsonl"), mode("plain"));
+    // An existing file keeps its own, also behind a link.
+    std::fs::set_permissions(place.path("plain"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::os::unix::fs::symlink("plain", place.path("link")).unwrap();
+    place.embed(&["-o", "link", "cat"]).ok();
+    assert_eq!(mode("plain") & 0o777, 0o640);
+    assert_eq!(rows(&std::fs::read_to_string(place.path("plain")).unwrap()).len(), 1);
+    assert!(std::fs::symlink_metadata(place.path("link")).unwrap().is_symlink());
+    place.embed(&["-o", "/dev/null", "cat"]).ok();
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    let through = place.embed(&["-o", "/dev/stdout", "-f", "npy", "cat"]);
+    assert_eq!(npy(&through.stdout).0, [1, HIDDEN as u64]);
+}
+
+#[test]
+fn similarity_ranks() {
+    let place = Place::new();
+    let base = ["similarity", "-m", "model", "--backend", "cpu", "--query", "the cat sat"];
+    let texts = ["stocks fell", "the cat sat", "a dog ran", "the cat ran"];
+    let report: Value = serde_json::from_str(&place.run(&[&base[..], &["--json"], &texts].concat()).ok()).unwrap();
+    assert_eq!((&report["query"], &report["texts"]), (&Value::from("the cat sat"), &Value::from(4)));
+    let matches = report["matches"].as_array().unwrap();
+    assert_eq!(matches.len(), 4);
+    assert_eq!((&matches[0]["index"], &matches[0]["text"], &matches[0]["rank"]), (&1.into(), &"the cat sat".into(), &1.into()));
+    let scores: Vec<f64> = matches.iter().map(|found| found["score"].as_f64().unwrap()).collect();
+    assert!((scores[0] - 1.0).abs() < 1e-5 && scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    // From a file, the best only, as a table.
+    place.put("lines.txt", texts.join("\n"));
+    let table = place.run(&[&base[..], &["-i", "lines.txt", "--top", "2"]].concat()).ok();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[1].trim().starts_with("1   1.0000") && lines[1].ends_with("the cat sat"), "{table}");
+    // A prompt of its own for the query.
+    let prompted = place.run(&[&base[..], &["--query-prompt", "query", "--json", "query: the cat sat", "the cat sat"]].concat());
+    let report: Value = serde_json::from_str(&prompted.ok()).unwrap();
+    assert_eq!(report["matches"][0]["index"], 0);
+    assert!((report["matches"][0]["score"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+    // No texts, no matches; a long list is cut to the ten best.
+    let none: Value = serde_json::from_str(&place.run(&[&base[..], &["--json"]].concat()).ok()).unwrap();
+    assert_eq!(none["matches"].as_array().unwrap().len(), 0);
+    let many: String = (0..50).map(|i| format!("cat {i}\n")).collect();
+    assert_eq!(place.run_with(&base, many.as_bytes()).ok().lines().count(), 11);
+}
+
+#[test]
+fn export_and_inspect() {
+    let place = Place::new();
+    for (precision, element) in [("fp32", "float32"), ("fp16", "float16")] {
+        let out = place.run(&["export", "-m", "model", "-o", precision, "--precision", precision]).ok();
+        assert!(out.contains("model.onnx") && out.contains("tokenizer.json"), "{out}");
+        for file in ["model.onnx", "config.json", "tokenizer.json"] {
+            assert!(place.path(precision).join(file).is_file(), "{file}");
+        }
+        let onnx = Path::new(precision).join("model.onnx");
+        let report: Value = serde_json::from_str(&place.run(&["inspect", "--json", onnx.to_str().unwrap()]).ok()).unwrap();
+        assert_eq!(report["opsets"][0]["version"], 17);
+        assert_eq!(report["inputs"][0]["name"], "input_ids");
+        assert_eq!(report["inputs"][0]["type"], "int32");
+        assert_eq!(report["outputs"][0]["name"], "last_hidden_state");
+        assert_eq!(report["outputs"][0]["type"], element);
+        assert_eq!(report["outputs"][0]["shape"][2], HIDDEN);
+        assert!(report["nodes"].as_u64().unwrap() > 10);
+        let table = place.run(&["inspect", onnx.to_str().unwrap()]).ok();
+        assert!(table.contains("input_ids") && table.contains("int32") && table.contains("MatMul"), "{table}");
+    }
+    let report: Value = serde_json::from_str(&place.run(&["inspect", "model", "--json"]).ok()).unwrap();
+    for (field, value) in [
+        ("family", Value::from("bert")),
+        ("hidden_size", HIDDEN.into()),
+        ("layers", 1.into()),
+        ("heads", 2.into()),
+        ("dimensions", HIDDEN.into()),
+        ("max_tokens", MAX_TOKENS.into()),
+        ("normalize", true.into()),
+        ("pooling", serde_json::json!(["mean"])),
+    ] {
+        assert_eq!(report[field], value, "{field}");
+    }
+    assert_eq!(report["prompts"]["query"], "query: ");
+    assert!(place.run(&["inspect", "model"]).ok().contains("bert"));
+}
+
+#[test]
+fn export_and_inspect_faults() {
+    let place = Place::new();
+    place.put("text.onnx", "this is not a model");
+    place.put("empty.onnx", "");
+    place.run(&["inspect", "text.onnx"]).fails(&["text.onnx"]);
+    place.run(&["inspect", "empty.onnx"]).fails(&["empty.onnx"]);
+    place.run(&["inspect", "absent.onnx"]).fails(&["absent.onnx"]);
+    place.run(&["export", "-m", "./absent", "-o", "out"]).fails(&["absent"]);
+    place.run(&["export", "-m", "model", "-o", "text.onnx"]).fails(&["text.onnx"]);
+    place.run(&["export", "-m", "model", "-o", "out", "--opset", "18"]).ends(2, &["--opset"]);
+    assert_eq!(place.files(), ["empty.onnx", "text.onnx"]);
+}
+
+#[test]
+fn bench_reports() {
+    let place = Place::new();
+    let base = ["bench", "-m", "model", "--backend", "cpu", "--threads", "1", "--iterations", "20", "--mixed", "30"];
+    let report: Value =
+        serde_json::from_str(&place.run(&[&base[..], &["--shape", "1x4", "--shape", "3x8", "--json"]].concat()).ok()).unwrap();
+    assert_eq!((&report["model"], &report["backend"], &report["threads"]), (&"model".into(), &"cpu".into(), &1.into()));
+    for (shape, name) in report["shapes"].as_array().unwrap().iter().zip(["1x4", "3x8"]) {
+        assert_eq!((&shape["shape"], &shape["calls"]), (&name.into(), &20.into()));
+        let us: Vec<f64> = ["p50", "p90", "p99", "p999", "max"].map(|p| shape["ids_to_vector_us"][p].as_f64().unwrap()).to_vec();
+        assert!(us[0] > 0.0 && us.is_sorted(), "{us:?}");
+    }
+    for text in report["text_to_vector"].as_array().unwrap() {
+        assert_eq!(text["calls"], 20);
+        assert!(text["total_us"]["p50"].as_f64().unwrap() > 0.0 && text["tokenise_us"]["p50"].as_f64().unwrap() > 0.0);
+    }
+    let mixed = &report["mixed"];
+    assert_eq!(mixed["texts"], 30);
+    assert!(mixed["sentences_per_s"].as_f64().unwrap() > 0.0 && mixed["padded_tokens"].as_u64() >= mixed["tokens"].as_u64());
+    let table = place.run(&[&base[..], &["--shape", "1x4"]].concat()).ok();
+    assert!(table.contains("1x4") && table.contains("p99.9") && table.contains("tokens/s"), "{table}");
+    place.run(&[&base[..], &["--shape", "1x25"]].concat()).fails(&["--shape", "25", "24"]);
+}
+
+#[test]
+fn completions_version_and_help() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = place.run(&["completions", shell]).ok();
+        assert!(script.contains("similarity") && script.contains("hidden-states"), "{shell}");
+    }
+    let version = place.run(&["--version"]).ok();
+    assert!(version.contains(env!("CARGO_PKG_VERSION")) && version.contains("features: cli cpu"), "{version}");
+    for verb in ["embed", "similarity", "export", "inspect", "bench", "completions"] {
+        let help = place.run(&[verb, "--help"]).ok();
+        assert!(help.contains("Examples:"), "{verb}");
+    }
+}
+
+/// A long stream takes no more memory than a short one, but for what the allocator keeps: far less than the texts and
+/// vectors of the whole stream would take.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_does_not_grow_with_the_input() {
+    let place = Place::new();
+    // Cut to four tokens: tokenising is the work.
+    let line = format!("{}\n", "cat ".repeat(60));
+    let peak = |lines: usize| -> u64 {
+        place.put("lines.txt", line.repeat(lines));
+        let mut child = place
+            .command(&["embed", "-m", "model", "--backend", "cpu", "--max-tokens", "4", "-i", "lines.txt"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut peak = 0;
+        let mut got = 0;
+        for (i, row) in BufReader::new(child.stdout.take().unwrap()).lines().enumerate() {
+            row.unwrap();
+            got += 1;
+            if i % 1000 == 999 {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+                let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                peak = line.and_then(|line| line.trim().strip_suffix("kB")).map_or(peak, |kb| kb.trim().parse().unwrap());
+            }
+        }
+        assert!(child.wait().unwrap().success());
+        assert_eq!(got, lines);
+        peak * 1024
+    };
+    let short = peak(20_000);
+    let long = peak(150_000);
+    // The texts alone: 130 000 more lines of 240 bytes.
+    let held = 130_000 * line.len() as u64;
+    assert!(short > 0 && long < short + held / 2, "{short} {long} {held}");
+}

@@ -1,0 +1,494 @@
+//! Models by hub id, against a hub on loopback: what is downloaded, what the cache serves, and every way to fail.
+#![cfg(feature = "hub")]
+
+mod loopback_hub;
+mod tiny_model;
+
+use loopback_hub::{COMMIT, Fault, Hub, REPO, etag};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+use tiny_model::{Folder, HIDDEN, module, weights};
+use trt_embed::model::hub::{HubOptions, fetch_with};
+use trt_embed::model::{HubId, ModelFolder, resolve};
+use trt_embed::{Error, Progress};
+
+const MODEL: &str = "model.safetensors";
+
+fn options(endpoint: &str, cache: &TempDir) -> HubOptions {
+    let mut options = HubOptions::from_env();
+    options.endpoint = endpoint.to_owned();
+    options.cache = cache.path().join("hub");
+    options.offline = false;
+    options
+}
+
+fn offline(cache: &TempDir) -> HubOptions {
+    let mut options = options(&Hub::unreachable(), cache);
+    options.offline = true;
+    options
+}
+
+fn id(text: &str) -> HubId {
+    HubId::parse(text).unwrap()
+}
+
+fn fetch(options: &HubOptions, model: &str) -> Result<PathBuf, Error> {
+    fetch_with(options, &id(model), None)
+}
+
+fn fault(options: &HubOptions, model: &str) -> String {
+    fetch(options, model).expect_err("this model must not be had").to_string()
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// A folder like a published one, its weights large enough to be in LFS.
+fn model_folder() -> Folder {
+    let folder = Folder::sentence_transformers();
+    folder.write(MODEL, &weights(&[("a", &[64], &[0.5; 64])]));
+    folder.json("config_sentence_transformers.json", &json!({"prompts": {"query": "q: "}}));
+    folder
+}
+
+fn repo_folder(cache: &TempDir) -> PathBuf {
+    cache.path().join("hub/models--org--tiny")
+}
+
+/// The names in `folder`, sorted.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn cache() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Keeps what it hears.
+#[derive(Default)]
+struct Heard(Mutex<Vec<(String, u64, u64)>>);
+
+impl Progress for Heard {
+    fn download(&self, file: &str, done: u64, total: u64) {
+        self.0.lock().unwrap().push((file.to_owned(), done, total));
+    }
+}
+
+#[test]
+fn first_run_downloads_what_is_needed_and_the_second_nothing() {
+    let (folder, cache) = (model_folder(), cache());
+    let hub = Hub::serve(&folder);
+    let options = options(&hub.endpoint, &cache);
+    let heard = Arc::new(Heard::default());
+    let progress: Arc<dyn Progress> = heard.clone();
+
+    let snapshot = fetch_with(&options, &id(REPO), Some(&progress)).unwrap();
+    assert_eq!(snapshot, repo_folder(&cache).join("snapshots").join(COMMIT));
+    let model = ModelFolder::open(&snapshot).unwrap();
+    assert!(model.normalize && model.prompts.by_name.contains_key("query"));
+    assert_eq!(&*model.weights().unwrap().tensor("a", &[64]).unwrap().to_f32(), [0.5; 64]);
+
+    // The layout that Python's huggingface_hub reads.
+    assert_eq!(std::fs::read_to_string(repo_folder(&cache).join("refs/main")).unwrap(), COMMIT);
+    let content = std::fs::read(folder.join(MODEL)).unwrap();
+    assert_eq!(std::fs::read(repo_folder(&cache).join("blobs").join(etag(&content))).unwrap(), content);
+    #[cfg(unix)]
+    {
+        let pooling = std::fs::read(folder.join("1_Pooling/config.json")).unwrap();
+        let target = |file: &str| std::fs::read_link(snapshot.join(file)).unwrap();
+        assert_eq!(target(MODEL), Path::new("../../blobs").join(etag(&content)));
+        assert_eq!(target("1_Pooling/config.json"), Path::new("../../../blobs").join(etag(&pooling)));
+    }
+    assert!(repo_folder(&cache).join(".no_exist").join(COMMIT).join("vocab.txt").is_file());
+    assert_eq!(names(&repo_folder(&cache)), [".no_exist", "blobs", "refs", "snapshots"], "nothing is left over");
+
+    let requests = hub.requests();
+    for unneeded in ["README.md", "pytorch_model.bin", "onnx"] {
+        assert!(!requests.iter().any(|request| request.contains(unneeded)), "{unneeded} in {requests:?}");
+    }
+    let heard = heard.0.lock().unwrap();
+    let of_model: Vec<_> = heard.iter().filter(|(file, ..)| file == MODEL).collect();
+    assert!(of_model.is_sorted_by(|a, b| a.1 < b.1), "{of_model:?}");
+    assert_eq!(of_model.last().map(|(_, done, total)| (*done, *total)), Some((content.len() as u64, content.len() as u64)));
+
+    assert_eq!(fetch(&options, REPO).unwrap(), snapshot);
+    assert_eq!(hub.requests(), [format!("GET /api/models/{REPO}/revision/main")]);
+}
+
+#[test]
+fn a_commit_that_is_cached_asks_nothing() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    let options = options(&hub.endpoint, &cache);
+    let pinned = format!("{REPO}@{COMMIT}");
+    let snapshot = fetch(&options, &pinned).unwrap();
+    assert!(!repo_folder(&cache).join("refs").exists(), "a commit needs no reference");
+    assert!(!hub.requests().is_empty());
+    assert_eq!(fetch(&options, &pinned).unwrap(), snapshot);
+    assert_eq!(hub.requests(), [""; 0]);
+
+    // With a file missing, or one of which the cache knows nothing, the hub is asked again.
+    for lost in ["snapshots", ".no_exist"] {
+        let file = if lost == "snapshots" { "tokenizer.json" } else { "vocab.txt" };
+        std::fs::remove_file(repo_folder(&cache).join(lost).join(COMMIT).join(file)).unwrap();
+        assert_eq!(fetch(&options, &pinned).unwrap(), snapshot);
+        assert!(!hub.requests().is_empty());
+        assert!(repo_folder(&cache).join(lost).join(COMMIT).join(file).is_file());
+    }
+}
+
+#[test]
+fn branches_and_tags_have_their_own_reference() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    fetch(&options(&hub.endpoint, &cache), &format!("{REPO}@v1")).unwrap();
+    assert_eq!(names(&repo_folder(&cache).join("refs")), ["v1"]);
+    assert!(fetch(&offline(&cache), &format!("{REPO}@v1")).is_ok());
+    assert_says(&fault(&offline(&cache), REPO), &["org/tiny@main", "not in the cache", "HF_HUB_OFFLINE"]);
+}
+
+#[test]
+fn a_new_commit_downloads_only_what_changed() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    let options = options(&hub.endpoint, &cache);
+    fetch(&options, REPO).unwrap();
+    hub.requests();
+
+    let next = "f".repeat(40);
+    hub.commit(&next);
+    hub.set_file("sentence_bert_config.json", br#"{"max_seq_length": 7}"#);
+    let snapshot = fetch(&options, REPO).unwrap();
+    assert_eq!(ModelFolder::open(&snapshot).unwrap().max_seq_length, Some(7));
+    assert_eq!(std::fs::read_to_string(repo_folder(&cache).join("refs/main")).unwrap(), next);
+    let bodies: Vec<_> =
+        hub.requests().into_iter().filter(|request| request.starts_with("GET") && !request.contains("/api/")).collect();
+    assert_eq!(bodies, [format!("GET /{REPO}/resolve/{next}/sentence_bert_config.json")]);
+}
+
+#[test]
+fn shards_dense_modules_and_an_encoder_in_its_own_folder() {
+    let cache = cache();
+    let folder = Folder::empty();
+    folder.json(
+        "modules.json",
+        &json!([
+            module("sentence_transformers.models.Transformer", "0_Transformer"),
+            module("sentence_transformers.models.Pooling", "1_Pooling"),
+            module("sentence_transformers.models.Dense", "2_Dense"),
+        ]),
+    );
+    folder.json("0_Transformer/config.json", &tiny_model::mpnet());
+    folder.write("0_Transformer/tokenizer.json", b"{}");
+    folder.json(
+        "0_Transformer/model.safetensors.index.json",
+        &json!({"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors"}}),
+    );
+    folder.write("0_Transformer/m-1.safetensors", &weights(&[("a", &[64], &[1.0; 64])]));
+    folder.write("0_Transformer/m-2.safetensors", &weights(&[("b", &[64], &[2.0; 64])]));
+    folder.json("1_Pooling/config.json", &tiny_model::pooling(&["mean_tokens"]));
+    folder.dense("2_Dense", HIDDEN, 3, "torch.nn.modules.activation.Tanh");
+    let hub = Hub::serve(&folder);
+    let model = ModelFolder::open(fetch(&options(&hub.endpoint, &cache), REPO).unwrap()).unwrap();
+    assert_eq!(model.embedding_size(), 3);
+    assert_eq!(&*model.weights().unwrap().tensor("b", &[64]).unwrap().to_f32(), [2.0; 64]);
+    assert!(fetch(&offline(&cache), REPO).is_ok());
+    std::fs::remove_file(model.encoder.join("m-2.safetensors")).unwrap();
+    assert_says(&fault(&offline(&cache), REPO), &["not wholly in the cache", "m-2.safetensors"]);
+}
+
+#[test]
+fn two_at_once_download_once() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    let options = options(&hub.endpoint, &cache);
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| fetch(&options, REPO).unwrap())).collect();
+        for run in runs {
+            assert!(ModelFolder::open(run.join().unwrap()).unwrap().weights().is_ok());
+        }
+    });
+    let bodies = hub.requests().into_iter().filter(|request| request.starts_with("GET /cdn/")).count();
+    assert_eq!(bodies, 1);
+}
+
+#[test]
+fn the_token_is_sent() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    hub.require_token("hf_secret");
+    let mut options = options(&hub.endpoint, &cache);
+    options.token = Some("hf_other".to_owned());
+    let message = fault(&options, REPO);
+    assert_says(&message, &["org/tiny@main", "401", "token required", "HF_TOKEN"]);
+    assert!(!message.contains("hf_other"), "a token is never shown: {message}");
+    options.token = Some("hf_secret".to_owned());
+    assert!(fetch(&options, REPO).is_ok());
+}
+
+#[test]
+fn refusals_are_told_apart() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    let options = options(&hub.endpoint, &cache);
+    assert_says(&fault(&options, "org/other"), &["org/other@main", "404", "no such repository", "spelling"]);
+    assert_says(&fault(&options, "org/tiny@v9"), &["org/tiny@v9", "404", "no such revision"]);
+    for (end, status, code, parts) in [
+        ("revision/main", 403, "GatedRepo", &["403", "licence", "HF_TOKEN"][..]),
+        ("revision/main", 429, "", &["429", "too many requests"]),
+        ("revision/main", 418, "", &["418", "run again later"]),
+        ("config.json", 404, "EntryNotFound", &["404 for", "config.json"]),
+        ("tokenizer.json", 401, "", &["401", "HF_TOKEN"]),
+        ("tokenizer.json", 403, "", &["403", "licence"]),
+    ] {
+        hub.fault(end, Fault::Status(status, code));
+        assert_says(&fault(&options, REPO), &[parts, &[hub.endpoint.as_str()]].concat());
+    }
+    hub.heal();
+    assert!(fetch(&options, REPO).is_ok());
+}
+
+#[test]
+fn an_answer_that_is_no_hubs_is_told() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    hub.commit("not-a-commit");
+    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["commit", "HF_ENDPOINT"]);
+    assert_says(&fault(&options("not an address", &cache), REPO), &["HF_ENDPOINT", "not an address"]);
+    assert!(!cache.path().join("hub").exists(), "nothing is written before the hub has answered");
+}
+
+/// A body that is not what the hub announced never gets a name in the cache, and the next run is not harmed by it.
+#[test]
+fn damaged_bodies_stay_out_of_the_cache() {
+    let folder = model_folder();
+    let content = std::fs::read(folder.join(MODEL)).unwrap();
+    let size = content.len().to_string();
+    for (fault_of_body, end, parts) in [
+        (Fault::OtherBytes, "cdn", &["model.safetensors has SHA-256", "the hub says", "run again"][..]),
+        (Fault::Short, "cdn", &["model.safetensors has", &size, "run again"]),
+        (Fault::BrokenOff, "cdn", &["broke off"]),
+        (Fault::Status(404, ""), "cdn", &["model.safetensors has 0 bytes", &size]),
+        (Fault::Short, "tokenizer.json", &["tokenizer.json has 1 bytes, the hub says 2"]),
+        (Fault::BrokenOff, "tokenizer.json", &["broke off"]),
+    ] {
+        let cache = cache();
+        let hub = Hub::serve(&folder);
+        let options = options(&hub.endpoint, &cache);
+        let (end, name) = match end {
+            "cdn" => (format!("GET /cdn/{}", etag(&content)), MODEL),
+            file => (format!("{COMMIT}/{file}"), file),
+        };
+        hub.fault(&end, fault_of_body);
+        assert_says(&fault(&options, REPO), parts);
+        let damaged = std::fs::read(folder.join(name)).unwrap();
+        assert!(!repo_folder(&cache).join("blobs").join(etag(&damaged)).exists());
+        assert!(repo_folder(&cache).join("snapshots").join(COMMIT).join(name).symlink_metadata().is_err());
+        assert!(!names(&repo_folder(&cache)).iter().any(|name| name.starts_with(".trt")), "staging is removed");
+        assert!(!repo_folder(&cache).join("refs").exists(), "main means nothing yet");
+        hub.heal();
+        assert!(ModelFolder::open(fetch(&options, REPO).unwrap()).unwrap().weights().is_ok());
+    }
+}
+
+#[test]
+fn a_killed_runs_leftovers_are_removed() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    std::fs::create_dir_all(repo_folder(&cache).join(".trt-embed-killed/blobs")).unwrap();
+    fetch(&options(&hub.endpoint, &cache), REPO).unwrap();
+    assert_eq!(names(&repo_folder(&cache)), [".no_exist", "blobs", "refs", "snapshots"]);
+}
+
+#[test]
+fn offline_serves_the_cache_alone() {
+    let cache = cache();
+    assert_says(&fault(&offline(&cache), REPO), &["not in the cache", "HF_HUB_OFFLINE is set", "HF_HUB_CACHE"]);
+    let hub = Hub::serve(&model_folder());
+    let snapshot = fetch(&options(&hub.endpoint, &cache), REPO).unwrap();
+    hub.requests();
+    let mut offline = offline(&cache);
+    offline.endpoint = hub.endpoint.clone();
+    assert_eq!(fetch(&offline, REPO).unwrap(), snapshot);
+    assert_eq!(fetch(&offline, &format!("{REPO}@{COMMIT}")).unwrap(), snapshot);
+    assert_eq!(hub.requests(), [""; 0]);
+    for lost in ["1_Pooling/config.json", "tokenizer.json", MODEL] {
+        let kept = std::fs::read(snapshot.join(lost)).unwrap();
+        std::fs::remove_file(snapshot.join(lost)).unwrap();
+        assert_says(&fault(&offline, REPO), &["not wholly in the cache", lost]);
+        std::fs::write(snapshot.join(lost), kept).unwrap();
+    }
+}
+
+#[test]
+fn an_unreachable_hub_leaves_the_cache() {
+    let cache = cache();
+    let nobody = Hub::unreachable();
+    assert_says(
+        &fault(&options(&nobody, &cache), REPO),
+        &["org/tiny@main", &nobody, "cannot be reached", "refused", "HF_ENDPOINT"],
+    );
+    let hub = Hub::serve(&model_folder());
+    let snapshot = fetch(&options(&hub.endpoint, &cache), REPO).unwrap();
+    assert_eq!(fetch(&options(&nobody, &cache), REPO).unwrap(), snapshot);
+    hub.fault("revision/main", Fault::Status(503, ""));
+    assert_eq!(fetch(&options(&hub.endpoint, &cache), REPO).unwrap(), snapshot);
+    // A refusal is no outage: the cache does not hide it.
+    hub.fault("revision/main", Fault::Status(401, ""));
+    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["401"]);
+    assert_says(&fault(&options(&nobody, &cache), "org/tiny@v1"), &["cannot be reached"]);
+}
+
+/// What `huggingface_hub.snapshot_download` leaves: links from snapshots to blobs, `refs/main` without a line end.
+#[cfg(unix)]
+#[test]
+fn a_cache_written_by_python_is_found() {
+    let (folder, cache) = (model_folder(), cache());
+    let repo = repo_folder(&cache);
+    let files = ["modules.json", "config.json", "tokenizer.json", MODEL, "1_Pooling/config.json", "sentence_bert_config.json"];
+    std::fs::create_dir_all(repo.join("blobs")).unwrap();
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), COMMIT).unwrap();
+    for file in files {
+        let content = std::fs::read(folder.join(file)).unwrap();
+        std::fs::write(repo.join("blobs").join(etag(&content)), &content).unwrap();
+        let pointer = repo.join("snapshots").join(COMMIT).join(file);
+        std::fs::create_dir_all(pointer.parent().unwrap()).unwrap();
+        let up = if file.contains('/') { "../../../blobs" } else { "../../blobs" };
+        std::os::unix::fs::symlink(Path::new(up).join(etag(&content)), pointer).unwrap();
+    }
+    let snapshot = fetch(&offline(&cache), REPO).unwrap();
+    assert!(ModelFolder::open(&snapshot).unwrap().weights().is_ok());
+    // Online the missing settings are added; what is there is not downloaded again.
+    let hub = Hub::serve(&folder);
+    assert_eq!(fetch(&options(&hub.endpoint, &cache), REPO).unwrap(), snapshot);
+    let requests = hub.requests();
+    assert!(requests.iter().any(|request| request.ends_with("/config_sentence_transformers.json")));
+    assert!(!requests.iter().any(|request| request.contains(MODEL) || request.contains("/cdn/")), "{requests:?}");
+    assert_eq!(ModelFolder::open(snapshot).unwrap().prompts.by_name["query"], "q: ");
+}
+
+#[test]
+fn repositories_that_hold_no_such_model() {
+    for (lost, parts) in [
+        ("config.json", &["the repository has no config.json"][..]),
+        ("tokenizer.json", &["the repository has no tokenizer.json", "save_pretrained"]),
+        (MODEL, &["the repository has no model.safetensors", "safe_serialization=True"]),
+        ("1_Pooling/config.json", &["the repository has no 1_Pooling/config.json"]),
+    ] {
+        let cache = cache();
+        let hub = Hub::serve(&model_folder());
+        hub.remove_file(lost);
+        assert_says(&fault(&options(&hub.endpoint, &cache), REPO), parts);
+    }
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    hub.set_file("modules.json", br#"[{"type": "sentence_transformers.models.Transformer", "path": "../../../outside"}]"#);
+    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["../../../outside", "inside the model's"]);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    std::fs::write(cache.path().join("hub"), b"a file where the cache should be").unwrap();
+    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["cannot create", "hub/models--org--tiny"]);
+}
+
+#[test]
+fn model_arguments() {
+    let parsed = id("sentence-transformers/all-mpnet-base-v2@refs/pr/3");
+    assert_eq!((parsed.org.as_str(), parsed.name.as_str()), ("sentence-transformers", "all-mpnet-base-v2"));
+    assert_eq!(parsed.revision, "refs/pr/3");
+    assert_eq!(id("org/name").revision, "main");
+    for bad in [
+        "",
+        "name",
+        "org/",
+        "/name",
+        "org/name/more",
+        "../name",
+        "org/..",
+        "./name",
+        "org/name@",
+        "org/name@../x",
+        "org/na me",
+        "org/name@a//b",
+        "org/name@/x",
+        "org/name@.x",
+        "org/na--me",
+        "org/name.git",
+        "~/name",
+        "org\\name",
+        "-org/name",
+        "org/né",
+    ] {
+        assert_eq!(HubId::parse(bad), None, "{bad}");
+    }
+    assert_eq!(HubId::parse(&format!("org/{}", "n".repeat(93))), None);
+
+    let folder = Folder::plain();
+    assert_eq!(resolve(folder.path().to_str().unwrap(), None).unwrap(), folder.path());
+    for neither in ["/no/such/folder", "no-such-folder", "./models/x", "a/b/c"] {
+        let message = resolve(neither, None).unwrap_err().to_string();
+        assert_says(&message, &["model folder not found", neither, "org/name[@revision]"]);
+    }
+}
+
+/// Not a test of its own: [`the_environment_is_read`] runs it with variables set, which a process can do only for its children.
+#[test]
+#[ignore = "run by the_environment_is_read"]
+fn print_options() {
+    println!("{:?}", HubOptions::from_env());
+    println!("{}", resolve("org/absent", None).unwrap_err());
+}
+
+#[test]
+fn the_environment_is_read() {
+    const VARIABLES: [&str; 9] = [
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "XDG_CACHE_HOME",
+        "HF_ENDPOINT",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HF_HUB_OFFLINE",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    ];
+    let run = |set: &[(&str, &str)]| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "print_options", "--ignored", "--nocapture"]);
+        VARIABLES.iter().for_each(|name| drop(command.env_remove(name)));
+        let output =
+            command.env("HOME", "/home/u").env("HF_ENDPOINT", "http://127.0.0.1:1").envs(set.iter().copied()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let usual = run(&[]);
+    assert_says(&usual, &["cache: \"/home/u/.cache/huggingface/hub\"", "token: None", "offline: false"]);
+    assert_says(&usual, &["endpoint: \"http://127.0.0.1:1\"", "http://127.0.0.1:1 cannot be reached"]);
+    assert_says(&run(&[("XDG_CACHE_HOME", "/x")]), &["cache: \"/x/huggingface/hub\""]);
+    assert_says(&run(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/hf")]), &["cache: \"/home/u/hf/hub\""]);
+    assert_says(&run(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")]), &["cache: \"/c\""]);
+    for yes in ["1", "ON", "yes", "True"] {
+        assert_says(
+            &run(&[("HF_HUB_OFFLINE", yes)]),
+            &["offline: true", "org/absent@main: not in the cache", "HF_HUB_OFFLINE is set"],
+        );
+    }
+    assert_says(&run(&[("HF_HUB_OFFLINE", "0")]), &["offline: false"]);
+    let with_token = run(&[("HF_TOKEN", " hf_x\n")]);
+    assert_says(&with_token, &["token: Some("]);
+    assert!(!with_token.contains("hf_x"), "a token is never shown");
+    assert_says(&run(&[("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), &["token: None"]);
+}

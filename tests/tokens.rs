@@ -1,0 +1,382 @@
+//! Tokenizing and batching: `trt_embed::tokens` against the `tokenizers` library used plainly, and the batching rules as properties.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::path::Path;
+use trt_embed::Error;
+use trt_embed::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings, batches_from_ids};
+
+const VOCAB: [&str; 24] = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "##s", "##at", "a", "query", ":", ",", "中",
+    "文", "cafe", "s", "The", "q", "##uery", "i",
+];
+const PAD: u32 = 0;
+const SEP: u32 = 3;
+const ADDED: u32 = 24;
+const TABLE: usize = 25;
+
+/// A WordPiece tokenizer with truncation and padding of its own, as published files have them: overriding must undo both.
+fn tokenizer_json(post_processor: &Value, added: Option<Value>) -> Value {
+    let vocab: serde_json::Map<String, Value> =
+        VOCAB.iter().enumerate().map(|(id, token)| ((*token).to_owned(), json!(id))).collect();
+    let special = |id: usize| json!({"id": id, "content": VOCAB[id], "single_word": false, "lstrip": id == 4, "rstrip": false, "normalized": false, "special": true});
+    let mut added_tokens: Vec<Value> = (0..5).map(special).collect();
+    added_tokens.extend(added);
+    json!({
+        "version": "1.0",
+        "truncation": {"direction": "Left", "max_length": 6, "strategy": "LongestFirst", "stride": 1},
+        "padding": {"strategy": {"Fixed": 16}, "direction": "Left", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": added_tokens,
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": post_processor,
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab}
+    })
+}
+
+fn bert_processing() -> Value {
+    json!({"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]})
+}
+
+/// Two special tokens before the text and two after it.
+fn template() -> Value {
+    let piece = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+    let special = |name: &str, id: u32| json!({"id": name, "ids": [id], "tokens": [name]});
+    json!({
+        "type": "TemplateProcessing",
+        "single": [piece("[CLS]"), piece("[MASK]"), {"Sequence": {"id": "A", "type_id": 0}}, piece("[SEP]"), piece("[SEP]")],
+        "pair": [piece("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"[CLS]": special("[CLS]", 2), "[SEP]": special("[SEP]", 3), "[MASK]": special("[MASK]", 4)}
+    })
+}
+
+fn post_processors() -> [(Value, usize); 3] {
+    [(bert_processing(), 2), (template(), 4), (Value::Null, 0)]
+}
+
+/// An added token that spans a space, or whose normal form does; or one that does neither.
+fn added_tokens() -> [Option<Value>; 4] {
+    let token = |content: &str, normalized: bool| {
+        Some(
+            json!({"id": ADDED, "content": content, "single_word": false, "lstrip": false, "rstrip": true, "normalized": normalized, "special": false}),
+        )
+    };
+    [None, token("sat on", false), token("mat中the", true), token("catmat", true)]
+}
+
+fn open(json: &Value, settings: TokenizerSettings) -> Tokenizer {
+    Tokenizer::from_bytes(json.to_string().as_bytes(), settings).unwrap()
+}
+
+fn settings(max_tokens: usize) -> TokenizerSettings {
+    TokenizerSettings::new(max_tokens, PAD, TABLE)
+}
+
+fn roomy() -> BatchPlan {
+    BatchPlan::new(64, 1 << 20, 1)
+}
+
+/// Ids of each text in the caller's order.
+fn restore(tokenized: &Tokenized) -> Vec<Vec<u32>> {
+    let mut rows = vec![None; tokenized.tokens.len()];
+    for batch in &tokenized.batches {
+        for ((ids, &length), &row) in batch.ids.chunks(batch.seq).zip(&batch.lengths).zip(&batch.rows) {
+            let ids = ids[..length as usize].iter().map(|&id| id as u32).collect();
+            assert!(rows[row].replace(ids).is_none(), "text {row} appears twice");
+        }
+    }
+    rows.into_iter().map(|row| row.expect("every text appears")).collect()
+}
+
+fn encode(tokenizer: &Tokenizer, texts: &[&str]) -> Vec<Vec<u32>> {
+    restore(&tokenizer.encode(texts, &roomy()).unwrap())
+}
+
+/// The library on its own: truncation at `max_tokens` (none when `None`), no padding.
+fn reference(json: &Value, text: &str, max_tokens: Option<usize>) -> Vec<u32> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
+    tokenizer.with_padding(None);
+    let truncation = max_tokens.map(|max_length| tokenizers::TruncationParams { max_length, ..Default::default() });
+    tokenizer.with_truncation(truncation).unwrap();
+    tokenizer.encode(text, true).unwrap().get_ids().to_vec()
+}
+
+#[test]
+fn the_files_truncation_and_padding_are_overridden() {
+    let tokenizer = open(&tokenizer_json(&bert_processing(), None), settings(12));
+    let tokenized = tokenizer.encode(&["the cat sat on the mat, the cats", "cat"], &roomy()).unwrap();
+    assert_eq!(restore(&tokenized), [vec![2, 5, 6, 7, 8, 5, 9, 15, 5, 6, 10, 3], vec![2, 6, 3]]);
+    assert_eq!((tokenized.tokens, tokenized.truncated), (vec![12, 3], 0));
+    let batch = &tokenized.batches[0];
+    assert_eq!((batch.batch(), batch.seq, batch.skip), (2, 12, 0));
+    assert_eq!(batch.ids[12..], [2, 6, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn a_text_at_the_limit_is_not_cut_and_one_beyond_it_is() {
+    for (post_processor, added) in post_processors() {
+        let json = tokenizer_json(&post_processor, None);
+        for max_tokens in added.max(1)..added + 6 {
+            let tokenizer = open(&json, settings(max_tokens));
+            for words in 0..12 {
+                let text = "cat ".repeat(words);
+                let tokenized = tokenizer.encode(&[&text], &roomy()).unwrap();
+                assert_eq!(
+                    restore(&tokenized)[0],
+                    reference(&json, &text, Some(max_tokens)),
+                    "{max_tokens} tokens of {words} words"
+                );
+                assert_eq!(tokenized.truncated, usize::from(words + added > max_tokens), "{max_tokens} tokens of {words} words");
+            }
+        }
+    }
+}
+
+#[test]
+fn special_tokens_without_room_are_an_error() {
+    for (post_processor, added) in post_processors() {
+        let json = tokenizer_json(&post_processor, None).to_string();
+        let error = Tokenizer::from_bytes(json.as_bytes(), settings(added.max(1) - 1)).unwrap_err();
+        assert!(matches!(error, Error::Setting { setting: "--max-tokens", .. }), "{error}");
+    }
+}
+
+#[test]
+fn an_empty_text_has_its_special_tokens() {
+    let tokenizer = open(&tokenizer_json(&bert_processing(), None), settings(8));
+    assert_eq!(encode(&tokenizer, &[""]), [vec![2, 3]]);
+    // Without special tokens nothing is left, but the rectangle keeps a column.
+    let tokenizer = open(&tokenizer_json(&Value::Null, None), settings(8));
+    let tokenized = tokenizer.encode(&[""], &roomy()).unwrap();
+    let batch = &tokenized.batches[0];
+    assert_eq!((batch.ids.as_slice(), batch.lengths.as_slice(), batch.seq), ([0].as_slice(), [0].as_slice(), 1));
+}
+
+#[test]
+fn no_texts_give_no_batches() {
+    let tokenizer = open(&tokenizer_json(&bert_processing(), None), settings(8));
+    let tokenized = tokenizer.encode(&[] as &[&str], &roomy()).unwrap();
+    assert_eq!(tokenized, Tokenized::default());
+}
+
+#[test]
+fn a_prompt_is_put_before_every_text_and_counted_without_its_last_special_token() {
+    let json = tokenizer_json(&bert_processing(), None);
+    let mut with_prompt = settings(8);
+    with_prompt.prompt = Some("query: ".to_owned());
+    let tokenizer = open(&json, with_prompt.clone());
+    assert_eq!(encode(&tokenizer, &["the cat", ""]), [vec![2, 13, 14, 5, 6, 3], vec![2, 13, 14, 3]]);
+    assert_eq!(tokenizer.skip(), 0);
+
+    with_prompt.skip_prompt = true;
+    let tokenizer = open(&json, with_prompt.clone());
+    assert_eq!(tokenizer.skip(), 3);
+    assert!(tokenizer.encode(&["the cat"], &roomy()).unwrap().batches.iter().all(|batch| batch.skip == 3));
+    // The prompt alone is cut at the limit too.
+    with_prompt.max_tokens = 3;
+    assert_eq!(open(&json, with_prompt.clone()).skip(), 2);
+    // No special token at the end, so none is left out.
+    with_prompt.max_tokens = 8;
+    assert_eq!(open(&tokenizer_json(&Value::Null, None), with_prompt.clone()).skip(), 2);
+    with_prompt.prompt = Some(String::new());
+    assert_eq!(open(&json, with_prompt.clone()).skip(), 0);
+    with_prompt.prompt = None;
+    assert_eq!(open(&json, with_prompt).skip(), 0);
+}
+
+#[test]
+fn lower_casing_spares_special_tokens_in_the_text() {
+    let mut json = tokenizer_json(&bert_processing(), None);
+    for normalizer in [
+        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": true, "lowercase": false}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}]}),
+        json!({"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}]}),
+        Value::Null,
+    ] {
+        json["normalizer"] = normalizer.clone();
+        let mut lower = settings(8);
+        lower.lower_case = true;
+        assert_eq!(encode(&open(&json, lower), &["The CAT [SEP]"]), [vec![2, 5, 6, SEP, 3]], "{normalizer}");
+        if !normalizer.to_string().contains("Lowercase") {
+            assert_eq!(encode(&open(&json, settings(8)), &["The CAT [SEP]"]), [vec![2, 20, 1, SEP, 3]], "{normalizer}");
+        }
+    }
+}
+
+#[test]
+fn ids_outside_the_table_name_the_text() {
+    let tokenizer = open(&tokenizer_json(&bert_processing(), None), TokenizerSettings::new(8, PAD, 9));
+    let error = tokenizer.encode(&["the cat", "sat on", "the mat"], &roomy()).unwrap_err();
+    assert!(matches!(error, Error::TokenId { id: 9, text: 2, vocab_size: 9 }), "{error}");
+    let error = batches_from_ids(&[vec![u32::MAX]], PAD, usize::MAX, 0, &roomy()).unwrap_err();
+    assert!(matches!(error, Error::TokenId { id: u32::MAX, text: 0, .. }), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let error = Tokenizer::open(&path, settings(8)).unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+
+    let whole = tokenizer_json(&bert_processing(), None).to_string();
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(encode(&Tokenizer::open(&path, settings(8)).unwrap(), &["cat"]), [vec![2, 6, 3]]);
+
+    for damaged in [&whole[..whole.len() / 2], "", "{}", "[]", "\u{feff}", &whole.replace("WordPiece", "Word")] {
+        std::fs::write(&path, damaged).unwrap();
+        let error = Tokenizer::open(&path, settings(8)).unwrap_err();
+        assert!(matches!(&error, Error::Tokenizer { reason } if reason.contains("tokenizer.json")), "{error}");
+    }
+    std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    assert!(matches!(Tokenizer::open(&path, settings(8)).unwrap_err(), Error::Tokenizer { .. }));
+    assert!(matches!(Tokenizer::open(folder.path(), settings(8)).unwrap_err(), Error::Io { .. }));
+    assert!(matches!(
+        Tokenizer::from_bytes(whole.as_bytes(), TokenizerSettings::new(8, 9, 9)).unwrap_err(),
+        Error::Tokenizer { .. }
+    ));
+}
+
+#[test]
+fn a_text_that_cannot_be_encoded_is_named() {
+    // WordPiece has no id for an unknown word when its unknown token is not in the vocabulary.
+    let mut json = tokenizer_json(&bert_processing(), None);
+    json["model"]["unk_token"] = json!("<unknown>");
+    let tokenizer = open(&json, settings(8));
+    // Long enough for the parallel path, which must still report the first of the two.
+    let texts: Vec<String> =
+        (0..2000).map(|i| if i == 700 || i == 1900 { "xyz".to_owned() } else { "the cat".to_owned() }).collect();
+    let error = tokenizer.encode(&texts, &roomy()).unwrap_err();
+    assert!(matches!(&error, Error::Tokenizer { reason } if reason.starts_with("text 700:")), "{error}");
+}
+
+#[test]
+fn many_texts_at_once_equal_each_alone_in_input_order() {
+    let tokenizer = open(&tokenizer_json(&bert_processing(), None), settings(20));
+    let texts: Vec<String> = (0..500).map(|i| format!("the {}cat {}", "sat on ".repeat(i % 13), "a ".repeat(i % 7))).collect();
+    let together = restore(&tokenizer.encode(&texts, &BatchPlan::new(32, 256, 4)).unwrap());
+    for (text, ids) in texts.iter().zip(together) {
+        assert_eq!(encode(&tokenizer, &[text]), [ids]);
+    }
+}
+
+#[test]
+fn a_tokenizer_serves_many_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(&open(&tokenizer_json(&bert_processing(), None), settings(8)));
+    assert!(Tokenizer::open(Path::new(""), settings(8)).is_err());
+}
+
+/// Pieces that meet every rule of the tokenizer: words, punctuation, several scripts, marks, control characters, special tokens.
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        6 => Just(" ".to_owned()),
+        6 => prop::sample::select(vec!["the", "cats", "sat", "on", "sat on", "mat", "mat中the", "catmat", "query", "THE", "xyz"]).prop_map(str::to_owned),
+        2 => prop::sample::select(vec!["[SEP]", "[MASK]", "[CLS", "中文", "café", "e\u{301}", "\u{301}", ",", ":", "\t", "\n", "\r\n", "\u{0}", "\u{a0}", "\u{3000}", "\u{200b}", "\u{fffd}", "İ", "🙂"])
+            .prop_map(str::to_owned),
+        1 => any::<char>().prop_map(String::from),
+    ];
+    prop::collection::vec(piece, 0..300).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    /// The library's own truncation, on any text and with any added token, whether or not we look at a part of the text only.
+    #[test]
+    fn ids_equal_the_library(text in text(), max_tokens in 4usize..30, post in 0usize..3, added in 0usize..4) {
+        let json = tokenizer_json(&post_processors()[post].0, added_tokens()[added].clone());
+        let tokenized = open(&json, settings(max_tokens)).encode(&[&text], &roomy()).unwrap();
+        prop_assert_eq!(&restore(&tokenized)[0], &reference(&json, &text, Some(max_tokens)));
+        prop_assert_eq!(tokenized.truncated, usize::from(reference(&json, &text, None).len() > max_tokens));
+    }
+
+    #[test]
+    fn batches_hold_every_row_once_within_the_limits(
+        lengths in prop::collection::vec(0usize..40, 0..60),
+        max_batch in 0usize..12,
+        batch_tokens in 0usize..200,
+        parallelism in 0usize..6,
+        skip in 0u32..4,
+    ) {
+        // Ids tell the row and the place in it.
+        let rows: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(row, &n)| (0..n).map(|i| (row * 64 + i + 1) as u32).collect()).collect();
+        let batches = batches_from_ids(&rows, PAD, 64 * 64, skip, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
+        let mut order = Vec::new();
+        for batch in &batches {
+            let TokenBatch { ids, lengths, seq, rows: places, .. } = batch;
+            prop_assert_eq!(batch.batch(), places.len());
+            prop_assert_eq!(ids.len(), batch.batch() * seq);
+            prop_assert_eq!(batch.skip, skip);
+            prop_assert!(batch.batch() >= 1 && batch.batch() <= max_batch.max(1));
+            prop_assert!(ids.len() <= batch_tokens || batch.batch() == 1);
+            prop_assert_eq!(*seq, lengths.iter().max().map_or(1, |&longest| (longest as usize).max(1)));
+            for ((row, &length), &place) in ids.chunks(*seq).zip(lengths).zip(places) {
+                let (real, padding) = row.split_at(length as usize);
+                prop_assert!(real.iter().map(|&id| id as u32).eq(rows[place].iter().copied()));
+                prop_assert!(padding.iter().all(|&id| id == PAD as i32));
+                order.push(place);
+            }
+        }
+        // Longest first, and stable.
+        prop_assert!(order.is_sorted_by_key(|&place| (std::cmp::Reverse(rows[place].len()), place)));
+        order.sort_unstable();
+        prop_assert!(order.into_iter().eq(0..rows.len()));
+    }
+
+    /// Against every way to cut the sorted rows: filled batches are the fewest possible; over several workers the number of rounds
+    /// stays the fewest possible and the costliest batch is the cheapest that so many batches allow.
+    #[test]
+    fn work_is_shared_as_evenly_as_batches_allow(
+        lengths in prop::collection::vec(1usize..20, 1..10),
+        max_batch in 1usize..8,
+        batch_tokens in 10usize..120,
+        parallelism in 1usize..6,
+    ) {
+        let rows: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![1; n]).collect();
+        let batches = batches_from_ids(&rows, PAD, 2, 0, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
+        let found = batches.iter().map(|batch| batch.ids.len()).max().unwrap();
+
+        let mut sorted = lengths;
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        // Bit i of `cuts` starts a new batch after row i.
+        let cuttings: Vec<(usize, usize)> = (0u32..1 << (sorted.len() - 1))
+            .filter_map(|cuts| {
+                let (mut start, mut costs) = (0, Vec::new());
+                for end in 1..=sorted.len() {
+                    if end == sorted.len() || cuts >> (end - 1) & 1 == 1 {
+                        let cost = (end - start) * sorted[start];
+                        if end - start > max_batch || (cost > batch_tokens && end - start > 1) {
+                            return None;
+                        }
+                        costs.push(cost);
+                        start = end;
+                    }
+                }
+                Some((costs.len(), costs.into_iter().max()?))
+            })
+            .collect();
+        let fewest = cuttings.iter().map(|&(count, _)| count).min().unwrap();
+        let rounds = fewest.div_ceil(parallelism);
+        prop_assert_eq!(batches.len().div_ceil(parallelism), rounds);
+        if parallelism == 1 {
+            prop_assert_eq!(batches.len(), fewest);
+        } else if fewest % parallelism != 0 {
+            let best = cuttings.iter().filter(|&&(count, _)| count <= rounds * parallelism).map(|&(_, cost)| cost).min().unwrap();
+            prop_assert_eq!(found, best);
+        }
+    }
+}
+
+#[test]
+fn a_small_load_is_shared_among_the_workers() {
+    let rows = vec![vec![1; 10]; 8];
+    let sizes = |parallelism| -> Vec<usize> {
+        let batches = batches_from_ids(&rows, PAD, 2, 0, &BatchPlan::new(64, 1 << 20, parallelism)).unwrap();
+        batches.iter().map(TokenBatch::batch).collect()
+    };
+    assert_eq!(sizes(1), [8]);
+    assert_eq!(sizes(3), [3, 3, 2]);
+    assert_eq!(sizes(4), [2, 2, 2, 2]);
+    assert_eq!(sizes(64), [1; 8]);
+    assert_eq!(sizes(usize::MAX), [1; 8]);
+}
