@@ -155,6 +155,10 @@ pub enum Error {
         /// What to do about it.
         next: String,
     },
+    /// The CUDA driver, NVRTC or a GPU failed or is not there.
+    #[cfg(feature = "tensorrt")]
+    #[error(transparent)]
+    Cuda(#[from] crate::cuda::CudaError),
     /// An executor failed or is not part of this build.
     #[error("{backend} backend: {reason}")]
     Backend {

@@ -3,6 +3,8 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+#[cfg(feature = "tensorrt")]
+pub mod cuda;
 mod embedder;
 mod error;
 pub mod files;

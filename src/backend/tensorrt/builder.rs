@@ -1,8 +1,9 @@
 //! Builds plans: an ONNX graph and settings in, a serialised engine out.
 
 use super::ffi::{BuildWatch, bridge};
-use super::library::{CudaReady, Library};
+use super::library::Library;
 use super::profile::Profile;
+use crate::cuda::Device;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -112,14 +113,14 @@ impl Library {
     }
 }
 
-/// Builds an engine for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
+/// Builds an engine on `device` for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
 ///
 /// # Errors
 /// [`Error::Setting`] without a profile; [`Error::TensorRtLibrary`] without the parser's library; [`Error::Cancelled`] when
 /// `progress` asked for it; [`Error::TensorRt`] with what TensorRT logged, e.g. the node that it does not know.
 pub fn build_plan(
     library: &Library,
-    cuda: &CudaReady,
+    device: &Device,
     onnx: &[u8],
     settings: &BuildSettings,
     progress: &dyn BuildProgress,
@@ -146,7 +147,7 @@ pub fn build_plan(
         detailed_layers: settings.layer_details == LayerDetails::Full,
         timing_cache: &settings.timing_cache,
     };
-    cuda.bind()?;
+    device.bind()?;
     let built = library.with_parser(|parser| bridge::build(library.handle(), parser, &request, &BuildWatch(progress)))?;
     if progress.cancelled() {
         return Err(Error::Cancelled { what: WHAT });

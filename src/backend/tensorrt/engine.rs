@@ -1,16 +1,17 @@
 //! Engines and their execution contexts: loads plans, tells what they take and give, runs them on a stream.
 //!
-//! Each value keeps what it needs alive: a [`Context`] its engine, stream and device memory, an [`Engine`] its [`Runtime`], a
-//! runtime its [`Library`]. Fields are declared borrower first, because Rust drops them in that order.
+//! Each value keeps what it needs alive: a [`Context`] its engine and buffers, an [`Engine`] its [`Runtime`], a runtime its
+//! [`Library`]; and a [`Stream`] or captured graph keeps the context and buffers of the work put into it. Fields are declared
+//! borrower first, because Rust drops them in that order.
 
 use super::builder::failure;
 use super::ffi::bridge;
-use super::library::{CudaReady, Library};
+use super::library::Library;
+use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
 use crate::{Error, Result};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use cxx::UniquePtr;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Whether a tensor goes into an engine or comes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,35 +77,10 @@ pub struct LayerTime {
     pub milliseconds: f32,
 }
 
-pub(crate) mod sealed {
-    /// Keeps [`super::DeviceMemory`] to types of which this crate knows that they own what they name.
-    pub trait Sealed {}
-}
-
-/// Device memory that lives as long as its owner.
-pub trait DeviceMemory: sealed::Sealed + Send + Sync {
-    /// Device address of the first byte.
-    fn address(&self) -> u64;
-    /// Size in bytes.
-    fn bytes(&self) -> usize;
-}
-
-impl<T: Send + Sync> sealed::Sealed for CudaSlice<T> {}
-
-impl<T: Send + Sync> DeviceMemory for CudaSlice<T> {
-    fn address(&self) -> u64 {
-        self.device_ptr(self.stream()).0
-    }
-
-    fn bytes(&self) -> usize {
-        self.num_bytes()
-    }
-}
-
 /// TensorRT's runtime on one device.
 pub struct Runtime {
     runtime: UniquePtr<bridge::Runtime>,
-    cuda: CudaReady,
+    device: Device,
     library: Arc<Library>,
 }
 
@@ -116,27 +92,37 @@ pub struct Engine {
     runtime: Arc<Runtime>,
 }
 
-/// An engine at one profile on one stream, with the device memory it reads and writes.
-///
-/// `Send`, not `Sync`: one thread at a time.
+/// An engine at one profile, with the device memory it reads and writes. One thread at a time, always on the same stream.
 pub struct Context {
-    context: UniquePtr<bridge::Context>,
-    /// All that was ever handed to the context: work in flight and captured graphs may still use it.
-    memory: Vec<Arc<dyn DeviceMemory>>,
-    stream: Arc<CudaStream>,
+    running: Arc<Running>,
+    /// Of each tensor, by its place in [`Engine::io`].
+    buffers: Vec<Option<DeviceBuffer<u8>>>,
+    scratch: Option<DeviceBuffer<u8>>,
+    stream: usize,
     profile: usize,
+}
+
+/// What enqueued work uses of a context: held by the stream until the work is done, by a captured graph as long as it lives.
+struct Running {
+    /// Locked by the one [`Context`] that owns it; the others that hold it only keep it alive.
+    context: Mutex<UniquePtr<bridge::Context>>,
     engine: Arc<Engine>,
 }
 
 impl Runtime {
-    /// Starts TensorRT's runtime on the device of `cuda`.
+    /// Starts TensorRT's runtime on `device`.
     ///
     /// # Errors
     /// [`Error::TensorRt`].
-    pub fn new(library: &Arc<Library>, cuda: &CudaReady) -> Result<Arc<Self>> {
-        cuda.bind()?;
+    pub fn new(library: &Arc<Library>, device: &Device) -> Result<Arc<Self>> {
+        device.bind()?;
         let runtime = library.handle().create_runtime().map_err(|exception| failure("start its runtime", &exception))?;
-        Ok(Arc::new(Self { runtime, cuda: cuda.clone(), library: Arc::clone(library) }))
+        Ok(Arc::new(Self { runtime, device: device.clone(), library: Arc::clone(library) }))
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The library behind it.
@@ -152,7 +138,7 @@ impl Engine {
     /// [`Error::TensorRt`] for a plan of another TensorRT or GPU, a damaged one, or one whose tensors are not plain device memory.
     pub fn deserialize(runtime: &Arc<Runtime>, plan: &[u8]) -> Result<Arc<Self>> {
         const ACTION: &str = "load the engine";
-        runtime.cuda.bind()?;
+        runtime.device.bind()?;
         let engine = runtime.runtime.deserialize(plan).map_err(|exception| failure(ACTION, &exception))?;
         let io: Vec<IoTensor> = engine
             .io()
@@ -219,50 +205,83 @@ impl Engine {
         &self.runtime
     }
 
-    /// A context at `profile` that works on `stream`, with every input at the profile's largest shape.
+    /// A context at `profile` that works on `stream`, with every input at the profile's largest shape. Waits for the stream.
     ///
-    /// `scratch` is device memory for intermediate results, at least [`Engine::scratch_bytes`], which contexts that never run at
-    /// the same time may share; without it TensorRT allocates its own.
+    /// `scratch` is device memory for intermediate results, at least [`Engine::scratch_bytes`], which contexts on one stream may
+    /// share, because their work follows one another; without it TensorRT allocates its own.
     ///
     /// # Errors
-    /// [`Error::TensorRt`], also for scratch that is too small.
+    /// [`Error::TensorRt`], also for scratch that is too small; [`Error::Cuda`].
     pub fn create_context(
         self: &Arc<Self>,
         profile: usize,
-        stream: &Arc<CudaStream>,
-        scratch: Option<Arc<dyn DeviceMemory>>,
+        stream: &mut Stream,
+        scratch: Option<DeviceBuffer<u8>>,
     ) -> Result<Context> {
         const ACTION: &str = "create an execution context";
-        let refused = |reason: String| Error::TensorRt { action: ACTION, reason, next: "This is a fault of trt-embed: please report it." };
         let failed = |exception: cxx::Exception| failure(ACTION, &exception);
-        let Some(ranges) = self.profiles.get(profile) else {
-            return Err(refused(format!("the engine has {} profiles, number {profile} was asked for", self.profiles.len())));
-        };
-        self.runtime.cuda.bind()?;
+        let ranges = self.profiles.get(profile).ok_or_else(|| {
+            misuse(ACTION, format!("the engine has {} profiles, number {profile} was asked for", self.profiles.len()))
+        })?;
+        self.check_device(ACTION, stream.device())?;
+        if let Some(scratch) = &scratch {
+            self.check_buffer(ACTION, scratch, self.scratch_bytes(profile)?)?;
+        }
+        self.runtime.device.bind()?;
         let owner = if scratch.is_some() { bridge::Scratch::Given } else { bridge::Scratch::Own };
-        let context = self.engine.create_context(owner).map_err(failed)?;
-        let mut context =
-            Context { context, memory: Vec::new(), stream: Arc::clone(stream), profile, engine: Arc::clone(self) };
-        if let Some(scratch) = scratch {
-            let needed = self.scratch_bytes(profile)?;
-            check_memory(scratch.as_ref(), needed).map_err(refused)?;
-            context.context.pin_mut().set_scratch(address(scratch.as_ref()), scratch.bytes()).map_err(failed)?;
-            context.memory.push(scratch);
+        let mut raw = self.engine.create_context(owner).map_err(failed)?;
+        if let Some(scratch) = &scratch {
+            raw.pin_mut().set_scratch(address(scratch), scratch.bytes()).map_err(failed)?;
         }
-        let stream = context.raw_stream();
-        context.context.pin_mut().set_profile(index(profile), stream).map_err(failed)?;
-        context.synchronize()?;
+        let running = Arc::new(Running { context: Mutex::new(raw), engine: Arc::clone(self) });
+        stream.hold(Arc::clone(&running));
+        let number = stream.raw() as usize;
+        running.lock().pin_mut().set_profile(index(profile), number).map_err(failed)?;
+        stream.synchronize()?;
         for range in ranges {
-            context.context.pin_mut().set_input_shape(index(range.tensor), &range.max).map_err(failed)?;
+            running.lock().pin_mut().set_input_shape(index(range.tensor), &range.max).map_err(failed)?;
         }
-        Ok(context)
+        Ok(Context { running, buffers: vec![None; self.io.len()], scratch, stream: number, profile })
+    }
+
+    fn check_device(&self, action: &'static str, device: &Device) -> Result<()> {
+        if self.runtime.device.same(device) {
+            return Ok(());
+        }
+        let (own, other) = (self.runtime.device.properties().ordinal, device.properties().ordinal);
+        Err(misuse(action, format!("the engine is on GPU {own}, this is on GPU {other}")))
+    }
+
+    /// TensorRT wants addresses aligned to 256 bytes.
+    fn check_buffer<T: DeviceValue>(&self, action: &'static str, buffer: &DeviceBuffer<T>, needed: usize) -> Result<()> {
+        self.check_device(action, buffer.device())?;
+        if buffer.bytes() >= needed && buffer.address().is_multiple_of(256) {
+            return Ok(());
+        }
+        Err(misuse(action, format!("{buffer:?} was given, {needed} bytes at a multiple of 256 are needed")))
+    }
+}
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, UniquePtr<bridge::Context>> {
+        // A panic while it was locked came from this crate, before or after a call of TensorRT.
+        self.context.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The context frees its memory next, on the device that is current.
+        if let Err(error) = self.engine.runtime.device.bind() {
+            log::warn!("while closing an execution context: {error}");
+        }
     }
 }
 
 impl Context {
     /// The engine that it runs.
     pub fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.running.engine
     }
 
     /// The profile that it was made for.
@@ -270,17 +289,12 @@ impl Context {
         self.profile
     }
 
-    /// The stream that it works on.
-    pub fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
-
     /// Sets the shape of an input for the next runs.
     ///
     /// # Errors
     /// [`Error::OutsideProfile`] for a shape that the profile does not serve; [`Error::TensorRt`].
     pub fn set_input_shape(&mut self, tensor: usize, shape: &[i64]) -> Result<()> {
-        let ranges = self.engine.profiles.get(self.profile).map(Vec::as_slice).unwrap_or_default();
+        let ranges = self.engine().profiles.get(self.profile).map(Vec::as_slice).unwrap_or_default();
         if let Some(range) = ranges.iter().find(|range| range.tensor == tensor)
             && !range.holds(shape)
         {
@@ -290,7 +304,8 @@ impl Context {
                 profiles: format!("{}:{}:{}", write(&range.min), write(&range.opt), write(&range.max)),
             });
         }
-        self.context
+        self.running
+            .lock()
             .pin_mut()
             .set_input_shape(index(tensor), shape)
             .map_err(|exception| failure("set an input's shape", &exception))
@@ -301,37 +316,39 @@ impl Context {
     /// # Errors
     /// [`Error::TensorRt`] for a tensor that does not exist.
     pub fn shape(&self, tensor: usize) -> Result<Vec<i64>> {
-        self.context.shape(index(tensor)).map_err(|exception| failure("tell a tensor's shape", &exception))
+        self.running.lock().shape(index(tensor)).map_err(|exception| failure("tell a tensor's shape", &exception))
     }
 
-    /// Lets a tensor live in `memory`, which the context then keeps alive. It must be aligned to 256 bytes.
+    /// Lets a tensor live in `buffer`, aligned to 256 bytes, until another takes its place.
     ///
     /// # Errors
-    /// [`Error::TensorRt`].
-    pub fn set_memory(&mut self, tensor: usize, memory: &Arc<dyn DeviceMemory>) -> Result<()> {
-        const ACTION: &str = "use a tensor's memory";
-        check_memory(memory.as_ref(), 1).map_err(|reason| Error::TensorRt {
-            action: ACTION,
-            reason,
-            next: "This is a fault of trt-embed: please report it.",
-        })?;
-        if !self.memory.iter().any(|kept| Arc::ptr_eq(kept, memory)) {
-            self.memory.push(Arc::clone(memory));
-        }
-        self.context
+    /// [`Error::TensorRt`] for a tensor that does not exist, or a buffer of another device, empty or not aligned.
+    pub fn set_buffer<T: DeviceValue>(&mut self, tensor: usize, buffer: &DeviceBuffer<T>) -> Result<()> {
+        const ACTION: &str = "use a tensor's buffer";
+        self.engine().check_buffer(ACTION, buffer, 1)?;
+        let bytes = buffer.cast::<u8>()?;
+        self.running
+            .lock()
             .pin_mut()
-            .set_address(index(tensor), address(memory.as_ref()), memory.bytes())
-            .map_err(|exception| failure(ACTION, &exception))
+            .set_address(index(tensor), address(buffer), buffer.bytes())
+            .map_err(|exception| failure(ACTION, &exception))?;
+        if let Some(place) = self.buffers.get_mut(tensor) {
+            *place = Some(bytes);
+        }
+        Ok(())
     }
 
-    /// Puts one run onto the stream, or into the graph that the stream captures. Allocates nothing.
+    /// Puts one run onto the stream, or into the graph that the stream captures.
+    ///
+    /// Run once and synchronise before capturing: the first run at a shape sets things up that cannot be captured.
     ///
     /// # Errors
-    /// [`Error::TensorRt`], also for memory that is too small for a tensor's present shape.
-    pub fn enqueue(&mut self) -> Result<()> {
-        self.engine.runtime.cuda.bind()?;
-        let stream = self.raw_stream();
-        self.context.pin_mut().enqueue(stream).map_err(|exception| failure("run the engine", &exception))
+    /// [`Error::TensorRt`], also for a buffer that is too small for its tensor's present shape, and for another stream than the
+    /// context was made with.
+    pub fn enqueue(&mut self, stream: &mut Stream) -> Result<()> {
+        self.hold(stream)?;
+        let mut context = self.running.lock();
+        context.pin_mut().enqueue(self.stream).map_err(|exception| failure("run the engine", &exception))
     }
 
     /// Runs once and gives the time of each layer, in order. The context is slower from then on and cannot be captured: make one
@@ -339,37 +356,29 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::enqueue`].
-    pub fn measure_layers(&mut self) -> Result<Vec<LayerTime>> {
-        self.engine.runtime.cuda.bind()?;
-        let stream = self.raw_stream();
+    pub fn measure_layers(&mut self, stream: &mut Stream) -> Result<Vec<LayerTime>> {
+        self.hold(stream)?;
         let rows = self
-            .context
+            .running
+            .lock()
             .pin_mut()
-            .enqueue_profiled(stream)
+            .enqueue_profiled(self.stream)
             .map_err(|exception| failure("measure the layers", &exception))?;
-        self.synchronize()?;
+        stream.synchronize()?;
         Ok(rows.into_iter().map(|row| LayerTime { name: row.name, milliseconds: row.milliseconds }).collect())
     }
 
-    fn raw_stream(&self) -> usize {
-        self.stream.cu_stream() as usize
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().map_err(|error| Error::TensorRt {
-            action: "finish its work on the GPU",
-            reason: error.to_string(),
-            next: "`nvidia-smi` shows whether the GPU still answers.",
-        })
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        // Work in flight reads the context's memory, which goes next.
-        if let Err(error) = self.engine.runtime.cuda.bind().and_then(|()| self.synchronize()) {
-            log::warn!("while closing an execution context: {error}");
+    /// Lets the stream keep alive all that the next run uses, before it may use it.
+    fn hold(&self, stream: &mut Stream) -> Result<()> {
+        if stream.raw() as usize != self.stream {
+            return Err(misuse("run the engine", "the context belongs to another stream".into()));
         }
+        stream.device().bind()?;
+        stream.hold(Arc::clone(&self.running));
+        for buffer in self.buffers.iter().flatten().chain(&self.scratch) {
+            stream.hold_buffer(buffer);
+        }
+        Ok(())
     }
 }
 
@@ -418,21 +427,13 @@ fn index(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-fn address(memory: &dyn DeviceMemory) -> usize {
-    // Checked by `check_memory`.
-    usize::try_from(memory.address()).unwrap_or(0)
+/// Addresses of 64-bit devices; the bridge refuses none, TensorRT refuses 0.
+fn address<T>(buffer: &DeviceBuffer<T>) -> usize {
+    usize::try_from(buffer.address()).unwrap_or(0)
 }
 
-/// TensorRT wants addresses aligned to 256 bytes.
-fn check_memory(memory: &dyn DeviceMemory, needed: usize) -> Result<(), String> {
-    match usize::try_from(memory.address()) {
-        Ok(address) if address != 0 && address % 256 == 0 && memory.bytes() >= needed => Ok(()),
-        _ => Err(format!(
-            "{} bytes at device address {:#x} were given, {needed} bytes aligned to 256 are needed",
-            memory.bytes(),
-            memory.address()
-        )),
-    }
+fn misuse(action: &'static str, reason: String) -> Error {
+    Error::TensorRt { action, reason, next: "This is a fault of trt-embed: please report it." }
 }
 
 impl fmt::Debug for Runtime {

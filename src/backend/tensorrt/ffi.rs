@@ -152,8 +152,8 @@ pub(super) mod bridge {
     }
 
     // SAFETY (`unsafe extern`): each function checks what it is given and reports by exception, so a call with any values is
-    // sound, save for two promises that only the callers in this folder can keep: addresses and streams handed to a `Context`
-    // are alive until it is gone, and CUDA is initialised before `create_runtime` and `build`.
+    // sound, save for two promises that the safe types around it keep: `Context` (engine.rs) takes addresses only of buffers
+    // and streams that then hold what they use, and `create_runtime` and `build` are called with an open `Device` at hand.
     unsafe extern "C++" {
         include!("trt-embed/cpp/tensorrt.h");
 

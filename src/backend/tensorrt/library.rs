@@ -2,7 +2,6 @@
 
 use super::ffi::bridge;
 use crate::{Error, Result};
-use cudarc::driver::CudaContext;
 use cxx::UniquePtr;
 use std::env;
 use std::fmt;
@@ -25,12 +24,6 @@ pub struct Version {
 pub fn header_version() -> Version {
     bridge::header_version().into()
 }
-
-/// Proof that CUDA works here, and the context that TensorRT is to use.
-///
-/// TensorRT 8.6 crashes where no driver is usable, so everything that reaches CUDA asks for this.
-#[derive(Debug, Clone)]
-pub struct CudaReady(Arc<CudaContext>);
 
 /// Where libraries are looked for, in this order: a folder, the system's loader, a Python virtual environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,32 +54,6 @@ impl Version {
         // functions for device memory.
         let too_old = self.major == 10 && self.minor == 0 && headers.minor > 0;
         self.major == headers.major && !too_old
-    }
-}
-
-impl CudaReady {
-    /// Takes `context`, whose existence shows that the driver was loaded and initialised.
-    ///
-    /// # Errors
-    /// [`Error::TensorRt`] for a context that is not its device's primary one: TensorRT's own CUDA runtime uses that one.
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
-        if context.is_primary() {
-            return Ok(Self(Arc::clone(context)));
-        }
-        Err(Error::TensorRt {
-            action: "use this CUDA context",
-            reason: format!("it is not the primary context of device {}", context.ordinal()),
-            next: "Open the device with its primary context.",
-        })
-    }
-
-    /// Makes the context current on this thread. TensorRT works with whatever is current.
-    pub(super) fn bind(&self) -> Result<()> {
-        self.0.bind_to_thread().map_err(|error| Error::TensorRt {
-            action: "use the GPU",
-            reason: error.to_string(),
-            next: "`nvidia-smi` shows whether the GPU still answers.",
-        })
     }
 }
 

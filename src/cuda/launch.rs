@@ -1,0 +1,173 @@
+//! Loaded cubins, and the launch of a kernel in them.
+#![allow(unsafe_code)]
+
+use super::cubin::{CubinCache, Source};
+use super::device::Device;
+use super::error::{Result, driver};
+use super::nvrtc;
+use cudarc::driver::{DriverError, result, sys};
+use std::ffi::{CStr, CString, c_void};
+use std::sync::Arc;
+
+/// Threads of the simple kernels' blocks.
+const SIMPLE_BLOCK: u32 = 256;
+/// Most blocks of the simple kernels, which stride over the rest.
+pub(super) const SIMPLE_GRID: usize = 4096;
+
+/// How many blocks of what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) x: u32,
+    pub(super) y: u32,
+    /// Threads of a block.
+    pub(super) block: u32,
+    /// Blocks of a cluster; 1 for none.
+    pub(super) cluster: u32,
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: u32,
+}
+
+impl Grid {
+    /// Blocks enough for `total` values, a thread each, up to [`SIMPLE_GRID`], which then stride.
+    pub(super) fn simple(total: usize) -> Self {
+        let blocks = total.div_ceil(SIMPLE_BLOCK as usize).clamp(1, SIMPLE_GRID);
+        Self { x: blocks as u32, y: 1, block: SIMPLE_BLOCK, cluster: 1, shared: 0 }
+    }
+}
+
+/// A kernel's parameters, without the heap. Each has 8 bytes of its own; the driver reads as many as the kernel declares, from
+/// the start, which on little-endian machines is right for 4-byte values too.
+pub(super) struct Parameters {
+    values: [u64; Self::MOST],
+    count: usize,
+}
+
+impl Parameters {
+    const MOST: usize = 16;
+
+    pub(super) fn new() -> Self {
+        Self { values: [0; Self::MOST], count: 0 }
+    }
+
+    fn push(&mut self, value: u64) {
+        self.values[self.count] = value; // at most 14 parameters in this file
+        self.count += 1;
+    }
+
+    pub(super) fn address(&mut self, address: u64) {
+        self.push(address);
+    }
+
+    pub(super) fn int(&mut self, n: i32) {
+        self.push(u64::from(n.cast_unsigned()));
+    }
+
+    pub(super) fn long(&mut self, n: i64) {
+        self.push(n.cast_unsigned());
+    }
+
+    fn pointers(&mut self) -> [*mut c_void; Self::MOST] {
+        let mut pointers = [std::ptr::null_mut(); Self::MOST];
+        for (pointer, value) in pointers.iter_mut().zip(&mut self.values[..self.count]) {
+            *pointer = std::ptr::from_mut(value).cast();
+        }
+        pointers
+    }
+}
+
+/// Enqueues a kernel.
+///
+/// # Safety
+/// The parameters are the kernel's own, in number, order and type, and the addresses among them hold what it reads and writes
+/// under this grid until the stream has run it. The function's module stays loaded as long.
+pub(super) unsafe fn launch(
+    function: &Function,
+    grid: Grid,
+    stream: sys::CUstream,
+    mut parameters: Parameters,
+) -> Result<(), DriverError> {
+    let Grid { x, y, block, cluster, shared } = grid;
+    let function = function.raw;
+    let mut parameters = parameters.pointers();
+    if cluster == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { result::launch_kernel(function, (x, y, 1), (block, 1, 1), shared, stream, &mut parameters) };
+    }
+    let mut attribute = sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+        },
+    };
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: 1,
+        blockDimX: block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared,
+        hStream: stream,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: the caller's promise; the attribute lives through the call.
+    unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }.result()
+}
+
+/// A loaded cubin.
+pub(super) struct Module {
+    raw: sys::CUmodule,
+    device: Device,
+}
+
+// SAFETY: modules and functions are handles into the context, usable from any thread that has it current (every call binds it).
+unsafe impl Send for Module {}
+// SAFETY: as for Send; loading and unloading are the only calls that change it, and each happens once.
+unsafe impl Sync for Module {}
+
+/// A kernel, with the module that it lives in.
+pub(super) struct Function {
+    raw: sys::CUfunction,
+    _module: Arc<Module>,
+}
+
+// SAFETY: as for Module.
+unsafe impl Send for Function {}
+// SAFETY: as for Module; launches only read it.
+unsafe impl Sync for Function {}
+
+impl Module {
+    pub(super) fn compile(device: &Device, cache: &CubinCache, source: &Source<'_>) -> Result<Arc<Self>> {
+        let (major, minor) = device.properties().compute_capability;
+        let arch = format!("sm_{major}{minor}");
+        let newest = device.properties().driver_cuda.0;
+        let key = source.key(&arch, nvrtc::find_nvrtc(newest)?.version);
+        let cubin = cache.get_or_compile(&key, || nvrtc::compile(newest, source.name, source.text, &arch, source.options))?;
+        device.bind()?;
+        // SAFETY: the image is a whole cubin: NVRTC's own result, or a cache file whose sum was checked; the driver checks it
+        // too, and copies it.
+        let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) }.map_err(driver("load a kernel's cubin"))?;
+        Ok(Arc::new(Self { raw, device: device.clone() }))
+    }
+
+    pub(super) fn function(self: &Arc<Self>, name: &CStr) -> Result<Function> {
+        self.device.bind()?;
+        // SAFETY: the module is loaded and lives as long as the function (the Arc).
+        let raw = unsafe { result::module::get_function(self.raw, CString::from(name)) }
+            .map_err(driver("find a kernel in its cubin"))?;
+        Ok(Function { raw, _module: self.clone() })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: loaded once, unloaded once; streams and graphs hold the kernels whose work is under way.
+            if let Err(error) = unsafe { result::module::unload(self.raw) } {
+                log::warn!("{}", driver("unload a kernel")(error));
+            }
+        }
+    }
+}

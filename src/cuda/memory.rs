@@ -1,0 +1,411 @@
+//! Device memory and page-locked host memory, with handles that keep it alive, and the copies between them.
+#![allow(unsafe_code)]
+
+use super::device::Device;
+use super::error::{CudaError, Result, driver};
+use cudarc::driver::{DriverError, result, sys};
+use std::any::Any;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Types that buffers hold: plain numbers, any bit pattern of which is a value.
+pub trait DeviceValue: Copy + Send + Sync + 'static + sealed::Sealed {
+    /// As `f32`.
+    const NAME: &'static str;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! device_values {
+    ($($t:ty),*) => { $(impl sealed::Sealed for $t {} impl DeviceValue for $t { const NAME: &'static str = stringify!($t); })* };
+}
+device_values!(u8, i32, i64, f32, half::f16);
+
+/// What keeps something alive that the device may use.
+pub(super) type Keep = Arc<dyn Any + Send + Sync>;
+
+/// One allocation on a device, freed with its last handle.
+struct DeviceBlock {
+    device: Device,
+    address: sys::CUdeviceptr,
+}
+
+impl Drop for DeviceBlock {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the address came from cuMemAlloc and is freed once, here. Streams and graphs hold the block until their
+            // work is done, so nothing uses it any more.
+            if let Err(error) = unsafe { result::free_sync(self.address) } {
+                log::warn!("{}", driver("free device memory")(error));
+            }
+        }
+    }
+}
+
+/// `len` values of `T` in device memory. A clone or a [`DeviceBuffer::slice`] is the same memory, which lives as long as any of
+/// them, or a stream or graph that uses it.
+pub struct DeviceBuffer<T> {
+    block: Arc<dyn Block>,
+    address: sys::CUdeviceptr,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+/// Memory that the device can address.
+trait Block: Any + Send + Sync {
+    fn device(&self) -> &Device;
+    fn keep(self: Arc<Self>) -> Keep;
+    /// The host's own memory, where it is that.
+    fn host(self: Arc<Self>) -> Option<Arc<HostBlock>> {
+        None
+    }
+}
+
+impl Block for DeviceBlock {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+    fn keep(self: Arc<Self>) -> Keep {
+        self
+    }
+}
+
+impl Block for HostBlock {
+    fn device(&self) -> &Device {
+        &self.device
+    }
+    fn keep(self: Arc<Self>) -> Keep {
+        self
+    }
+    fn host(self: Arc<Self>) -> Option<Arc<HostBlock>> {
+        Some(self)
+    }
+}
+
+impl<T: DeviceValue> DeviceBuffer<T> {
+    pub(super) fn alloc(device: &Device, len: usize) -> Result<Self> {
+        let bytes = byte_len::<T>(len, "alloc")?;
+        device.bind()?;
+        // SAFETY: the context is current; the result is owned by the block and never read before it is written (values are
+        // plain numbers, so even that would only give odd numbers). No bytes are not allowed, hence at least one.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| out_of_memory(e, device, "GPU memory", bytes))?;
+        let block = Arc::new(DeviceBlock { device: device.clone(), address });
+        Ok(Self { block, address, len, values: PhantomData })
+    }
+
+    /// The values of `range`, as a buffer of their own.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] where the range leaves the buffer.
+    pub fn slice(&self, range: Range<usize>) -> Result<Self> {
+        if range.start > range.end || range.end > self.len {
+            let reason = format!("values {}..{} of a buffer of {}", range.start, range.end, self.len);
+            return Err(CudaError::Argument { call: "slice", reason });
+        }
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        Ok(Self { block: self.block.clone(), address, len: range.end - range.start, values: PhantomData })
+    }
+
+    /// The same bytes as values of `U`.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] where the bytes are no whole number of `U`, or not aligned to one.
+    pub fn cast<U: DeviceValue>(&self) -> Result<DeviceBuffer<U>> {
+        let bytes = self.bytes();
+        if bytes % size_of::<U>() != 0 || self.address % size_of::<U>() as u64 != 0 {
+            let reason = format!("{bytes} bytes at {:#x} are no {} values", self.address, U::NAME);
+            return Err(CudaError::Argument { call: "cast", reason });
+        }
+        let len = bytes / size_of::<U>();
+        Ok(DeviceBuffer { block: self.block.clone(), address: self.address, len, values: PhantomData })
+    }
+}
+
+impl<T> DeviceBuffer<T> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// Where it lies in the device's address space. Valid while a handle lives; whoever gives it to foreign code holds one
+    /// ([`super::Stream::hold`]).
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.block.device()
+    }
+
+    /// What keeps the memory alive, and the host block that it is, if it is one.
+    pub(super) fn keep(&self) -> (Keep, Option<Arc<HostBlock>>) {
+        (self.block.clone().keep(), self.block.clone().host())
+    }
+}
+
+impl<T> Clone for DeviceBuffer<T> {
+    fn clone(&self) -> Self {
+        Self { block: self.block.clone(), address: self.address, len: self.len, values: PhantomData }
+    }
+}
+
+impl<T: DeviceValue> fmt::Debug for DeviceBuffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceBuffer<{}>({} at {:#x})", T::NAME, self.len, self.address)
+    }
+}
+
+/// How page-locked host memory is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostMemory {
+    /// As other memory: for what the host reads.
+    Cached,
+    /// Not cached: the device reads it faster, the host reads it very slowly. For what the host only writes.
+    WriteCombined,
+}
+
+/// One page-locked host allocation.
+pub(super) struct HostBlock {
+    device: Device,
+    start: *mut u8,
+    /// Pieces of work under way that use it.
+    in_use: AtomicU32,
+}
+
+// SAFETY: the memory belongs to the block until it is dropped and is page-locked for all contexts; who may touch it when is
+// ruled by PinnedBuffer (`&mut self` to write, the in_use count against the device).
+unsafe impl Send for HostBlock {}
+// SAFETY: as for Send; shared handles only read `start` and the atomic count.
+unsafe impl Sync for HostBlock {}
+
+impl HostBlock {
+    /// Work that uses it was enqueued.
+    pub(super) fn begin(&self) {
+        self.in_use.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// That work is done.
+    pub(super) fn end(&self) {
+        self.in_use.fetch_sub(1, Ordering::Release);
+    }
+
+    fn is_free(&self) -> bool {
+        self.in_use.load(Ordering::Acquire) == 0
+    }
+}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: the pointer came from cuMemHostAlloc and is freed once; streams and graphs hold the block while they use it.
+            if let Err(error) = unsafe { result::free_host(self.start.cast()) } {
+                log::warn!("{}", driver("free pinned memory")(error));
+            }
+        }
+    }
+}
+
+/// `len` values of `T` in page-locked host memory, zero at first. The host reads and writes it only while no enqueued work
+/// uses it: until [`super::Stream::synchronize`], [`PinnedBuffer::write`] and [`PinnedBuffer::read`] are errors.
+pub struct PinnedBuffer<T> {
+    block: Arc<HostBlock>,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+impl<T: DeviceValue> PinnedBuffer<T> {
+    pub(super) fn alloc(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
+        let bytes = byte_len::<T>(len, "pinned")?;
+        device.bind()?;
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE
+            | sys::CU_MEMHOSTALLOC_DEVICEMAP
+            | match kind {
+                HostMemory::Cached => 0,
+                HostMemory::WriteCombined => sys::CU_MEMHOSTALLOC_WRITECOMBINED,
+            };
+        // SAFETY: the context is current; the block owns the result.
+        let start = unsafe { result::malloc_host(bytes.max(1), flags) }
+            .map_err(|e| out_of_memory(e, device, "pinned host memory", bytes))?
+            .cast::<u8>();
+        let block = HostBlock { device: device.clone(), start, in_use: AtomicU32::new(0) };
+        // SAFETY: `bytes.max(1)` bytes were allocated just now and nobody else knows of them.
+        unsafe { start.write_bytes(0, bytes.max(1)) };
+        Ok(Self { block: Arc::new(block), len, values: PhantomData })
+    }
+
+    /// Writes `values` from place `at` on.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] where they do not fit or enqueued work still uses the buffer.
+    pub fn write(&mut self, at: usize, values: &[T]) -> Result<()> {
+        self.check("write", at, values.len())?;
+        // SAFETY: the range lies within the allocation (checked), T is a plain number, `&mut self` keeps other threads off and
+        // the check found no work of the device under way. `values` cannot overlap: no slice of this memory is ever given out.
+        unsafe { self.start().add(at).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(())
+    }
+
+    /// Writes `count` times `value` from place `at` on.
+    ///
+    /// # Errors
+    /// As [`PinnedBuffer::write`].
+    pub fn fill(&mut self, at: usize, count: usize, value: T) -> Result<()> {
+        self.check("fill", at, count)?;
+        for i in at..at + count {
+            // SAFETY: as in `write`.
+            unsafe { self.start().add(i).write(value) };
+        }
+        Ok(())
+    }
+
+    /// Reads `into.len()` values from place `at` on.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] where there are not as many or enqueued work still uses the buffer.
+    pub fn read(&self, at: usize, into: &mut [T]) -> Result<()> {
+        self.check("read", at, into.len())?;
+        // SAFETY: as in `write`; `&self` and no device work under way mean that nobody writes meanwhile: enqueueing work that
+        // writes takes `&mut self`, or a graph or mapped buffer, whose launch raises the count on the launching thread, which
+        // the owner of this buffer orders against its own reads.
+        unsafe { self.start().add(at).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// The same memory as the device addresses it (over the bus, without a copy): kernels read and write it directly.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn mapped(&self) -> Result<DeviceBuffer<T>> {
+        self.block.device.bind()?;
+        let mut address = 0;
+        // SAFETY: the pointer came from cuMemHostAlloc with DEVICEMAP; the call writes one address.
+        unsafe { sys::cuMemHostGetDevicePointer_v2(&mut address, self.block.start.cast(), 0) }
+            .result()
+            .map_err(driver("map pinned memory"))?;
+        Ok(DeviceBuffer { block: self.block.clone(), address, len: self.len, values: PhantomData })
+    }
+
+    fn check(&self, call: &'static str, at: usize, count: usize) -> Result<()> {
+        if at.checked_add(count).is_none_or(|end| end > self.len) {
+            let reason = format!("{count} values at {at} of a pinned buffer of {}", self.len);
+            return Err(CudaError::Argument { call, reason });
+        }
+        if !self.block.is_free() {
+            let reason = "work that uses this pinned buffer is under way; synchronise its stream first".to_owned();
+            return Err(CudaError::Argument { call, reason });
+        }
+        Ok(())
+    }
+
+    fn start(&self) -> *mut T {
+        self.block.start.cast()
+    }
+}
+
+impl<T> PinnedBuffer<T> {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.block.device
+    }
+
+    pub(super) fn block(&self) -> &Arc<HostBlock> {
+        &self.block
+    }
+}
+
+impl<T: DeviceValue> fmt::Debug for PinnedBuffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PinnedBuffer<{}>({})", T::NAME, self.len)
+    }
+}
+
+/// Enqueues a copy of the first `count` values, page-locked host to device. The caller checked the lengths and holds both
+/// until the stream is done.
+pub(super) fn enqueue_to_device<T: DeviceValue>(
+    from: &PinnedBuffer<T>,
+    to: &DeviceBuffer<T>,
+    count: usize,
+    stream: sys::CUstream,
+) -> Result<(), DriverError> {
+    // SAFETY: `count` is at most either length (the caller, Stream, checks), both stay alive (the stream holds them), and the
+    // host does not write the pinned memory meanwhile (its in_use count).
+    unsafe { sys::cuMemcpyHtoDAsync_v2(to.address, from.block.start.cast(), count * size_of::<T>(), stream) }.result()
+}
+
+/// As [`enqueue_to_device`], the other way.
+pub(super) fn enqueue_to_host<T: DeviceValue>(
+    from: &DeviceBuffer<T>,
+    to: &PinnedBuffer<T>,
+    count: usize,
+    stream: sys::CUstream,
+) -> Result<(), DriverError> {
+    // SAFETY: as in `enqueue_to_device`; the host does not read meanwhile.
+    unsafe { sys::cuMemcpyDtoHAsync_v2(to.block.start.cast(), from.address, count * size_of::<T>(), stream) }.result()
+}
+
+/// Enqueues a copy of the first `count` values, device to device.
+pub(super) fn enqueue_copy<T: DeviceValue>(
+    from: &DeviceBuffer<T>,
+    to: &DeviceBuffer<T>,
+    count: usize,
+    stream: sys::CUstream,
+) -> Result<(), DriverError> {
+    // SAFETY: `count` is at most either length (checked by Stream) and the stream holds both blocks.
+    unsafe { result::memcpy_dtod_async(to.address, from.address, count * size_of::<T>(), stream) }
+}
+
+/// Enqueues setting every byte of `buffer`.
+pub(super) fn enqueue_fill<T: DeviceValue>(buffer: &DeviceBuffer<T>, byte: u8, stream: sys::CUstream) -> Result<(), DriverError> {
+    // SAFETY: the bytes are the buffer's own and the stream holds its block; any bit pattern is a value of T.
+    unsafe { result::memset_d8_async(buffer.address, byte, buffer.bytes(), stream) }
+}
+
+/// Copies a host slice into `to` and waits: the slice is the caller's and free again on return.
+pub(super) fn upload<T: DeviceValue>(from: &[T], to: &DeviceBuffer<T>) -> Result<(), DriverError> {
+    // SAFETY: the lengths were checked by Stream; the copy is done when the call returns.
+    unsafe { result::memcpy_htod_sync(to.address, from) }
+}
+
+/// As [`upload`], the other way.
+pub(super) fn download<T: DeviceValue>(from: &DeviceBuffer<T>, to: &mut [T]) -> Result<(), DriverError> {
+    // SAFETY: as in `upload`; any bit pattern is a value of T.
+    unsafe { result::memcpy_dtoh_sync(to, from.address) }
+}
+
+fn byte_len<T>(len: usize, call: &'static str) -> Result<usize> {
+    len.checked_mul(size_of::<T>())
+        .filter(|bytes| isize::try_from(*bytes).is_ok())
+        .ok_or_else(|| CudaError::Argument { call, reason: format!("{len} values are more than memory can address") })
+}
+
+fn out_of_memory(error: DriverError, device: &Device, what: &'static str, asked: usize) -> CudaError {
+    if error.0 != sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return driver("allocate memory")(error);
+    }
+    let (free, total) = device.memory().map_or((0, device.properties().total_memory), |m| (m.free, m.total));
+    CudaError::OutOfMemory { what, asked, free, total }
+}

@@ -1,0 +1,31 @@
+//! CUDA without TensorRT: the device, its memory and streams, captured graphs, and this crate's own kernels.
+//!
+//! Nothing is linked: the driver (`libcuda`) and NVRTC are opened when they are first needed, and each that is missing is a
+//! [`CudaError`] that says what was looked for.
+//!
+//! Lifetimes: a [`Stream`] holds every buffer, kernel and graph that is enqueued on it until [`Stream::synchronize`] returns,
+//! and a [`Graph`] holds all that it refers to for as long as it lives. So dropping a [`DeviceBuffer`] never frees memory that
+//! the device still uses. Device memory itself is shared (a clone of a `DeviceBuffer` is the same memory): order its use by
+//! putting it on one stream.
+
+mod cubin;
+mod device;
+mod error;
+mod graph;
+mod kernels;
+mod launch;
+mod library;
+mod memory;
+mod nvrtc;
+mod plan;
+mod stream;
+
+pub use cubin::{CubinCache, Source};
+pub use device::{Device, Memory, Properties};
+pub use error::{CudaError, Result};
+pub use graph::Graph;
+pub use kernels::{Hidden, Kernels, MaskValue, PoolJob, PoolShape, kernel_sources};
+pub use memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
+pub use nvrtc::{FoundNvrtc, find_nvrtc};
+pub use plan::{Hardware, PoolPlan};
+pub use stream::{Event, Stream};
