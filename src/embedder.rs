@@ -377,7 +377,7 @@ impl EmbedderBuilder {
         let max_tokens = self.token_limit(&folder)?;
         let pooling = match &self.pooling {
             None => folder.pooling.clone(),
-            Some(modes) => Pooling::new(modes, folder.pooling.include_prompt)?,
+            Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
         };
         let normalize = match self.normalize {
             Normalize::Auto => folder.normalize,
@@ -385,7 +385,7 @@ impl EmbedderBuilder {
             Normalize::Off => false,
         };
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
-        let dim = head.width();
+        let dim = head.dim;
         let tokenizer = Tokenizer::open(
             &folder.tokenizer_path(),
             TokenizerSettings {

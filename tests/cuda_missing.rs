@@ -8,7 +8,7 @@ use trt_embed::cuda::{CubinCache, CudaError, Device, Source, find_nvrtc, kernel_
 /// Whether this machine has a driver, asked without the code under test.
 fn has_driver() -> bool {
     // SAFETY: libcuda's initialisers may run at any time.
-    ["libcuda.so.1", "libcuda.so"].iter().any(|name| unsafe { libloading::Library::new(name) }.is_ok())
+    ["libcuda.so.1", "libcuda.so"].iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 #[test]

@@ -9,7 +9,9 @@ use crate::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::data_resolver::ModelDataResolver;
-use tract_onnx::prelude::{Framework, Tensor, TypedRunnableModel, tvec};
+use tract_onnx::prelude::{
+    Framework, InferenceModelExt, IntoRunnable, TValue, Tensor, TractError, TractResult, TypedRunnableModel, tvec,
+};
 
 /// Tokens of one batch beyond which rows no longer share work: measured with `trt-embed bench` (benches/RESULTS.md).
 const BATCH_TOKENS: usize = 1024;
@@ -20,7 +22,6 @@ const MAX_BATCH: usize = 64;
 pub struct CpuBackend {
     plan: Arc<TypedRunnableModel>,
     head: Head,
-    hidden_size: usize,
     limits: Limits,
 }
 
@@ -41,15 +42,16 @@ impl CpuBackend {
         drop(onnx);
         let plan = parsed.model.into_optimized().and_then(|model| model.into_runnable()).map_err(failed)?;
         let limits = Limits { max_batch: MAX_BATCH, max_seq, batch_tokens: BATCH_TOKENS, parallelism: threads };
-        Ok(Self { plan, head, hidden_size: config.hidden_size, limits })
+        Ok(Self { plan, head, limits })
     }
 
-    fn run(&self, batch: &TokenBatch) -> Result<Tensor> {
+    /// Hidden states `[batch, seq, hidden]`.
+    fn run(&self, batch: &TokenBatch) -> Result<TValue> {
         let shape = [batch.batch(), batch.seq];
         let ids = Tensor::from_shape(&shape, &batch.ids).map_err(failed)?;
-        let mask = Tensor::from_shape(&shape, &batch.attention_mask()).map_err(failed)?;
+        let mask = Tensor::from_shape(&shape, &attention_mask(batch)).map_err(failed)?;
         let mut outputs = self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)?;
-        Ok(outputs.swap_remove(0).into_tensor())
+        Ok(outputs.swap_remove(0))
     }
 }
 
@@ -60,19 +62,29 @@ impl Backend for CpuBackend {
 
     fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         let hidden = self.run(batch)?;
-        let hidden = hidden.try_as_plain().and_then(|view| view.as_slice::<f32>()).map_err(failed)?;
-        self.head.apply(hidden, batch, self.hidden_size, out)
+        self.head.apply(values(&hidden)?, batch, out);
+        Ok(())
     }
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         let hidden = self.run(batch)?;
-        out.copy_from_slice(hidden.try_as_plain().and_then(|view| view.as_slice::<f32>()).map_err(failed)?);
+        out.copy_from_slice(values(&hidden)?);
         Ok(())
     }
 
     fn limits(&self) -> Limits {
         self.limits
     }
+}
+
+fn values(hidden: &TValue) -> Result<&[f32]> {
+    hidden.try_as_plain_ram().and_then(|view| view.as_slice::<f32>()).map_err(failed)
+}
+
+/// 1 at tokens, 0 at padding, `[batch, seq]`.
+fn attention_mask(batch: &TokenBatch) -> Vec<i32> {
+    let row = |&length: &u32| (0..batch.seq).map(move |place| i32::from(place < length as usize));
+    batch.lengths.iter().flat_map(row).collect()
 }
 
 /// Where `tract` is told that the constants lie: it wants a path that exists, which no one opens.
@@ -84,19 +96,11 @@ struct GraphConstants {
 }
 
 impl ModelDataResolver for GraphConstants {
-    fn read_bytes_from_path(
-        &self,
-        buffer: &mut Vec<u8>,
-        _path: &Path,
-        offset: usize,
-        _length: Option<usize>,
-    ) -> tract_onnx::prelude::TractResult<()> {
-        let found = self.graph.external_constants().find(|(_, at)| *at == offset as u64);
-        let (constant, _) = found.ok_or_else(|| tract_onnx::prelude::TractError::msg(format!("no constant at {offset}")))?;
-        Ok(constant.write(buffer)?)
+    fn read_bytes_from_path(&self, buffer: &mut Vec<u8>, _path: &Path, offset: usize, _length: Option<usize>) -> TractResult<()> {
+        Ok(self.graph.write_external_constant(offset as u64, buffer)?)
     }
 }
 
-fn failed(error: tract_onnx::prelude::TractError) -> Error {
+fn failed(error: TractError) -> Error {
     Error::Backend { backend: "cpu", reason: format!("{error:#}") }
 }

@@ -117,7 +117,7 @@ impl<T: DeviceValue> DeviceBuffer<T> {
     /// [`CudaError::Argument`] where the bytes are no whole number of `U`, or not aligned to one.
     pub fn cast<U: DeviceValue>(&self) -> Result<DeviceBuffer<U>> {
         let bytes = self.bytes();
-        if bytes % size_of::<U>() != 0 || self.address % size_of::<U>() as u64 != 0 {
+        if !bytes.is_multiple_of(size_of::<U>()) || !self.address.is_multiple_of(size_of::<U>() as u64) {
             let reason = format!("{bytes} bytes at {:#x} are no {} values", self.address, U::NAME);
             return Err(CudaError::Argument { call: "cast", reason });
         }

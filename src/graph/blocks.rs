@@ -4,12 +4,12 @@
 //! GELU by `Erf`, and 1/sqrt(head size) folded into the query's weights.
 
 use crate::Result;
-use crate::graph::Precision;
 use crate::graph::constant::{Constant, Values};
 use crate::graph::onnx::{
     AttributeProto, Dim, ElementType, GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto,
     StringStringEntryProto, ValueInfoProto,
 };
+use crate::graph::{Graph, Precision};
 use crate::model::{Activation, EncoderConfig, Weights};
 use std::collections::HashSet;
 
@@ -17,17 +17,14 @@ use std::collections::HashSet;
 /// so that a row of padding alone gives no NaN.
 const MASKED: f32 = -1e4;
 
-/// An encoder's graph: nodes, and constants that still lie in the weight files.
-#[derive(Debug)]
-pub struct Graph {
-    weights: Weights,
+/// A graph under construction.
+pub(super) struct Builder<'w> {
+    weights: &'w Weights,
     float: ElementType,
-    precision: Precision,
-    family: &'static str,
     nodes: Vec<NodeProto>,
     constants: Vec<Constant>,
     names: HashSet<String>,
-    hidden_size: usize,
+    header: ModelProto,
 }
 
 /// Tensor names of one layer, without `.weight` and `.bias`.
@@ -42,44 +39,28 @@ pub(super) struct LayerNames {
     pub output_norm: String,
 }
 
-impl Graph {
-    pub(super) fn empty(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Self {
-        Self {
-            weights: weights.clone(),
-            float: precision.element(),
-            precision,
-            family: config.family.name(),
-            nodes: Vec::new(),
-            constants: Vec::new(),
-            names: HashSet::new(),
-            hidden_size: config.hidden_size,
-        }
-    }
-
-    /// The constants, in the order of the file.
-    pub fn constants(&self) -> &[Constant] {
-        &self.constants
-    }
-
-    /// The model without its constants.
-    pub(super) fn header(&self) -> ModelProto {
+impl<'w> Builder<'w> {
+    pub fn new(config: &EncoderConfig, weights: &'w Weights, precision: Precision) -> Self {
+        let float = precision.element();
         let tokens = [Dim::Named("batch"), Dim::Named("sequence")];
-        let states = [tokens[0], tokens[1], Dim::Fixed(self.hidden_size)];
+        let states = [tokens[0], tokens[1], Dim::Fixed(config.hidden_size)];
         let note = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };
-        ModelProto {
+        let family = config.family.name();
+        let header = ModelProto {
             ir_version: IR_VERSION,
             producer_name: env!("CARGO_PKG_NAME").into(),
             producer_version: env!("CARGO_PKG_VERSION").into(),
             graph: Some(GraphProto {
-                name: self.family.into(),
-                node: self.nodes.clone(),
+                name: family.into(),
+                node: Vec::new(),
                 initializer: Vec::new(),
                 input: ["input_ids", "attention_mask"].map(|n| ValueInfoProto::tensor(n, ElementType::Int32, &tokens)).into(),
-                output: vec![ValueInfoProto::tensor("last_hidden_state", self.float, &states)],
+                output: vec![ValueInfoProto::tensor("last_hidden_state", float, &states)],
             }),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
-            metadata_props: vec![note("family", self.family.into()), note("precision", self.precision.to_string())],
-        }
+            metadata_props: vec![note("family", family.into()), note("precision", precision.to_string())],
+        };
+        Self { weights, float, nodes: Vec::new(), constants: Vec::new(), names: HashSet::new(), header }
     }
 
     fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
@@ -111,7 +92,7 @@ impl Graph {
         self.constant(name, &[], self.float, Values::Floats(vec![value]))
     }
 
-    pub(super) fn floats(&mut self, name: &str, dims: &[usize], values: Vec<f32>) -> String {
+    pub fn floats(&mut self, name: &str, dims: &[usize], values: Vec<f32>) -> String {
         self.constant(name, dims, self.float, Values::Floats(values))
     }
 
@@ -131,7 +112,7 @@ impl Graph {
     }
 
     /// LayerNorm over the last axis.
-    pub(super) fn layer_norm(&mut self, name: &str, x: &str, config: &EncoderConfig) -> Result<String> {
+    pub fn layer_norm(&mut self, name: &str, x: &str, config: &EncoderConfig) -> Result<String> {
         let weight = self.stored(&format!("{name}.weight"), &[config.hidden_size], 1.0)?;
         let bias = self.stored(&format!("{name}.bias"), &[config.hidden_size], 1.0)?;
         let attributes = vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", config.layer_norm_eps as f32)];
@@ -139,7 +120,7 @@ impl Graph {
     }
 
     /// Word embeddings plus the first `sequence` rows of `positions` (`[max_tokens, hidden]`), normalised.
-    pub(super) fn embeddings(&mut self, positions: Vec<f32>, config: &EncoderConfig) -> Result<String> {
+    pub fn embeddings(&mut self, positions: Vec<f32>, config: &EncoderConfig) -> Result<String> {
         let name = "embeddings";
         let table = self.stored("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size], 1.0)?;
         let words = self.node("Gather", "embeddings.word_embeddings", &[&table, "input_ids"], vec![]);
@@ -164,7 +145,7 @@ impl Graph {
     }
 
     /// `[batch, 1, 1, sequence]`: 0 at tokens, [`MASKED`] at padding.
-    pub(super) fn attention_mask(&mut self) -> String {
+    pub fn attention_mask(&mut self) -> String {
         let name = "attention_mask";
         let mask = self.node("Cast", name, &["attention_mask"], vec![AttributeProto::int("to", self.float as i64)]);
         let one = self.scalar("attention_mask.one", 1.0);
@@ -176,7 +157,7 @@ impl Graph {
     }
 
     /// The first `sequence` rows and columns of `table` (`[1, heads, max_tokens, max_tokens]`), plus `mask`.
-    pub(super) fn position_bias(&mut self, table: Vec<f32>, mask: &str, config: &EncoderConfig) -> String {
+    pub fn position_bias(&mut self, table: Vec<f32>, mask: &str, config: &EncoderConfig) -> String {
         let name = "position_bias";
         let longest = config.max_tokens();
         let table = self.floats("position_bias.table", &[1, config.num_attention_heads, longest, longest], table);
@@ -188,7 +169,7 @@ impl Graph {
     }
 
     /// One post-LayerNorm encoder layer. `bias` is added to every head's scores.
-    pub(super) fn layer(&mut self, names: &LayerNames, x: &str, bias: &str, config: &EncoderConfig) -> Result<String> {
+    pub fn layer(&mut self, names: &LayerNames, x: &str, bias: &str, config: &EncoderConfig) -> Result<String> {
         let attended = self.attention(names, x, bias, config)?;
         let sum = self.node("Add", &format!("{}.residual", names.attention_output), &[&attended, x], vec![]);
         let x = self.layer_norm(&names.attention_norm, &sum, config)?;
@@ -260,11 +241,14 @@ impl Graph {
         self.node("Mul", &format!("{name}.gelu.half"), &[&product, &half], vec![])
     }
 
-    /// Names `x` as the graph's output.
-    pub(super) fn finish(mut self, x: &str) -> Self {
+    /// The graph, with `x` as its output.
+    pub fn finish(mut self, x: &str) -> Graph {
         if let Some(last) = self.nodes.iter_mut().find(|node| node.output[0] == x) {
             last.output[0] = "last_hidden_state".into();
         }
-        self
+        if let Some(graph) = &mut self.header.graph {
+            graph.node = self.nodes;
+        }
+        Graph { header: self.header, constants: self.constants }
     }
 }

@@ -7,11 +7,11 @@ use half::f16;
 
 /// A named constant. Its bytes are made when it is written, so that a graph never holds a second copy of the weights.
 #[derive(Debug, Clone)]
-pub struct Constant {
-    pub(super) name: String,
-    pub(super) dims: Vec<usize>,
-    pub(super) element: ElementType,
-    pub(super) values: Values,
+pub(super) struct Constant {
+    pub name: String,
+    pub dims: Vec<usize>,
+    pub element: ElementType,
+    pub values: Values,
 }
 
 #[derive(Debug, Clone)]
@@ -27,11 +27,6 @@ pub(super) enum Values {
 }
 
 impl Constant {
-    /// Name in the graph.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Bytes that [`Constant::write`] appends.
     pub fn size(&self) -> usize {
         self.dims.iter().product::<usize>() * self.element.size()

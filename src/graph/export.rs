@@ -2,7 +2,7 @@
 
 use crate::files::AtomicFile;
 use crate::graph::constant::{Constant, Values};
-use crate::graph::onnx::{GraphProto, StringStringEntryProto, TensorProto};
+use crate::graph::onnx::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use crate::graph::{Graph, Precision};
 use crate::model::ModelFolder;
 use crate::{Error, Result};
@@ -97,25 +97,24 @@ impl Graph {
     /// Bytes of the model with every constant inside.
     fn inline_size(&self) -> u64 {
         let graph = self.inline_graph_size();
-        let mut header = self.header();
-        header.graph = None;
+        let header = ModelProto { graph: None, ..self.header.clone() };
         header.encoded_len() as u64 + field_size(MODEL_GRAPH, graph)
     }
 
     fn inline_graph_size(&self) -> u64 {
-        let header = self.header().graph.unwrap_or_default().encoded_len() as u64;
-        header + self.constants().iter().map(|constant| field_size(GRAPH_INITIALIZER, tensor_size(constant))).sum::<u64>()
+        let header = self.header.graph.as_ref().map_or(0, Message::encoded_len) as u64;
+        header + self.constants.iter().map(|constant| field_size(GRAPH_INITIALIZER, tensor_size(constant))).sum::<u64>()
     }
 
     /// Writes the fields by hand where protobuf wants a length before its contents: the lengths are known beforehand.
     fn write_inline(&self, out: &mut impl Write, path: &Path) -> Result<u64> {
-        let mut header = self.header();
+        let mut header = self.header.clone();
         let graph: GraphProto = header.graph.take().unwrap_or_default();
         let mut buffer = header.encode_to_vec();
         write_field_header(MODEL_GRAPH, self.inline_graph_size(), &mut buffer);
         graph.encode(&mut buffer).map_err(too_large)?;
         let mut written = 0;
-        for constant in self.constants() {
+        for constant in &self.constants {
             write_field_header(GRAPH_INITIALIZER, tensor_size(constant), &mut buffer);
             tensor_header(constant).encode(&mut buffer).map_err(too_large)?;
             write_field_header(TENSOR_RAW_DATA, constant.size() as u64, &mut buffer);
@@ -139,10 +138,21 @@ impl Graph {
         Ok(written)
     }
 
-    /// The constants that [`Graph::encode_with_external_data`] leaves out, with their offsets in the data file.
-    pub fn external_constants(&self) -> impl Iterator<Item = (&Constant, u64)> {
+    /// Appends to `out` the constant that [`Graph::encode_with_external_data`] places at `offset`.
+    ///
+    /// # Errors
+    /// [`Error::Onnx`] when none lies there, or when a finite weight is too large for fp16.
+    pub fn write_external_constant(&self, offset: u64, out: &mut Vec<u8>) -> Result<()> {
+        match self.external_constants().find(|(_, at)| *at == offset) {
+            Some((constant, _)) => constant.write(out),
+            None => Err(Error::Onnx { reason: format!("no constant lies at offset {offset} of the graph's data") }),
+        }
+    }
+
+    /// The constants that lie in the data file, with their offsets.
+    fn external_constants(&self) -> impl Iterator<Item = (&Constant, u64)> {
         let mut end = 0u64;
-        self.constants().iter().filter(|constant| is_external(constant)).map(move |constant| {
+        self.constants.iter().filter(|constant| is_external(constant)).map(move |constant| {
             let offset = end.next_multiple_of(EXTERNAL_ALIGNMENT);
             end = offset + constant.size() as u64;
             (constant, offset)
@@ -152,12 +162,12 @@ impl Graph {
     /// The model as protobuf bytes; its float constants of any size lie in a data file called `location`.
     ///
     /// # Errors
-    /// [`Error::Onnx`], see [`Constant::write`].
+    /// [`Error::Onnx`] when a finite weight is too large for fp16.
     pub fn encode_with_external_data(&self, location: &str) -> Result<Vec<u8>> {
-        let mut model = self.header();
+        let mut model = self.header.clone();
         let mut offsets = self.external_constants().map(|(_, offset)| offset);
         let graph = model.graph.get_or_insert_default();
-        for constant in self.constants() {
+        for constant in &self.constants {
             let mut tensor = tensor_header(constant);
             if is_external(constant) {
                 let entry = |key: &str, value: String| StringStringEntryProto { key: key.into(), value };

@@ -11,11 +11,12 @@ mod export;
 mod mpnet;
 pub mod onnx;
 
-pub use blocks::Graph;
 pub use export::{Export, ExportedFile, export_to_folder};
 
 use crate::model::{EncoderConfig, Family, Weights};
 use crate::{Error, Result};
+use constant::Constant;
+use onnx::ModelProto;
 use std::fmt;
 use std::str::FromStr;
 
@@ -58,6 +59,14 @@ impl FromStr for Precision {
             _ => Err(Error::Setting { setting: "--precision", reason: format!("\"{text}\" is not one of fp32, fp16") }),
         }
     }
+}
+
+/// An encoder's graph: nodes, and constants that still lie in the weight files.
+#[derive(Debug)]
+pub struct Graph {
+    /// The model without its constants.
+    header: ModelProto,
+    constants: Vec<Constant>,
 }
 
 impl Graph {

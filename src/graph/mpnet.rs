@@ -1,7 +1,7 @@
 //! MPNet: a relative position bias shared by all layers; positions start after the padding id.
 
 use crate::Result;
-use crate::graph::blocks::LayerNames;
+use crate::graph::blocks::{Builder, LayerNames};
 use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
 
@@ -9,7 +9,7 @@ use crate::model::{EncoderConfig, Weights};
 const MAX_DISTANCE: f64 = 128.0;
 
 pub(super) fn build(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Graph> {
-    let mut graph = Graph::empty(config, weights, precision);
+    let mut graph = Builder::new(config, weights, precision);
     let mut x = graph.embeddings(positions(config, weights)?, config)?;
     let mask = graph.attention_mask();
     let bias = graph.position_bias(bias_table(config, weights)?, &mask, config);

@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// A whole file in memory, unmapped when dropped.
 #[derive(Debug)]
-pub(super) struct Mapped(Mmap);
+pub(crate) struct Mapped(Mmap);
 
 impl Mapped {
     /// Maps the file at `path`.
@@ -28,5 +28,11 @@ impl Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self
     }
 }

@@ -15,6 +15,7 @@ mod weights;
 pub use config::{Activation, EncoderConfig, Family};
 pub use dense::{Dense, DenseActivation};
 pub use folder::{ModelFolder, Prompts};
+pub(crate) use mapped::Mapped;
 pub use source::{HubId, resolve};
-pub use tensors::{SharedBytes, TensorView};
+pub use tensors::TensorView;
 pub use weights::Weights;

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,21 +31,14 @@ pub(super) struct TensorFile {
 }
 
 /// One tensor in place: its type, its shape and its little-endian bytes.
-#[derive(Debug, Clone, Copy)]
-pub struct TensorView<'a> {
+///
+/// It keeps its file mapped for as long as it lives. Cloning copies no bytes.
+#[derive(Debug, Clone)]
+pub struct TensorView {
     /// F32, F16 or BF16.
     pub dtype: Dtype,
     /// Row-major shape.
-    pub shape: &'a [usize],
-    /// `shape.product() * dtype size` bytes, not necessarily aligned.
-    pub bytes: &'a [u8],
-    map: &'a Arc<Mapped>,
-    start: usize,
-}
-
-/// Bytes of a tensor that keep their file mapped for as long as they live. Cloning copies no bytes.
-#[derive(Debug, Clone)]
-pub struct SharedBytes {
+    pub shape: Vec<usize>,
     map: Arc<Mapped>,
     range: Range<usize>,
 }
@@ -70,12 +63,17 @@ impl TensorFile {
         self.map.len() as u64
     }
 
+    /// Values of all tensors together.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|info| info.shape.iter().map(|&dim| dim as u64).product::<u64>()).sum()
+    }
+
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// The tensor stored as `name`, checked against `shape`; `None` where there is none.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView<'_>>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView>> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
         if info.shape != shape {
             return Err(Error::TensorShape {
@@ -89,11 +87,12 @@ impl TensorFile {
             return Err(Error::TensorType { name: name.to_owned(), found: info.dtype.to_string(), path: self.path.clone() });
         }
         let (begin, end) = info.data_offsets;
-        let bytes = self.map.get(self.data..).and_then(|data| data.get(begin..end)).ok_or_else(|| Error::WeightFile {
-            path: self.path.clone(),
-            reason: format!("tensor \"{name}\" lies at {begin}..{end}, outside the file"),
-        })?;
-        Ok(Some(TensorView { dtype: info.dtype, shape: &info.shape, bytes, map: &self.map, start: self.data + begin }))
+        let range = self.data + begin..self.data + end;
+        if self.map.get(range.clone()).is_none() {
+            let reason = format!("tensor \"{name}\" lies at {begin}..{end}, outside the file");
+            return Err(Error::WeightFile { path: self.path.clone(), reason });
+        }
+        Ok(Some(TensorView { dtype: info.dtype, shape: info.shape.clone(), map: Arc::clone(&self.map), range }))
     }
 }
 
@@ -119,37 +118,24 @@ fn read_header(file: &[u8]) -> Result<(usize, HashMap<String, TensorInfo>), Stri
     Ok((data, tensors))
 }
 
-impl TensorView<'_> {
+impl TensorView {
+    /// `shape.product() * dtype size` little-endian bytes, not necessarily aligned.
+    pub fn bytes(&self) -> &[u8] {
+        // The range was checked against this very map.
+        self.map.get(self.range.clone()).unwrap_or_default()
+    }
+
     /// The values as f32; borrowed when they are stored so and aligned.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        let pairs = || self.bytes.as_chunks::<2>().0.iter();
+        let bytes = self.bytes();
+        let pairs = || bytes.as_chunks::<2>().0.iter();
         match self.dtype {
             Dtype::F16 => Cow::Owned(pairs().map(|pair| f16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
             Dtype::BF16 => Cow::Owned(pairs().map(|pair| bf16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
-            _ => match bytemuck::try_cast_slice(self.bytes) {
+            _ => match bytemuck::try_cast_slice(bytes) {
                 Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
-                _ => Cow::Owned(self.bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+                _ => Cow::Owned(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
             },
         }
-    }
-
-    /// The bytes, kept mapped beyond the life of the [`Weights`](crate::model::Weights) that they came from.
-    pub fn to_shared(&self) -> SharedBytes {
-        SharedBytes { map: Arc::clone(self.map), range: self.start..self.start + self.bytes.len() }
-    }
-}
-
-impl Deref for SharedBytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        // The range was cut out of this very map.
-        self.map.get(self.range.clone()).unwrap_or_default()
-    }
-}
-
-impl AsRef<[u8]> for SharedBytes {
-    fn as_ref(&self) -> &[u8] {
-        self
     }
 }

@@ -87,7 +87,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`].
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
         let found = self.stored_name(name).and_then(|(stored, file)| file.tensor(&stored, shape).transpose());
         found.unwrap_or_else(|| {
             Err(Error::MissingTensor { name: name.to_owned(), expected: shape.to_vec(), path: self.folder.clone() })
@@ -102,6 +102,11 @@ impl Weights {
     /// Names as stored, in no particular order.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.file_of.keys().map(String::as_str)
+    }
+
+    /// Values of all stored tensors together.
+    pub fn parameters(&self) -> u64 {
+        self.files.iter().map(TensorFile::parameters).sum()
     }
 
     /// Bytes of all mapped files.

@@ -163,6 +163,26 @@ impl Tokenizer {
         })
     }
 
+    /// Cuts rows of ids, special tokens included, into batches: what [`Tokenizer::encode`] does with the ids of texts.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a row that is empty or longer than the limit, [`Error::TokenId`] for an id outside the embedding table.
+    pub fn batches_from_ids(&self, rows: &[impl AsRef<[u32]>], plan: &BatchPlan) -> Result<Tokenized> {
+        let limit = self.settings.max_tokens;
+        for (index, row) in rows.iter().enumerate() {
+            let length = row.as_ref().len();
+            if !(1..=limit).contains(&length) {
+                let reason = format!("row {index} has {length} ids; 1 to {limit} are accepted");
+                return Err(Error::Setting { setting: "ids", reason });
+            }
+        }
+        Ok(Tokenized {
+            batches: batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, 0, plan)?,
+            tokens: rows.iter().map(|row| row.as_ref().len() as u32).collect(),
+            truncated: 0,
+        })
+    }
+
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
         let text = match &self.settings.prompt {
             Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
