@@ -222,7 +222,11 @@ fn settings_reach_the_vectors() {
     assert_eq!(row(&["--normalize", "off", "--dim", "3"]).embedding, plain.embedding[..3]);
     let both = row(&["--normalize", "off", "--pooling", "mean,cls"]);
     assert_eq!(both.embedding.len(), 2 * HIDDEN);
-    assert_eq!(both.embedding[HIDDEN..], plain.embedding, "sentence-transformers puts cls first");
+    assert_eq!(both.embedding[..HIDDEN], plain.embedding, "modes are concatenated in the order given");
+    let cls = row(&["--normalize", "off", "--pooling", "cls"]);
+    assert_ne!(cls.embedding, plain.embedding);
+    let swapped = row(&["--normalize", "off", "--pooling", "cls,mean"]);
+    assert_eq!(swapped.embedding, [cls.embedding, plain.embedding.clone()].concat());
     // A prompt is text before the text.
     let prompted = row(&["--prompt", "query"]);
     assert_eq!(prompted.tokens, 6);

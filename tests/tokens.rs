@@ -280,6 +280,31 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..300).prop_map(|pieces| pieces.concat())
 }
 
+/// Only the start of a long text is looked at; wherever that start ends, nothing may show it: neither in a text whose start holds
+/// just as many tokens as the limit, nor inside an added token of several words.
+#[test]
+fn long_texts_are_cut_as_whole_ones() {
+    let phrase = json!({"id": ADDED, "content": "the cat sat on the mat", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false});
+    for added in [None, Some(phrase)] {
+        let json = tokenizer_json(&bert_processing(), added);
+        for max_tokens in 3..8 {
+            let tokenizer = open(&json, settings(max_tokens));
+            for letters in 1..60 {
+                let word = "x".repeat(letters);
+                for text in [format!("{word} ").repeat(80), format!("{word} {}", "the cat sat on the mat ".repeat(30))] {
+                    let tokenized = tokenizer.encode(&[&text], &roomy()).unwrap();
+                    assert_eq!(
+                        restore(&tokenized)[0],
+                        reference(&json, &text, Some(max_tokens)),
+                        "{max_tokens} tokens of \"{text}\""
+                    );
+                    assert_eq!(tokenized.truncated, 1, "{max_tokens} tokens of \"{text}\"");
+                }
+            }
+        }
+    }
+}
+
 proptest! {
     /// The library's own truncation, on any text and with any added token, whether or not we look at a part of the text only.
     #[test]

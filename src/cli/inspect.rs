@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use trt_embed::graph::onnx;
 use trt_embed::model::{DenseActivation, ModelFolder};
-use trt_embed::pooling::PoolingMode;
 
 /// Describes a model folder or an ONNX file.
 #[derive(Debug, clap::Args)]
@@ -115,7 +114,7 @@ fn folder_report(name: &str, model: &ModelFolder) -> Result<FolderReport> {
         family: config.family.name(),
         dimensions: model.embedding_size(),
         max_tokens: model.max_tokens(),
-        pooling: model.pooling.modes.iter().map(|mode| pooling_name(*mode)).collect(),
+        pooling: model.pooling.modes.iter().map(|mode| mode.name()).collect(),
         include_prompt: model.pooling.include_prompt,
         dense: model
             .dense
@@ -260,19 +259,6 @@ fn table(lines: &[(&str, String)]) -> String {
         before = name;
     }
     out
-}
-
-/// As `--pooling` spells them.
-fn pooling_name(mode: PoolingMode) -> &'static str {
-    match mode {
-        PoolingMode::Cls => "cls",
-        PoolingMode::Max => "max",
-        PoolingMode::Mean => "mean",
-        PoolingMode::MeanSqrtLen => "mean_sqrt_len_tokens",
-        PoolingMode::WeightedMean => "weightedmean",
-        PoolingMode::LastToken => "lasttoken",
-        _ => "other",
-    }
 }
 
 fn activation_name(activation: DenseActivation) -> &'static str {

@@ -43,7 +43,7 @@ pub struct VectorArgs {
     /// Scale vectors to unit length: as the model says, always, or never.
     #[arg(long, env = "TRT_EMBED_NORMALIZE", value_enum, default_value_t = NormalizeArg::Auto)]
     pub normalize: NormalizeArg,
-    /// How token states become one vector: as the model says, or one or several modes; several (`cls,mean`) are concatenated.
+    /// How token states become one vector: as the model says, or one or several modes; several (`cls,mean`) are concatenated in the order given.
     #[arg(
         long,
         env = "TRT_EMBED_POOLING",
@@ -78,7 +78,7 @@ pub enum NormalizeArg {
     Off,
 }
 
-/// `--pooling`. Names as sentence-transformers spells them.
+/// `--pooling`. Names as [`PoolingMode::name`] has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum PoolingArg {
     /// As the model says
@@ -90,7 +90,7 @@ pub enum PoolingArg {
     /// The mean over the tokens
     Mean,
     /// The sum over the square root of the number of tokens
-    #[value(name = "mean_sqrt_len_tokens", alias = "mean_sqrt_len")]
+    #[value(name = "mean_sqrt_len", alias = "mean_sqrt_len_tokens")]
     MeanSqrtLen,
     /// The mean weighted by position
     #[value(name = "weightedmean")]

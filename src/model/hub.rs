@@ -152,7 +152,10 @@ fn whole(repo: &Repo, commit: &str) -> Option<PathBuf> {
 fn from_cache(repo: &Repo, id: &HubId) -> Result<PathBuf, String> {
     let commit = repo.commit_of(&id.revision).ok_or_else(|| format!("not in the cache {}", repo.folder().display()))?;
     let mut files = Cached::new(repo, &commit);
-    collect(&mut files).map_err(|error| format!("not wholly in the cache ({error})"))?;
+    collect(&mut files).map_err(|error| match error {
+        Error::NotFound { path, .. } => format!("not wholly in the cache: {} is missing", path.display()),
+        other => format!("not usable from the cache: {other}"),
+    })?;
     let snapshot = repo.snapshot(&commit);
     let assumed = files.assumed_absent();
     if !assumed.is_empty() {

@@ -166,17 +166,20 @@ pub fn cut_and_normalise(values: &[f32], width: usize, dim: usize, normalise: bo
     }
 }
 
-/// Checks that every one of the vectors `values` `[texts, dim]` is finite.
+/// Checks that the vectors `values` `[rows, dim]` are finite; `texts` `[rows]` gives each one's place in the caller's order
+/// ([`TokenBatch::rows`]).
 ///
 /// # Errors
-/// [`Error::NotFinite`] with the first text (row) and component that is not.
-pub fn check_finite(values: &[f32], dim: usize) -> Result<()> {
+/// [`Error::NotFinite`] with the text of the first row that is not, and the component.
+pub fn check_finite(values: &[f32], dim: usize, texts: &[usize]) -> Result<()> {
     // No early exit, so that the usual case is one pass of vector instructions.
     if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
         return Ok(());
     }
-    match values.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-        Some((place, &value)) => Err(Error::NotFinite { text: place / dim.max(1), component: place % dim.max(1), value }),
-        None => Ok(()),
+    for (vector, &text) in values.chunks(dim.max(1)).zip(texts) {
+        if let Some(component) = vector.iter().position(|value| !value.is_finite()) {
+            return Err(Error::NotFinite { text, component, value: vector[component] });
+        }
     }
+    Ok(())
 }

@@ -1,0 +1,201 @@
+//! Folders that do not open, and what is said about them.
+
+use crate::tiny_model::{Folder, HIDDEN, bert, module, mpnet, old_modules, pooling, weights};
+use crate::{assert_says, fault, open, with};
+use serde_json::{Value, json};
+use trt_embed::model::ModelFolder;
+
+#[test]
+fn missing_files_are_named_with_the_next_step() {
+    let missing = ModelFolder::open("/no/such/folder").unwrap_err().to_string();
+    assert_says(&missing, &["model folder not found", "/no/such/folder", "config.json"]);
+    let file = Folder::plain();
+    let message = ModelFolder::open(file.join("config.json")).unwrap_err().to_string();
+    assert_says(&message, &["it is a file"]);
+
+    assert_says(&fault(&Folder::empty()), &["config.json not found"]);
+    for (name, parts) in [
+        ("config.json", &["config.json not found"][..]),
+        ("tokenizer.json", &["tokenizer.json not found", "save_pretrained"]),
+        ("1_Pooling/config.json", &["1_Pooling", "config.json not found"]),
+        ("model.safetensors", &["model.safetensors not found", "index.json"]),
+    ] {
+        let folder = Folder::sentence_transformers();
+        folder.remove(name);
+        assert_says(&fault(&folder), parts);
+    }
+    let folder = Folder::plain();
+    folder.remove("model.safetensors");
+    folder.write("pytorch_model.bin", b"");
+    assert_says(&fault(&folder), &["only pytorch_model.bin", "safe_serialization=True"]);
+}
+
+#[test]
+fn faults_of_config_json() {
+    for (field, value, parts) in [
+        ("model_type", json!("t5"), &["model_type \"t5\" is not supported", "mpnet, bert"][..]),
+        ("model_type", json!(3), &["model_type is 3", "a string"]),
+        ("model_type", Value::Null, &["model_type is null", "mpnet, bert"]),
+        ("hidden_size", json!(0), &["hidden_size is 0", "from 1 to 65536"]),
+        ("hidden_size", json!(5), &["hidden_size is 5", "num_attention_heads (2)"]),
+        ("hidden_size", json!(-4), &["hidden_size is -4"]),
+        ("hidden_size", json!(4.5), &["hidden_size is 4.5"]),
+        ("hidden_size", json!("4"), &["hidden_size is \"4\""]),
+        ("num_attention_heads", json!(0), &["num_attention_heads is 0"]),
+        ("num_hidden_layers", json!(1_u64 << 60), &["num_hidden_layers is 1152921504606846976"]),
+        ("intermediate_size", json!(u64::MAX), &["intermediate_size is 18446744073709551615"]),
+        ("vocab_size", json!(1e300), &["vocab_size is 1e+300"]),
+        ("max_position_embeddings", json!([16]), &["max_position_embeddings is [16]"]),
+        ("type_vocab_size", json!(0), &["type_vocab_size is 0"]),
+        ("layer_norm_eps", json!(0.0), &["layer_norm_eps is 0.0"]),
+        ("layer_norm_eps", json!(-1e-12), &["layer_norm_eps is -1e-12"]),
+        ("layer_norm_eps", json!("tiny"), &["layer_norm_eps is \"tiny\""]),
+        ("pad_token_id", json!(10), &["pad_token_id is 10", "vocab_size only 10"]),
+        ("hidden_act", json!("swish"), &["hidden_act is \"swish\"", "gelu_new"]),
+        ("position_embedding_type", json!("relative_key"), &["position_embedding_type is \"relative_key\"", "absolute"]),
+        ("is_decoder", json!(true), &["is_decoder is true"]),
+    ] {
+        let folder = Folder::plain();
+        folder.json("config.json", &with(bert(), field, value));
+        assert_says(&fault(&folder), parts);
+    }
+    for (field, value, parts) in [
+        ("pad_token_id", json!(0), &["pad_token_id is 0", "padding id 1"][..]),
+        ("max_position_embeddings", json!(2), &["max_position_embeddings is 2", "start at 2"]),
+        ("relative_attention_num_buckets", json!(2), &["relative_attention_num_buckets is 2"]),
+    ] {
+        let folder = Folder::plain();
+        folder.json("config.json", &with(mpnet(), field, value));
+        assert_says(&fault(&folder), parts);
+    }
+    for (text, parts) in [
+        (&b"{\"model_type\": \"bert\""[..], &["not valid JSON"][..]),
+        (b"", &["not valid JSON"]),
+        (b"\xff\xfe{}", &["not valid JSON"]),
+        (b"[1, 2]", &["an object is expected", "[1,2]"]),
+        (b"{\"model_type\": \"bert\", \"layer_norm_eps\": NaN}", &["not valid JSON"]),
+    ] {
+        let folder = Folder::plain();
+        folder.write("config.json", text);
+        assert_says(&fault(&folder), &[parts, &["config.json"]].concat());
+    }
+}
+
+#[test]
+fn faults_of_modules_json() {
+    let transformer = || module("sentence_transformers.models.Transformer", "");
+    let pooling = || module("sentence_transformers.models.Pooling", "1_Pooling");
+    let normalize = || module("sentence_transformers.models.Normalize", "2_Normalize");
+    let dense = || module("sentence_transformers.models.Dense", "2_Dense");
+    for (modules, parts) in [
+        (json!({}), &["a list of modules"][..]),
+        (json!([]), &["the modules are []"]),
+        (json!(["x"]), &["\"x\"", "no \"type\""]),
+        (json!([transformer()]), &["the modules are [Transformer]", "Transformer, Pooling"]),
+        (json!([pooling(), transformer()]), &["[Pooling, Transformer]"]),
+        (json!([transformer(), pooling(), normalize(), dense()]), &["[Transformer, Pooling, Normalize, Dense]"]),
+        (json!([transformer(), pooling(), pooling()]), &["[Transformer, Pooling, Pooling]"]),
+        (json!([transformer(), pooling(), normalize(), normalize()]), &["Normalize, Normalize"]),
+        (
+            json!([transformer(), module("sentence_transformers.models.LSTM", "1_LSTM"), pooling()]),
+            &["sentence_transformers.models.LSTM", "known: Transformer, Pooling, Dense, Normalize"],
+        ),
+        (json!([module("custom_st.Transformer", ""), pooling()]), &["custom_st.Transformer", "known"]),
+        (json!([transformer(), with(pooling(), "path", json!("../other"))]), &["../other", "inside"]),
+        (json!([transformer(), with(pooling(), "path", json!("/etc"))]), &["/etc", "inside"]),
+        (json!([transformer(), with(pooling(), "path", json!("a/../../b"))]), &["a/../../b", "inside"]),
+        (json!([transformer(), with(pooling(), "path", json!("..\\b"))]), &["inside"]),
+        (json!([transformer(), with(pooling(), "path", json!(7))]), &["path of module Pooling is 7"]),
+    ] {
+        let folder = Folder::sentence_transformers();
+        folder.json("modules.json", &modules);
+        assert_says(&fault(&folder), &[parts, &["modules.json"]].concat());
+    }
+}
+
+#[test]
+fn faults_of_pooling() {
+    for (config, parts) in [
+        (pooling(&[]), &["no pooling mode is true", "pooling_mode_mean_tokens"][..]),
+        (
+            with(pooling(&["cls_token"]), "word_embedding_dimension", json!(8)),
+            &["word_embedding_dimension is 8", "hidden_size is 4"],
+        ),
+        (json!({"pooling_mode": "mean", "embedding_dimension": 5}), &["embedding_dimension is 5"]),
+        (json!({"pooling_mode": "median"}), &["pooling_mode is \"median\"", "weightedmean"]),
+        (json!({"pooling_mode": []}), &["pooling_mode is []"]),
+        (json!({"pooling_mode": ["mean", "mean"]}), &["different modes"]),
+        (json!({"pooling_mode": ["mean", "cls"]}), &["in the order cls, max, mean"]),
+        (json!({"pooling_mode_mean_tokens": "yes"}), &["pooling_mode_mean_tokens is \"yes\"", "true or false"]),
+        (json!({"include_prompt": 1}), &["include_prompt is 1"]),
+    ] {
+        let folder = Folder::sentence_transformers();
+        folder.json("1_Pooling/config.json", &config);
+        assert_says(&fault(&folder), parts);
+    }
+}
+
+#[test]
+fn faults_of_the_other_settings() {
+    for (name, value, parts) in [
+        ("sentence_bert_config.json", json!({"max_seq_length": 0}), &["max_seq_length is 0"][..]),
+        ("sentence_bert_config.json", json!({"max_seq_length": -1}), &["max_seq_length is -1"]),
+        ("sentence_bert_config.json", json!({"do_lower_case": "no"}), &["do_lower_case is \"no\""]),
+        ("sentence_bert_config.json", json!({"transformer_task": "fill-mask"}), &["transformer_task is \"fill-mask\""]),
+        ("tokenizer_config.json", json!({"model_max_length": "long"}), &["model_max_length is \"long\""]),
+        ("config_sentence_transformers.json", json!({"default_prompt_name": "query"}), &["default_prompt_name is \"query\""]),
+        (
+            "config_sentence_transformers.json",
+            json!({"prompts": {"a": "x", "b": "y"}, "default_prompt_name": "c"}),
+            &["default_prompt_name is \"c\"", "a, b"],
+        ),
+        ("config_sentence_transformers.json", json!({"prompts": {"a": 1}}), &["prompt \"a\" is 1"]),
+        ("config_sentence_transformers.json", json!({"prompts": ["a"]}), &["prompts is [\"a\"]"]),
+        ("2_Normalize/config.json", json!({"module_input_name": "token_embeddings"}), &["module_input_name", "token_embeddings"]),
+    ] {
+        let folder = Folder::sentence_transformers();
+        folder.json(name, &value);
+        assert_says(&fault(&folder), &[parts, &[name]].concat());
+    }
+}
+
+#[test]
+fn faults_of_dense() {
+    let good = json!({"in_features": HIDDEN, "out_features": 3, "bias": true});
+    let folder = || {
+        let folder = Folder::sentence_transformers();
+        let mut modules = old_modules();
+        modules[2] = module("sentence_transformers.models.Dense", "2_Dense");
+        folder.json("modules.json", &modules);
+        folder.dense("2_Dense", HIDDEN, 3, "torch.nn.modules.activation.Tanh");
+        folder
+    };
+    for (field, value, parts) in [
+        ("in_features", json!(7), &["in_features is 7", "gives 4 values"][..]),
+        ("in_features", Value::Null, &["in_features is null"]),
+        ("out_features", json!(0), &["out_features is 0"]),
+        ("out_features", Value::Null, &["out_features is null"]),
+        ("activation_function", json!("torch.nn.modules.activation.Mish"), &["Mish", "known: Identity, Tanh"]),
+        ("activation_function", json!("my_code.Tanh"), &["my_code.Tanh"]),
+        ("use_residual", json!(true), &["use_residual is true"]),
+        ("module_output_name", json!("token_embeddings"), &["module_output_name"]),
+    ] {
+        let folder = folder();
+        folder.json("2_Dense/config.json", &with(good.clone(), field, value));
+        assert_says(&fault(&folder), parts);
+    }
+    let misshapen = folder();
+    misshapen.json("2_Dense/config.json", &with(good.clone(), "out_features", json!(5)));
+    assert_says(&fault(&misshapen), &["linear.weight", "[3, 4]", "[5, 4]"]);
+
+    let without_bias = folder();
+    without_bias.write("2_Dense/model.safetensors", &weights(&[("linear.weight", &[3, HIDDEN], &[0.5; 3 * HIDDEN])]));
+    assert_says(&fault(&without_bias), &["linear.bias", "[3]", "missing"]);
+    without_bias.json("2_Dense/config.json", &with(good, "bias", json!(false)));
+    assert_eq!(open(&without_bias).dense[0].bias, None);
+
+    let pickle = folder();
+    pickle.remove("2_Dense/model.safetensors");
+    pickle.write("2_Dense/pytorch_model.bin", b"");
+    assert_says(&fault(&pickle), &["Dense", "pytorch_model.bin", "save the model again"]);
+}

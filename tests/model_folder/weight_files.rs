@@ -1,0 +1,154 @@
+//! Weight files: names, types, shards and damage.
+
+use crate::tiny_model::{Folder, weights, weights_of};
+use crate::{assert_says, file_with, only_weights, with};
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use trt_embed::model::{Family, Weights};
+
+#[test]
+fn tensors_are_found_by_every_spelling() {
+    let names = ["plain.weight", "bert.prefixed.weight", "bert.old.LayerNorm.gamma", "old.LayerNorm.beta"];
+    let tensors: Vec<_> = names.iter().map(|name| (*name, &[1][..], &[1.5][..])).collect();
+    let (_folder, weights) = only_weights(&weights(&tensors));
+    let weights = weights.unwrap();
+    for name in ["plain.weight", "prefixed.weight", "old.LayerNorm.weight", "old.LayerNorm.bias"] {
+        assert!(weights.contains(name), "{name}");
+        assert_eq!(&*weights.tensor(name, &[1]).unwrap().to_f32(), [1.5], "{name}");
+    }
+    assert!(!weights.contains("other.weight") && !weights.contains("plain.LayerNorm.weight"));
+    let mut found: Vec<_> = weights.tensor_names().collect();
+    found.sort_unstable();
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    assert_eq!(found, names);
+    let message = weights.tensor("other.weight", &[2, 3]).unwrap_err().to_string();
+    assert_says(&message, &["other.weight", "[2, 3]", "missing"]);
+    let message = weights.tensor("prefixed.weight", &[2, 3]).unwrap_err().to_string();
+    assert_says(&message, &["bert.prefixed.weight", "[1]", "[2, 3]"]);
+}
+
+#[test]
+fn every_stored_type_gives_the_same_values() {
+    // Exact in all three types, so equality is the right comparison.
+    let values = [0.0_f32, -1.5, 2.0, 0.25, -0.0, 96.0];
+    let full: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let half: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+    let brain: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+    let ids = [0_u8; 8];
+    let shape = &[2, 3][..];
+    let file = weights_of([
+        ("full", Dtype::F32, shape, &full[..]),
+        ("half", Dtype::F16, shape, &half[..]),
+        ("brain", Dtype::BF16, shape, &brain[..]),
+        ("ids", Dtype::I64, &[1][..], &ids[..]),
+        ("nothing", Dtype::F32, &[0, 3][..], &[][..]),
+    ]);
+    let (_folder, weights) = only_weights(&file);
+    let weights = weights.unwrap();
+    for name in ["full", "half", "brain"] {
+        assert_eq!(&*weights.tensor(name, shape).unwrap().to_f32(), values, "{name}");
+    }
+    assert_eq!(weights.tensor("full", shape).unwrap().bytes(), full);
+    assert_eq!(weights.tensor("half", shape).unwrap().dtype, Dtype::F16);
+    assert!(weights.tensor("nothing", &[0, 3]).unwrap().to_f32().is_empty());
+    let message = weights.tensor("ids", &[1]).unwrap_err().to_string();
+    assert_says(&message, &["\"ids\"", "I64", "F32, F16 and BF16"]);
+}
+
+#[test]
+fn unaligned_values_are_read_too() {
+    // A header of odd length, which the format allows, puts the values off any alignment.
+    let header = br#"{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}} "#;
+    for padding in 0..4 {
+        let mut file = ((header.len() + padding) as u64).to_le_bytes().to_vec();
+        file.extend_from_slice(header);
+        file.resize(file.len() + padding, b' ');
+        file.extend([1.5_f32, -2.0].iter().flat_map(|v| v.to_le_bytes()));
+        let (_folder, weights) = only_weights(&file);
+        assert_eq!(&*weights.unwrap().tensor("x", &[2]).unwrap().to_f32(), [1.5, -2.0]);
+    }
+}
+
+#[test]
+fn a_tensor_outlives_the_weights_and_the_file() {
+    let (folder, weights) = only_weights(&weights(&[("a", &[1], &[0.5]), ("b", &[2], &[1.0, 2.0])]));
+    let weights = weights.unwrap();
+    let tensor = weights.tensor("b", &[2]).unwrap();
+    drop(weights);
+    drop(folder);
+    assert_eq!(&*tensor.clone().to_f32(), [1.0, 2.0]);
+}
+
+#[test]
+fn shards_are_one_set_of_weights() {
+    let folder = Folder::empty();
+    folder.write("model-00001-of-00002.safetensors", &weights(&[("a", &[1], &[1.0])]));
+    folder.write("model-00002-of-00002.safetensors", &weights(&[("bert.b", &[1], &[2.0])]));
+    let map = json!({"a": "model-00001-of-00002.safetensors", "bert.b": "model-00002-of-00002.safetensors"});
+    folder.json("model.safetensors.index.json", &json!({"metadata": {"total_size": 8}, "weight_map": map}));
+    let sharded = Weights::open(folder.path(), Family::Bert).unwrap();
+    assert_eq!(&*sharded.tensor("a", &[1]).unwrap().to_f32(), [1.0]);
+    assert_eq!(&*sharded.tensor("b", &[1]).unwrap().to_f32(), [2.0]);
+
+    let fault = || Weights::open(folder.path(), Family::Bert).unwrap_err().to_string();
+    let index = |map: Value| folder.json("model.safetensors.index.json", &json!({"weight_map": map}));
+    index(with(map.clone(), "c", json!("model-00002-of-00002.safetensors")));
+    assert_says(&fault(), &["model-00002-of-00002.safetensors", "holds tensor \"c\", which it does not"]);
+    index(with(map.clone(), "a", json!("model-00002-of-00002.safetensors")));
+    assert_says(&fault(), &["holds tensor \"a\", which it does not"]);
+    index(with(map.clone(), "c", json!("model-00003-of-00003.safetensors")));
+    assert_says(&fault(), &["shard model-00003-of-00003.safetensors not found", "fetch the model again"]);
+    for outside in ["../model.safetensors", "/etc/passwd", "", ".", "..", "a\\b"] {
+        index(with(map.clone(), "c", json!(outside)));
+        assert_says(&fault(), &["weight_map gives", "for \"c\"", "in this folder"]);
+    }
+    index(with(map.clone(), "c", json!(3)));
+    assert_says(&fault(), &["weight_map gives 3"]);
+    index(json!({}));
+    assert_says(&fault(), &["weight_map is {}"]);
+    folder.write("model.safetensors.index.json", b"{}");
+    assert_says(&fault(), &["weight_map is absent"]);
+
+    folder.write("model-00002-of-00002.safetensors", &weights(&[("bert.b", &[1], &[2.0]), ("a", &[1], &[3.0])]));
+    index(map);
+    assert_says(&fault(), &["tensor \"a\" is in", "model-00001-of-00002.safetensors too"]);
+}
+
+#[test]
+fn damaged_weight_files_are_told_with_their_sizes() {
+    let good = weights(&[("a", &[2], &[1.0, 2.0])]);
+    let longer = [&good[..], &[0]].concat();
+    let mut huge_header = good.clone();
+    huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let entry = |dtype: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
+    let max = u64::MAX;
+    let size = good.len().to_string();
+    for (file, parts) in [
+        (Vec::new(), &["it has 0 bytes"][..]),
+        (b"PK\x03\x04".to_vec(), &["it has 4 bytes"]),
+        (good[..good.len() - 1].to_vec(), &["describes 8 bytes of tensors, the file holds 7"]),
+        (longer, &["describes 8 bytes of tensors, the file holds 9"]),
+        (good[..20].to_vec(), &["the header should have", "the file has 20"]),
+        (huge_header, &["should have 18446744073709551615 bytes", &size]),
+        (file_with("not json", 0), &["header: "]),
+        (file_with(&entry("F32", "[1]", "[0,4]"), 0), &["describes 4 bytes of tensors, the file holds 0"]),
+        (file_with(&entry("F99", "[1]", "[0,4]"), 4), &["header: ", "F99"]),
+        (file_with(&entry("F32", "[1]", "[4,8]"), 8), &["header: ", "offset"]),
+        (file_with(&entry("F32", "[1]", "[4,0]"), 8), &["header: "]),
+        (file_with(&entry("F32", "[2]", "[0,4]"), 4), &["header: "]),
+        (file_with(&entry("F32", "[-1]", "[0,4]"), 4), &["header: "]),
+        (file_with(&entry("U8", &format!("[{max}]"), &format!("[0,{max}]")), 4), &["header: ", "overflow"]),
+        (
+            file_with(&entry("U8", &format!("[{}]", 1_u64 << 60), &format!("[0,{}]", 1_u64 << 60)), 4),
+            &["describes 1152921504606846976 bytes"],
+        ),
+        (file_with(&entry("F32", &format!("[{max},{max}]"), "[0,4]"), 4), &["header: ", "overflow"]),
+    ] {
+        let (_folder, weights) = only_weights(&file);
+        assert_says(&weights.unwrap_err().to_string(), &[parts, &["model.safetensors", "fetch it again"]].concat());
+    }
+}
