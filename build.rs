@@ -27,8 +27,7 @@ fn tensorrt() -> Result<(), String> {
 
     let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let usual: Vec<PathBuf> = find_headers::USUAL_FOLDERS.iter().map(PathBuf::from).collect();
-    let headers =
-        find_headers::find(folder("TENSORRT_INCLUDE_DIR").as_deref(), folder("TENSORRT_ROOT").as_deref(), &usual)?;
+    let headers = find_headers::find(folder("TENSORRT_INCLUDE_DIR").as_deref(), folder("TENSORRT_ROOT").as_deref(), &usual)?;
     println!("cargo::rerun-if-changed={}", headers.join("NvInferVersion.h").display());
 
     let cuda_roots: Vec<PathBuf> =

@@ -220,7 +220,9 @@ pub enum Error {
         reason: String,
     },
     /// A batch fits no optimisation profile of the engine.
-    #[error("shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}")]
+    #[error(
+        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}"
+    )]
     OutsideProfile {
         /// `BxS`, or the tensor's dimensions.
         shape: String,

@@ -187,7 +187,10 @@ fn a_buffer_that_is_too_small_is_refused_before_the_gpu_writes_past_it() {
     lane.context.enqueue(&mut lane.stream).unwrap();
     lane.shape(2, 5).unwrap();
     let error = lane.context.enqueue(&mut lane.stream).unwrap_err();
-    assert!(matches!(&error, Error::TensorRt { .. }) && error.to_string().contains("needs 40 bytes, its memory has 32"), "{error}");
+    assert!(
+        matches!(&error, Error::TensorRt { .. }) && error.to_string().contains("needs 40 bytes, its memory has 32"),
+        "{error}"
+    );
 
     let mut stream = loaded.device.stream().unwrap();
     let bare = loaded.engine.create_context(BUCKET, &mut stream, None).unwrap().enqueue(&mut stream).unwrap_err();

@@ -102,7 +102,10 @@ pub struct Plan {
 
 impl fmt::Debug for Plan {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Plan").field("bytes", &self.bytes.len()).field("timing_cache", &self.timing_cache.len()).finish_non_exhaustive()
+        out.debug_struct("Plan")
+            .field("bytes", &self.bytes.len())
+            .field("timing_cache", &self.timing_cache.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -160,7 +163,10 @@ pub fn build_plan(
 pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error {
     let reason = exception.what().to_owned();
     let lower = reason.to_lowercase();
-    let next = if ["out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation"].iter().any(|sign| lower.contains(sign)) {
+    let next = if ["out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation"]
+        .iter()
+        .any(|sign| lower.contains(sign))
+    {
         "The GPU's memory is full: stop other programs on it (`nvidia-smi` lists them), build with smaller profiles or fewer buckets."
     } else if action == "build the engine" {
         "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."

@@ -141,12 +141,7 @@ impl Cache {
 
     fn lock(&self) -> Result<File> {
         let path = self.folder.join("build.lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(Error::io("create", &path))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => log::info!("waiting for another build in {}", self.folder.display()),
@@ -232,9 +227,8 @@ mod tests {
         assert_eq!(cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"second"))).unwrap(), engine(b"second"));
         assert_eq!(cache.get_or_build(&key(), |_| Ok(()), never).unwrap(), engine(b"second"));
 
-        let refuse = |manifest: &Manifest| {
-            manifest.check_machine(&Machine { gpu: "NVIDIA L4".into(), ..manifest.machine.clone() })
-        };
+        let refuse =
+            |manifest: &Manifest| manifest.check_machine(&Machine { gpu: "NVIDIA L4".into(), ..manifest.machine.clone() });
         assert_eq!(cache.get_or_build(&key(), refuse, || Ok(engine(b"third"))).unwrap(), engine(b"third"));
     }
 

@@ -228,11 +228,9 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => Error::NotFound {
-                what: "engine file".into(),
-                path: path.into(),
-                next: "build one with `trt-embed build`".into(),
-            },
+            ErrorKind::NotFound => {
+                Error::NotFound { what: "engine file".into(), path: path.into(), next: "build one with `trt-embed build`".into() }
+            }
             _ => Error::io("read", path)(error),
         })?;
         let file_bytes = file.metadata().map_err(Error::io("read", path))?.len();

@@ -127,12 +127,7 @@ fn explain(path: &Path, stem: &str, reason: &cxx::Exception) -> String {
 }
 
 /// Opens `stem.so.MAJOR` from the first of `candidates` that works.
-fn open_first<T>(
-    stem: &str,
-    candidates: &[PathBuf],
-    next: &str,
-    open: impl Fn(&str) -> Result<T, cxx::Exception>,
-) -> Result<T> {
+fn open_first<T>(stem: &str, candidates: &[PathBuf], next: &str, open: impl Fn(&str) -> Result<T, cxx::Exception>) -> Result<T> {
     let mut tried = Vec::new();
     for path in candidates {
         match open(&path.to_string_lossy()) {

@@ -123,8 +123,7 @@ impl FromStr for Shape {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (batch, seq) =
-            text.split_once('x').ok_or_else(|| invalid(format!("\"{text}\" is not BATCHxLENGTH, e.g. 32x128")))?;
+        let (batch, seq) = text.split_once('x').ok_or_else(|| invalid(format!("\"{text}\" is not BATCHxLENGTH, e.g. 32x128")))?;
         Self::new(number(batch, text)?, number(seq, text)?)
     }
 }
