@@ -271,10 +271,20 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The context frees its memory next, on the device that is current.
-        if let Err(error) = self.engine.runtime.device.bind() {
-            log::warn!("while closing an execution context: {error}");
-        }
+        bind_to_free(&self.engine.runtime.device);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        bind_to_free(&self.runtime.device);
+    }
+}
+
+/// TensorRT frees memory on the device that is current.
+fn bind_to_free(device: &Device) {
+    if let Err(error) = device.bind() {
+        log::warn!("while freeing what TensorRT holds: {error}");
     }
 }
 
