@@ -101,9 +101,9 @@ if [ ! -f "$model/model.safetensors" ]; then
     if [ "$model" = models/all-MiniLM-L6-v2 ]; then scripts/get-minilm.sh; fi
 fi
 
-say "Build (the first takes some minutes)"
-cargo build --release
-trt_embed() { cargo run --release --quiet -- "$@"; }
+say "Build (the first takes some minutes; cargo test shares it. For production: cargo build --release)"
+cargo build
+trt_embed() { cargo run --quiet -- "$@"; }
 
 say "Three sentences as vectors ($model)"
 sentences=(
