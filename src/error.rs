@@ -167,6 +167,78 @@ pub enum Error {
         /// What it said, and what to do about it.
         reason: String,
     },
+    /// TensorRT's libraries could not be loaded.
+    #[error("{library} could not be loaded:{}\n{next}", list_tried(tried))]
+    TensorRtLibrary {
+        /// The file's name, e.g. `libnvinfer.so.8`.
+        library: String,
+        /// Every file tried, and the loader's reason.
+        tried: Vec<(PathBuf, String)>,
+        /// What to do about it.
+        next: String,
+    },
+    /// The library found does not fit the headers that this program was compiled with.
+    #[error(
+        "{} is TensorRT {found}, this program was built with the headers of {headers}; \
+         set TENSORRT_LIB_DIR to a matching library, or build again with TENSORRT_INCLUDE_DIR at the headers of {found}",
+        path.display()
+    )]
+    TensorRtVersion {
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The headers' version.
+        headers: String,
+    },
+    /// TensorRT refused or failed.
+    #[error("TensorRT could not {action}: {reason}\n{next}")]
+    TensorRt {
+        /// What was asked, e.g. `build the engine`.
+        action: &'static str,
+        /// What TensorRT logged.
+        reason: String,
+        /// What to do about it.
+        next: &'static str,
+    },
+    /// An engine was built for another GPU, library, model or setting.
+    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again with `trt-embed build`")]
+    EngineMismatch {
+        /// The field of the engine's manifest.
+        field: &'static str,
+        /// What this machine or call needs.
+        expected: String,
+        /// What the engine holds.
+        found: String,
+    },
+    /// An engine file is damaged or not one.
+    #[error("{}: not a readable engine file: {reason}; build it again with `trt-embed build`", path.display())]
+    EngineFile {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A batch fits no optimisation profile of the engine.
+    #[error(
+        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}"
+    )]
+    OutsideProfile {
+        /// `BxS`, or the tensor's dimensions.
+        shape: String,
+        /// The profiles as `MIN:OPT:MAX`, comma-separated.
+        profiles: String,
+    },
+    /// The caller asked to stop.
+    #[error("{what} was cancelled; nothing was written")]
+    Cancelled {
+        /// E.g. `building the engine`.
+        what: &'static str,
+    },
+}
+
+fn list_tried(tried: &[(PathBuf, String)]) -> String {
+    tried.iter().map(|(path, reason)| format!("\n  {}: {reason}", path.display())).collect()
 }
 
 impl Error {

@@ -2,6 +2,9 @@
 
 #[cfg(feature = "cpu")]
 mod cpu;
+#[cfg(feature = "tensorrt")]
+pub mod tensorrt;
+
 #[cfg(feature = "cpu")]
 mod cpu_ops;
 #[cfg(feature = "cpu")]

@@ -162,12 +162,12 @@ impl Device {
     }
 
     /// Makes the context this thread's current one.
-    pub(super) fn bind(&self) -> Result<()> {
+    pub(crate) fn bind(&self) -> Result<()> {
         self.context().bind_to_thread().map_err(driver("use the device's context"))
     }
 
     /// Whether two handles are the same device.
-    pub(super) fn same(&self, other: &Device) -> bool {
+    pub(crate) fn same(&self, other: &Device) -> bool {
         self.0.properties.ordinal == other.0.properties.ordinal
     }
 }

@@ -148,7 +148,7 @@ impl<T> DeviceBuffer<T> {
         self.address
     }
 
-    pub(super) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         self.block.device()
     }
 
@@ -328,7 +328,7 @@ impl<T> PinnedBuffer<T> {
         self.len == 0
     }
 
-    pub(super) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         &self.block.device
     }
 

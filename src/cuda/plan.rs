@@ -138,7 +138,7 @@ mod tests {
             let lane = if half { 8 } else { 4 };
             let plan = PoolPlan::choose(hardware, batch, tokens, columns, lane);
             prop_assert_eq!(plan.fault(hardware, columns, lane), None);
-            prop_assert!(plan.threads() <= MAX_THREADS && plan.threads() % 32 == 0 && plan.threads() >= plan.lanes * plan.groups);
+            prop_assert!(plan.threads() <= MAX_THREADS && plan.threads().is_multiple_of(32) && plan.threads() >= plan.lanes * plan.groups);
             // What every launch gets without asking for more.
             prop_assert!(plan.shared_bytes(lane) <= 48 * 1024);
             // No tile without columns, and a row in one block whenever its lanes fit one.

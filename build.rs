@@ -1,0 +1,46 @@
+//! With the feature `tensorrt`: finds TensorRT's headers and compiles the shim in `cpp/`. Else nothing.
+
+#[cfg(feature = "tensorrt")]
+#[path = "cpp/find_headers.rs"]
+mod find_headers;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "tensorrt")]
+    if let Err(message) = tensorrt() {
+        for line in message.lines() {
+            println!("cargo::error={line}");
+        }
+    }
+}
+
+#[cfg(feature = "tensorrt")]
+fn tensorrt() -> Result<(), String> {
+    use std::env;
+    use std::path::PathBuf;
+
+    for variable in ["TENSORRT_INCLUDE_DIR", "TENSORRT_ROOT", "CUDA_HOME", "CUDA_PATH"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    println!("cargo::rerun-if-changed=cpp");
+    println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");
+
+    let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let usual: Vec<PathBuf> = find_headers::USUAL_FOLDERS.iter().map(PathBuf::from).collect();
+    let headers = find_headers::find(folder("TENSORRT_INCLUDE_DIR").as_deref(), folder("TENSORRT_ROOT").as_deref(), &usual)?;
+    println!("cargo::rerun-if-changed={}", headers.join("NvInferVersion.h").display());
+
+    let cuda_roots: Vec<PathBuf> =
+        [folder("CUDA_HOME"), folder("CUDA_PATH"), Some("/usr/local/cuda".into())].into_iter().flatten().collect();
+    let cuda = find_headers::find_cuda(&cuda_roots).unwrap_or_else(|| "cpp/cuda".into());
+
+    let mut build = cxx_build::bridge("src/backend/tensorrt/ffi.rs");
+    build.files(["cpp/build.cc", "cpp/log.cc", "cpp/tensorrt.cc"]).std("c++17").flag("-Wall").flag("-Wextra");
+    for folder in [&headers, &cuda] {
+        if find_headers::must_be_named(folder) {
+            // As system headers: TensorRT's own deprecations are not warnings about this crate.
+            build.flag("-isystem").flag(folder);
+        }
+    }
+    build.try_compile("trt_embed_tensorrt").map_err(|error| error.to_string())
+}

@@ -1,0 +1,220 @@
+// Builds engines: an ONNX graph through TensorRT's parser and builder into a serialised plan.
+#include "trt-embed/cpp/tensorrt.h"
+
+#include "trt-embed/cpp/log.h"
+#include "trt-embed/cpp/shapes.h"
+
+#include "trt-embed/src/backend/tensorrt/ffi.rs.h"
+
+#include <array>
+#include <stdexcept>
+#include <utility>
+
+namespace trt_embed {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+
+rust::Slice<std::uint8_t const> to_slice(nvinfer1::IHostMemory const *memory) {
+    if (memory == nullptr) {
+        return {};
+    }
+    return {static_cast<std::uint8_t const *>(memory->data()), memory->size()};
+}
+
+#if NV_TENSORRT_MAJOR >= 10
+/// Hands a build's phases to Rust. TensorRT calls it from several threads.
+class Monitor final : public nvinfer1::IProgressMonitor {
+public:
+    explicit Monitor(BuildWatch const &watch) : watch_(watch) {}
+
+    void phaseStart(char const *phase, char const *parent, std::int32_t steps) noexcept override {
+        watch_.phase_started(rust::String::lossy(phase), rust::String::lossy(parent != nullptr ? parent : ""), steps);
+    }
+    bool stepComplete(char const *phase, std::int32_t step) noexcept override {
+        watch_.step_done(rust::String::lossy(phase), step);
+        return !watch_.cancelled();
+    }
+    void phaseFinish(char const *phase) noexcept override { watch_.phase_finished(rust::String::lossy(phase)); }
+
+private:
+    BuildWatch const &watch_;
+};
+#endif
+
+std::string parser_errors(nvonnxparser::IParser const &parser) {
+    std::string text = "the ONNX graph was refused";
+    for (std::int32_t i = 0; i < parser.getNbErrors(); ++i) {
+        nvonnxparser::IParserError const *const error = parser.getError(i);
+        text += "\n  node " + std::to_string(error->node());
+#if NV_TENSORRT_MAJOR >= 10
+        auto const add = [&](char const *word) {
+            if (word != nullptr && *word != '\0') {
+                text += std::string(" ") + word;
+            }
+        };
+        add(error->nodeOperator());
+        add(error->nodeName());
+#endif
+        text += std::string(": ") + (error->desc() != nullptr ? error->desc() : "no reason given");
+    }
+    return text;
+}
+
+bool has_half(nvinfer1::INetworkDefinition const &network) {
+    for (std::int32_t i = 0; i < network.getNbLayers(); ++i) {
+        nvinfer1::ILayer const *const layer = network.getLayer(i);
+        for (std::int32_t j = 0; j < layer->getNbOutputs(); ++j) {
+            if (layer->getOutput(j)->getType() == DataType::kHALF) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+/// fp32 means exact fp32: TF32, which TensorRT allows by itself, keeps 10 bits of mantissa.
+void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network, Arithmetic arithmetic) {
+    config.clearFlag(nvinfer1::BuilderFlag::kTF32);
+    bool const wants_half = arithmetic == Arithmetic::Fp16;
+    bool const graph_has_half = has_half(network);
+    if (graph_has_half && !wants_half) {
+        throw std::runtime_error("the graph holds fp16 tensors: build it with --precision fp16, or export it as fp32");
+    }
+#if NV_TENSORRT_MAJOR == 8
+    if (wants_half) {
+        config.setFlag(nvinfer1::BuilderFlag::kFP16);
+    }
+#else
+    // Strongly typed: the types of the graph are the types of the engine.
+    if (wants_half && !graph_has_half) {
+        throw std::runtime_error("TensorRT " + std::to_string(NV_TENSORRT_MAJOR)
+                                 + " takes precisions from the graph, and this graph is fp32: export it with --precision fp16");
+    }
+#endif
+}
+
+void add_profiles(nvinfer1::IBuilder &builder, nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network,
+                  rust::Vec<Range> const &profiles, Capture &capture) {
+    using nvinfer1::OptProfileSelector;
+    for (Range const &range : profiles) {
+        nvinfer1::IOptimizationProfile *const profile = builder.createOptimizationProfile(); // the builder's
+        if (profile == nullptr) {
+            capture.fail("createOptimizationProfile");
+        }
+        for (std::int32_t i = 0; i < network.getNbInputs(); ++i) {
+            nvinfer1::ITensor const *const input = network.getInput(i);
+            Dims const declared = input->getDimensions();
+            if (declared.nbDims != 2) {
+                throw std::runtime_error(std::string("input ") + input->getName() + " has shape " + to_text(declared)
+                                         + ", an encoder's inputs are [batch, seq]");
+            }
+            std::pair<OptProfileSelector, std::array<std::int64_t, 2> const &> const bounds[] = {
+                {OptProfileSelector::kMIN, range.min}, {OptProfileSelector::kOPT, range.opt}, {OptProfileSelector::kMAX, range.max}};
+            for (auto const &[selector, shape] : bounds) {
+                if (!profile->setDimensions(input->getName(), selector, to_dims(shape.data(), shape.size()))) {
+                    capture.fail(std::string("input ") + input->getName() + " " + to_text(declared) + " refused the shape "
+                                 + to_text(to_dims(shape.data(), shape.size())));
+                }
+            }
+        }
+        if (!profile->isValid() || config.addOptimizationProfile(profile) < 0) {
+            capture.fail("the optimisation profile up to " + to_text(to_dims(range.max.data(), 2)) + " was refused");
+        }
+    }
+}
+
+/// Attaches the given cache, or an empty one where TensorRT refuses it (another version or GPU).
+std::unique_ptr<nvinfer1::ITimingCache> attach_timing_cache(nvinfer1::IBuilderConfig &config,
+                                                            rust::Slice<std::uint8_t const> bytes) {
+    for (std::size_t const size : {bytes.size(), std::size_t{0}}) {
+        std::unique_ptr<nvinfer1::ITimingCache> cache(config.createTimingCache(size == 0 ? nullptr : bytes.data(), size));
+        if (cache != nullptr && config.setTimingCache(*cache, false)) {
+            return cache;
+        }
+    }
+    return nullptr;
+}
+
+} // namespace
+
+Plan::Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache, bool fast_fp16)
+    : plan_(std::move(plan)), timing_cache_(std::move(timing_cache)), fast_fp16_(fast_fp16) {}
+
+rust::Slice<std::uint8_t const> Plan::bytes() const {
+    return to_slice(plan_.get());
+}
+
+rust::Slice<std::uint8_t const> Plan::timing_cache() const {
+    return to_slice(timing_cache_.get());
+}
+
+bool Plan::fast_fp16() const {
+    return fast_fp16_;
+}
+
+std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_library, BuildRequest const &request,
+                            BuildWatch const &watch) {
+    Capture capture(Capture::Reach::kBuild);
+#if NV_TENSORRT_MAJOR >= 10
+    Monitor monitor(watch); // the first: it must outlive all that uses it
+#else
+    static_cast<void>(watch); // TensorRT 8.6 neither reports progress nor can be stopped
+#endif
+    // Destroyed in reverse order. The parser owns weights that the network points at, so it lives through the build.
+    auto const builder = capture.require(
+        static_cast<nvinfer1::IBuilder *>(library.create_builder_(&logger(), NV_TENSORRT_VERSION)), "createInferBuilder");
+
+    nvinfer1::NetworkDefinitionCreationFlags flags = 0;
+#if NV_TENSORRT_MAJOR == 8
+    flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
+#elif NV_TENSORRT_MAJOR == 10
+    flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED); // always so in 11
+#endif
+    auto const network = capture.require(builder->createNetworkV2(flags), "createNetworkV2");
+    auto const config = capture.require(builder->createBuilderConfig(), "createBuilderConfig");
+    auto const parser = capture.require(static_cast<nvonnxparser::IParser *>(parser_library.create_parser_(
+                                            network.get(), &logger(), NV_ONNX_PARSER_VERSION)),
+                                        "createNvOnnxParser");
+
+    std::string const path(request.onnx_path);
+    if (!parser->parse(request.onnx.data(), request.onnx.size(), path.empty() ? nullptr : path.c_str())) {
+        capture.fail(parser_errors(*parser));
+    }
+    add_profiles(*builder, *config, *network, request.profiles, capture);
+    set_arithmetic(*config, *network, request.arithmetic);
+    if (request.workspace_bytes > 0) {
+        config->setMemoryPoolLimit(nvinfer1::MemoryPoolType::kWORKSPACE, request.workspace_bytes);
+    }
+    if (request.optimization_level >= 0) {
+        config->setBuilderOptimizationLevel(request.optimization_level);
+    }
+    if (request.auxiliary_streams >= 0) {
+        config->setMaxAuxStreams(request.auxiliary_streams);
+    }
+    config->setProfilingVerbosity(request.detailed_layers ? nvinfer1::ProfilingVerbosity::kDETAILED
+                                                          : nvinfer1::ProfilingVerbosity::kLAYER_NAMES_ONLY);
+#if NV_TENSORRT_MAJOR == 8
+    // Without it a profile serves one context at a time. Always on from 10.
+    config->setPreviewFeature(nvinfer1::PreviewFeature::kPROFILE_SHARING_0806, true);
+#else
+    config->setProgressMonitor(&monitor);
+#endif
+#if NV_TENSORRT_MAJOR == 8
+    bool const fast_fp16 = builder->platformHasFastFp16();
+#else
+    bool const fast_fp16 = true;
+#endif
+    auto const timing_cache = attach_timing_cache(*config, request.timing_cache);
+
+    // Null also for a build that the monitor stopped.
+    auto plan = capture.require(builder->buildSerializedNetwork(*network, *config), "buildSerializedNetwork");
+    std::unique_ptr<nvinfer1::IHostMemory> timings;
+    if (auto const *const filled = config->getTimingCache()) {
+        timings.reset(filled->serialize());
+    }
+    return std::make_unique<Plan>(std::move(plan), std::move(timings), fast_fp16);
+}
+
+} // namespace trt_embed

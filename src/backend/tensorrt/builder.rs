@@ -1,0 +1,179 @@
+//! Builds plans: an ONNX graph and settings in, a serialised engine out.
+
+use super::ffi::{BuildWatch, bridge};
+use super::library::Library;
+use super::profile::Profile;
+use crate::cuda::Device;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// What an engine's arithmetic may use.
+///
+/// With TensorRT 8.6 an fp32 graph may be built as [`Arithmetic::Fp16`]; from TensorRT 10 on the types of the graph decide, and a
+/// graph of other types than asked for is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Arithmetic {
+    /// 24 bits of mantissa everywhere: TF32 is off.
+    Fp32,
+    /// Half precision where TensorRT finds it faster.
+    #[default]
+    Fp16,
+}
+
+/// How much of each layer an engine's inspector can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum LayerDetails {
+    /// Names.
+    Names,
+    /// Also types, shapes and tactics. Costs some plan size, no time.
+    #[default]
+    Full,
+}
+
+/// How to build. `None` leaves a choice to TensorRT.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct BuildSettings {
+    /// fp16 unless set.
+    pub arithmetic: Arithmetic,
+    /// At least one. A context is made for one of them, by its place here.
+    pub profiles: Vec<Profile>,
+    /// Most device memory that a tactic may use for intermediate results, in bytes.
+    pub workspace_bytes: Option<usize>,
+    /// 0 (fast build) to 5 (fast engine).
+    pub optimization_level: Option<u8>,
+    /// Most streams besides the caller's.
+    pub auxiliary_streams: Option<u8>,
+    /// What the inspector can tell later.
+    pub layer_details: LayerDetails,
+    /// [`Plan::timing_cache`] of an earlier build; empty, or of another GPU or version, it is started anew.
+    pub timing_cache: Vec<u8>,
+    /// The file that the graph was read from, where it keeps tensors in files beside it.
+    pub onnx_path: Option<PathBuf>,
+}
+
+/// Hears of a build's progress and may stop it. The methods are called from several threads.
+///
+/// TensorRT 8.6 reports nothing and cannot be stopped: there only [`BuildProgress::cancelled`] is asked, when the build is over.
+/// See [`reports_progress`](super::Library::reports_progress). A panic in a method ends the process.
+pub trait BuildProgress: Sync {
+    /// A phase of `steps` steps begins, within `parent` or by itself.
+    fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
+        let _ = (phase, parent, steps);
+    }
+
+    /// Step `step` of a phase, counted from 0, is done.
+    fn step_done(&self, phase: &str, step: u32) {
+        let _ = (phase, step);
+    }
+
+    /// A phase is over, perhaps before its last step.
+    fn phase_finished(&self, phase: &str) {
+        let _ = phase;
+    }
+
+    /// Asked between steps; `true` stops the build.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A build that nobody watches.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl BuildProgress for NoProgress {}
+
+/// A built engine.
+#[non_exhaustive]
+pub struct Plan {
+    /// The serialised engine: for this version of TensorRT and this kind of GPU.
+    pub bytes: Vec<u8>,
+    /// What the build learnt about tactics, for [`BuildSettings::timing_cache`].
+    pub timing_cache: Vec<u8>,
+    /// Whether the GPU computes fp16 faster than fp32.
+    pub fast_fp16: bool,
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Plan")
+            .field("bytes", &self.bytes.len())
+            .field("timing_cache", &self.timing_cache.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Library {
+    /// Whether builds report their phases and can be stopped (TensorRT 10 and later).
+    pub fn reports_progress(&self) -> bool {
+        self.version().major >= 10
+    }
+}
+
+/// Builds an engine on `device` for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
+///
+/// # Errors
+/// [`Error::Setting`] without a profile; [`Error::TensorRtLibrary`] without the parser's library; [`Error::Cancelled`] when
+/// `progress` asked for it; [`Error::TensorRt`] with what TensorRT logged, e.g. the node that it does not know.
+pub fn build_plan(
+    library: &Library,
+    device: &Device,
+    onnx: &[u8],
+    settings: &BuildSettings,
+    progress: &dyn BuildProgress,
+) -> Result<Plan> {
+    const WHAT: &str = "building the engine";
+    if settings.profiles.is_empty() {
+        return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
+    }
+    let request = bridge::BuildRequest {
+        onnx,
+        onnx_path: settings.onnx_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        arithmetic: match settings.arithmetic {
+            Arithmetic::Fp32 => bridge::Arithmetic::Fp32,
+            Arithmetic::Fp16 => bridge::Arithmetic::Fp16,
+        },
+        profiles: settings
+            .profiles
+            .iter()
+            .map(|profile| bridge::Range { min: profile.min().dims(), opt: profile.opt().dims(), max: profile.max().dims() })
+            .collect(),
+        workspace_bytes: settings.workspace_bytes.unwrap_or(0),
+        optimization_level: settings.optimization_level.map_or(-1, i32::from),
+        auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
+        detailed_layers: settings.layer_details == LayerDetails::Full,
+        timing_cache: &settings.timing_cache,
+    };
+    device.bind()?;
+    let built = library.with_parser(|parser| bridge::build(library.handle(), parser, &request, &BuildWatch(progress)))?;
+    if progress.cancelled() {
+        return Err(Error::Cancelled { what: WHAT });
+    }
+    let plan = built.map_err(|exception| failure("build the engine", &exception))?;
+    Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
+}
+
+/// A failed call as an error with a next step.
+pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error {
+    let reason = exception.what().to_owned();
+    let lower = reason.to_lowercase();
+    let next = if ["out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation"]
+        .iter()
+        .any(|sign| lower.contains(sign))
+    {
+        "The GPU's memory is full: stop other programs on it (`nvidia-smi` lists them), build with smaller profiles or fewer buckets."
+    } else if action == "build the engine" {
+        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
+    } else if action == "load the engine" {
+        "A plan runs only with the TensorRT and the kind of GPU that built it: build it again with `trt-embed build`."
+    } else {
+        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says; `trt-embed doctor` checks the machine."
+    };
+    Error::TensorRt { action, reason, next }
+}

@@ -1,0 +1,281 @@
+//! The engine cache: engines by the hash of all that decides them, built once on a machine.
+
+use super::builder::BuildSettings;
+use super::engine_file::{EngineFile, Machine, Manifest, Model};
+use crate::{Error, Result};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::env;
+use std::fmt::Write as _;
+use std::fs::{self, File, TryLockError};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+/// A folder of engines. Several processes may use one at the same time.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+/// Names an engine: equal keys mean an interchangeable plan.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct CacheKey(String);
+
+impl CacheKey {
+    /// Hashes everything that decides the plan.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where a value cannot be written down.
+    pub fn new(machine: &Machine, model: &Model, settings: &BuildSettings) -> Result<Self> {
+        #[derive(Serialize)]
+        struct Decides<'a> {
+            format: u32,
+            machine: &'a Machine,
+            model: &'a Model,
+            arithmetic: super::Arithmetic,
+            profiles: &'a [super::Profile],
+            workspace_bytes: Option<usize>,
+            optimization_level: Option<u8>,
+            auxiliary_streams: Option<u8>,
+            full_layer_details: bool,
+        }
+        let decides = Decides {
+            format: 1,
+            machine,
+            model,
+            arithmetic: settings.arithmetic,
+            profiles: &settings.profiles,
+            workspace_bytes: settings.workspace_bytes,
+            optimization_level: settings.optimization_level,
+            auxiliary_streams: settings.auxiliary_streams,
+            full_layer_details: settings.layer_details == super::LayerDetails::Full,
+        };
+        let json = serde_json::to_vec(&decides)
+            .map_err(|error| Error::Setting { setting: "engine cache", reason: error.to_string() })?;
+        Ok(Self(hex(&Sha256::digest(json))))
+    }
+}
+
+impl Cache {
+    /// `TRT_EMBED_CACHE`, else `trt-embed` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`).
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where none of the variables is set.
+    pub fn from_env() -> Result<Self> {
+        let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+        folder("TRT_EMBED_CACHE")
+            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("trt-embed")))
+            .or_else(|| folder("HOME").map(|home| home.join(".cache").join("trt-embed")))
+            .map(Self::at)
+            .ok_or_else(|| Error::NotFound {
+                what: "the user's cache folder".into(),
+                path: "$HOME/.cache".into(),
+                next: "set TRT_EMBED_CACHE to a folder for engines".into(),
+            })
+    }
+
+    /// The cache in `folder`, which is created when first written to.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Where the cache lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the engine of `key` lies, or would.
+    pub fn path(&self, key: &CacheKey) -> PathBuf {
+        self.folder.join(format!("{}.engine", key.0))
+    }
+
+    /// The engine of `key`; where there is none that passes `check`, what `build` makes, which is then kept.
+    ///
+    /// One build at a time over all processes that share the cache; the others wait for it and take its result.
+    ///
+    /// # Errors
+    /// What `build` returns; [`Error::Io`] where the cache cannot be written.
+    pub fn get_or_build(
+        &self,
+        key: &CacheKey,
+        check: impl Fn(&Manifest) -> Result<()>,
+        build: impl FnOnce() -> Result<EngineFile>,
+    ) -> Result<EngineFile> {
+        let path = self.path(key);
+        if let Some(engine) = read_if_whole(&path, &check) {
+            return Ok(engine);
+        }
+        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        // Released when the file closes, also when the process is killed.
+        let _lock = self.lock()?;
+        if let Some(engine) = read_if_whole(&path, &check) {
+            return Ok(engine);
+        }
+        let engine = build()?;
+        EngineFile::write(&path, &engine.manifest, &engine.plan)?;
+        Ok(engine)
+    }
+
+    /// What earlier builds learnt about tactics on `machine`; empty where there was none.
+    pub fn timing_cache(&self, machine: &Machine) -> Vec<u8> {
+        fs::read(self.timing_path(machine)).unwrap_or_default()
+    }
+
+    /// Keeps `bytes` for later builds on `machine`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn store_timing_cache(&self, machine: &Machine, bytes: &[u8]) -> Result<()> {
+        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
+        let path = self.timing_path(machine);
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(Error::io("create a file in", &self.folder))?;
+        file.write_all(bytes).map_err(Error::io("write", &path))?;
+        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
+        Ok(())
+    }
+
+    fn timing_path(&self, machine: &Machine) -> PathBuf {
+        let name = format!("{}\n{}\n{}", machine.tensorrt, machine.compute_capability, machine.gpu);
+        self.folder.join(format!("{}.timing", hex(&Sha256::digest(name))))
+    }
+
+    fn lock(&self) -> Result<File> {
+        let path = self.folder.join("build.lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => log::info!("waiting for another build in {}", self.folder.display()),
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        }
+        file.lock().map_err(Error::io("lock", &path))?;
+        Ok(file)
+    }
+}
+
+/// The engine at `path`, unless it is missing, damaged or refused: then a new one takes its place.
+fn read_if_whole(path: &Path, check: &impl Fn(&Manifest) -> Result<()>) -> Option<EngineFile> {
+    match EngineFile::read(path, check) {
+        Ok(engine) => Some(engine),
+        Err(Error::NotFound { .. }) => None,
+        Err(error) => {
+            log::warn!("building anew: {error}");
+            None
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::engine_file::tests::manifest;
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn settings() -> BuildSettings {
+        BuildSettings { profiles: vec!["1x16".parse().unwrap()], ..BuildSettings::default() }
+    }
+
+    fn key() -> CacheKey {
+        CacheKey::new(&manifest().machine, &manifest().model, &settings()).unwrap()
+    }
+
+    fn engine(plan: &[u8]) -> EngineFile {
+        EngineFile { manifest: manifest(), plan: plan.to_vec() }
+    }
+
+    fn never() -> Result<EngineFile> {
+        panic!("built although the engine is there")
+    }
+
+    #[test]
+    fn builds_once_for_many_at_the_same_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let builds = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let build = || {
+                        builds.fetch_add(1, Ordering::SeqCst);
+                        Ok(engine(b"plan"))
+                    };
+                    let found = Cache::at(folder.path()).get_or_build(&key(), |_| Ok(()), build).unwrap();
+                    assert_eq!(found, engine(b"plan"));
+                });
+            }
+        });
+        assert_eq!(builds.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_damaged_or_refused_entry_is_built_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("made"));
+        cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"first"))).unwrap();
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), never).unwrap(), engine(b"first"));
+
+        let path = cache.path(&key());
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"second"))).unwrap(), engine(b"second"));
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), never).unwrap(), engine(b"second"));
+
+        let refuse =
+            |manifest: &Manifest| manifest.check_machine(&Machine { gpu: "NVIDIA L4".into(), ..manifest.machine.clone() });
+        assert_eq!(cache.get_or_build(&key(), refuse, || Ok(engine(b"third"))).unwrap(), engine(b"third"));
+    }
+
+    #[test]
+    fn a_failed_build_leaves_nothing_and_frees_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let failed = cache.get_or_build(&key(), |_| Ok(()), || Err(Error::Cancelled { what: "building" }));
+        assert!(matches!(failed, Err(Error::Cancelled { .. })));
+        assert!(!cache.path(&key()).exists());
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"plan"))).unwrap(), engine(b"plan"));
+    }
+
+    #[test]
+    fn every_deciding_value_changes_the_key() {
+        let (machine, model) = (manifest().machine, manifest().model);
+        let with = |change: fn(&mut BuildSettings)| {
+            let mut settings = settings();
+            change(&mut settings);
+            CacheKey::new(&machine, &model, &settings).unwrap()
+        };
+        let mut keys = vec![
+            with(|_| ()),
+            with(|settings| settings.arithmetic = super::super::Arithmetic::Fp32),
+            with(|settings| settings.profiles = vec!["1x17".parse().unwrap()]),
+            with(|settings| settings.workspace_bytes = Some(1 << 30)),
+            with(|settings| settings.optimization_level = Some(5)),
+            with(|settings| settings.auxiliary_streams = Some(0)),
+            with(|settings| settings.layer_details = super::super::LayerDetails::Names),
+            CacheKey::new(&Machine { gpu: "NVIDIA L4".into(), ..machine.clone() }, &model, &settings()).unwrap(),
+            CacheKey::new(&machine, &Model { graph: "d".repeat(64), ..model.clone() }, &settings()).unwrap(),
+        ];
+        assert_eq!(with(|settings| settings.timing_cache = vec![1]), keys[0], "a timing cache decides nothing");
+        let all = keys.len();
+        keys.sort_by(|a, b| a.0.cmp(&b.0));
+        keys.dedup();
+        assert_eq!(keys.len(), all);
+    }
+
+    #[test]
+    fn timing_caches_are_kept_by_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("made"));
+        let machine = manifest().machine;
+        assert!(cache.timing_cache(&machine).is_empty());
+        cache.store_timing_cache(&machine, b"tactics").unwrap();
+        assert_eq!(cache.timing_cache(&machine), b"tactics");
+        assert!(cache.timing_cache(&Machine { tensorrt: "10.0.0".into(), ..machine }).is_empty());
+    }
+}

@@ -1,0 +1,140 @@
+//! Engine files: what is written is read, and no damage gets past the reader.
+
+use super::*;
+use proptest::prelude::*;
+use std::fs;
+use std::path::PathBuf;
+
+pub(crate) fn manifest() -> Manifest {
+    Manifest {
+        machine: Machine { tensorrt: "8.6.0".into(), compute_capability: "9.0".into(), gpu: "NVIDIA H200".into() },
+        model: Model {
+            graph: "a".repeat(64),
+            tokenizer: "b".repeat(64),
+            pooling: "mean, normalize".into(),
+            hidden_size: 384,
+            positions: 512,
+        },
+        arithmetic: Arithmetic::Fp16,
+        profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
+        build: Build {
+            by: "trt-embed 0.1.0".into(),
+            cuda_driver: "13.0".into(),
+            seconds: 45,
+            workspace_bytes: None,
+            optimization_level: Some(3),
+        },
+        fidelity: Some(Fidelity {
+            texts: 200,
+            reference: "cpu".into(),
+            min_cosine: 0.99995,
+            max_abs_difference: 3.1e-4,
+            not_finite: 0,
+        }),
+    }
+}
+
+fn written(plan: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.engine");
+    EngineFile::write(&path, &manifest(), plan).unwrap();
+    (folder, path)
+}
+
+fn anything(_: &Manifest) -> Result<()> {
+    Ok(())
+}
+
+#[test]
+fn what_is_written_is_read() {
+    for plan in [&b""[..], b"x", &[7; 100_000]] {
+        let (folder, path) = written(plan);
+        let file = EngineFile::read(&path, anything).unwrap();
+        assert_eq!(file, EngineFile { manifest: manifest(), plan: plan.to_vec() });
+        assert_eq!(EngineFile::read_manifest(&path).unwrap(), manifest());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
+    }
+}
+
+#[test]
+fn every_truncation_and_every_changed_byte_is_an_error() {
+    let (_folder, path) = written(b"the plan");
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = EngineFile::read(&path, anything).unwrap_err();
+        assert!(matches!(error, Error::EngineFile { .. }), "{length} bytes: {error}");
+    }
+    for place in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0x20;
+        fs::write(&path, &bytes).unwrap();
+        let error = EngineFile::read(&path, anything).unwrap_err();
+        assert!(matches!(error, Error::EngineFile { .. }), "byte {place}: {error}");
+    }
+    let longer = [&whole[..], b"!"].concat();
+    fs::write(&path, longer).unwrap();
+    assert!(matches!(EngineFile::read(&path, anything), Err(Error::EngineFile { .. })));
+}
+
+proptest! {
+    #[test]
+    fn foreign_bytes_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200), honest in any::<bool>()) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("foreign");
+        let bytes = if honest { [&MAGIC[..], &FORMAT.to_le_bytes(), &bytes].concat() } else { bytes };
+        fs::write(&path, bytes).unwrap();
+        let refused = matches!(EngineFile::read(&path, anything), Err(Error::EngineFile { .. }));
+        prop_assert!(refused);
+    }
+}
+
+#[test]
+fn the_manifest_is_checked_before_the_plan() {
+    let (_folder, path) = written(&[1; 4096]);
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() - 4096]).unwrap();
+    let error = EngineFile::read(&path, |_| Err(Error::Cancelled { what: "reading" })).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+}
+
+#[test]
+fn each_field_that_differs_is_named() {
+    let built = manifest();
+    assert!(built.check_machine(&built.machine).is_ok());
+    assert!(built.check_model(&built.model).is_ok());
+
+    type Change = (fn(&mut Manifest), &'static str);
+    let changes: [Change; 8] = [
+        (|here| here.machine.tensorrt = "8.6.1".into(), "the version of TensorRT"),
+        (|here| here.machine.compute_capability = "8.9".into(), "the compute capability"),
+        (|here| here.machine.gpu = "NVIDIA L4".into(), "the GPU"),
+        (|here| here.model.graph = "c".repeat(64), "the hash of the graph"),
+        (|here| here.model.tokenizer = "c".repeat(64), "the hash of the tokenizer"),
+        (|here| here.model.pooling = "cls".into(), "the pooling"),
+        (|here| here.model.hidden_size = 768, "the hidden size"),
+        (|here| here.model.positions = 256, "the longest row"),
+    ];
+    for (change, name) in changes {
+        let mut here = manifest();
+        change(&mut here);
+        let error = built.check_machine(&here.machine).and_then(|()| built.check_model(&here.model)).unwrap_err();
+        assert!(matches!(error, Error::EngineMismatch { field, .. } if field == name), "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_missing_file_says_how_to_build_one() {
+    let error = EngineFile::read(Path::new("/nowhere/x.engine"), anything).unwrap_err();
+    assert!(matches!(&error, Error::NotFound { .. }) && error.to_string().contains("trt-embed build"), "{error}");
+}
+
+#[test]
+fn a_failed_write_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("taken");
+    fs::create_dir(&path).unwrap();
+    assert!(matches!(EngineFile::write(&path, &manifest(), b"plan"), Err(Error::Io { .. })));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
+    assert!(matches!(EngineFile::write(&folder.path().join("no/such"), &manifest(), b"plan"), Err(Error::Io { .. })));
+}
