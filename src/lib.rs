@@ -1,4 +1,22 @@
 //! Sentence embeddings from text to unit vector.
+//!
+//! A model folder (or a hub id) becomes an ONNX graph ([`graph`]), an executor runs it ([`backend`]), and what it gives is pooled, cut
+//! and normalised ([`pooling`]) as sentence-transformers does. [`Embedder`] is the door to all of it:
+//!
+//! ```
+//! # // A small model of the crate's own tests stands for a real one here.
+//! # let model = "tests/fixtures/bert";
+//! let embedder = trt_embed::Embedder::builder(model).build()?;
+//! let vectors = embedder.embed(&["A sentence.", "Another one, a little longer."])?;
+//! assert_eq!(vectors.len(), 2);
+//! for vector in vectors.rows() {
+//!     let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
+//!     assert!((length - 1.0).abs() < 1e-5);
+//! }
+//! # Ok::<(), trt_embed::Error>(())
+//! ```
+//!
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (parts of the GPU backend).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

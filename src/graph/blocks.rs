@@ -65,7 +65,8 @@ impl<'w> Builder<'w> {
 
     fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
         let output = format!("{name}.{op}");
-        debug_assert!(self.names.insert(output.clone()), "two nodes are called {output}");
+        let new = self.names.insert(output.clone());
+        debug_assert!(new, "two nodes are called {output}");
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|input| (*input).to_string()).collect(),
             output: vec![output.clone()],

@@ -218,3 +218,71 @@ fn write_field_header(tag: u32, length: u64, buffer: &mut Vec<u8>) {
 fn too_large(error: prost::EncodeError) -> Error {
     Error::Onnx { reason: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::onnx::read_model;
+
+    fn graph(precision: Precision) -> Graph {
+        let model = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        Graph::new(&model.config, &model.weights().unwrap(), precision).unwrap()
+    }
+
+    #[test]
+    fn the_written_file_is_what_was_announced_and_decodes_again() {
+        for precision in [Precision::Fp32, Precision::Fp16] {
+            let (graph, folder) = (graph(precision), tempfile::tempdir().unwrap());
+            let path = folder.path().join("model.onnx");
+            let files = graph.write_files(&path, PROTOBUF_LIMIT).unwrap();
+            assert_eq!(files.len(), 1);
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), graph.inline_size());
+            assert_eq!(files[0].bytes, graph.inline_size());
+            let model = read_model(&path).unwrap();
+            let written = model.graph.as_ref().unwrap();
+            assert_eq!(written.node, graph.header.graph.as_ref().unwrap().node);
+            assert_eq!(written.initializer.len(), graph.constants.len());
+            for (tensor, constant) in written.initializer.iter().zip(&graph.constants) {
+                let mut expected = Vec::new();
+                constant.write(&mut expected).unwrap();
+                assert_eq!(tensor.name, constant.name);
+                assert_eq!(tensor.raw_data, expected, "{}", constant.name);
+                assert_eq!(expected.len(), constant.size(), "{}", constant.name);
+            }
+        }
+    }
+
+    #[test]
+    fn models_over_the_limit_keep_their_weights_in_a_file_of_their_own() {
+        let (graph, folder) = (graph(Precision::Fp32), tempfile::tempdir().unwrap());
+        let path = folder.path().join("model.onnx");
+        let files = graph.write_files(&path, graph.inline_size() - 1).unwrap();
+        let data = std::fs::read(folder.path().join("model.onnx.data")).unwrap();
+        assert_eq!(
+            files.iter().map(|file| file.bytes).collect::<Vec<_>>(),
+            [data.len() as u64, std::fs::metadata(&path).unwrap().len()]
+        );
+        let model = read_model(&path).unwrap();
+        let mut external = 0;
+        for (tensor, constant) in model.graph.unwrap().initializer.iter().zip(&graph.constants) {
+            let mut expected = Vec::new();
+            constant.write(&mut expected).unwrap();
+            if tensor.data_location != Some(1) {
+                assert_eq!(tensor.raw_data, expected, "{}", constant.name);
+                continue;
+            }
+            let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).unwrap().value.clone();
+            assert_eq!(entry("location"), "model.onnx.data");
+            let (offset, length) = (entry("offset").parse::<usize>().unwrap(), entry("length").parse::<usize>().unwrap());
+            assert_eq!(offset as u64 % EXTERNAL_ALIGNMENT, 0);
+            assert_eq!(data[offset..offset + length], expected, "{}", constant.name);
+            external += 1;
+        }
+        assert!(external > 0);
+    }
+
+    #[test]
+    fn a_constant_that_does_not_exist_is_an_error() {
+        assert!(matches!(graph(Precision::Fp32).write_external_constant(1, &mut Vec::new()), Err(Error::Onnx { .. })));
+    }
+}
