@@ -154,6 +154,21 @@ bool Plan::fast_fp16() const {
     return fast_fp16_;
 }
 
+/// Destroys a parser. 8.6.1 added virtual functions before IParser's destructor, so that `delete` compiled with its header would call
+/// past the end of 8.6.0's table; `destroy`, deprecated but older, has one place in both.
+struct DestroyParser {
+    void operator()(nvonnxparser::IParser *parser) const {
+#if NV_TENSORRT_MAJOR == 8
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+        parser->destroy();
+#pragma GCC diagnostic pop
+#else
+        delete parser;
+#endif
+    }
+};
+
 std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_library, BuildRequest const &request,
                             BuildWatch const &watch) {
     Capture capture(Capture::Reach::kBuild);
@@ -174,9 +189,12 @@ std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_
 #endif
     auto const network = capture.require(builder->createNetworkV2(flags), "createNetworkV2");
     auto const config = capture.require(builder->createBuilderConfig(), "createBuilderConfig");
-    auto const parser = capture.require(static_cast<nvonnxparser::IParser *>(parser_library.create_parser_(
-                                            network.get(), &logger(), NV_ONNX_PARSER_VERSION)),
-                                        "createNvOnnxParser");
+    std::unique_ptr<nvonnxparser::IParser, DestroyParser> const parser(
+        capture
+            .require(static_cast<nvonnxparser::IParser *>(
+                         parser_library.create_parser_(network.get(), &logger(), NV_ONNX_PARSER_VERSION)),
+                     "createNvOnnxParser")
+            .release());
 
     std::string const path(request.onnx_path);
     if (!parser->parse(request.onnx.data(), request.onnx.size(), path.empty() ? nullptr : path.c_str())) {
