@@ -61,3 +61,15 @@ impl Write for AtomicFile {
         self.temporary.flush()
     }
 }
+
+/// The user's folder for what this crate can make again: `TRT_EMBED_CACHE`, else `trt-embed` in the user's cache folder
+/// (`XDG_CACHE_HOME`, else `~/.cache`). None where no variable names one.
+#[cfg(feature = "tensorrt")]
+pub(crate) fn user_cache_folder(env: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let set = |name| env(name).filter(|path| !path.as_os_str().is_empty());
+    set("TRT_EMBED_CACHE").or_else(|| {
+        // XDG Base Directory specification: a relative XDG_CACHE_HOME is to be ignored.
+        let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")))?;
+        Some(cache.join("trt-embed"))
+    })
+}

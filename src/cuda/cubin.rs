@@ -1,6 +1,7 @@
 //! The cubin cache: compiled kernels on disk, named by all that they depend on, checked when read, replaced whole.
 
 use super::error::Result;
+use crate::files::{AtomicFile, user_cache_folder};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::Write;
@@ -99,13 +100,7 @@ impl CubinCache {
 }
 
 fn user_folder(env: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name| env(name).filter(|path| !path.as_os_str().is_empty());
-    if let Some(own) = set("TRT_EMBED_CACHE") {
-        return Some(own.join("kernels"));
-    }
-    // XDG Base Directory specification: a relative XDG_CACHE_HOME is to be ignored.
-    let cache = set("XDG_CACHE_HOME").filter(|path| path.is_absolute()).or_else(|| Some(set("HOME")?.join(".cache")))?;
-    Some(cache.join("trt-embed/kernels"))
+    Some(user_cache_folder(env)?.join("kernels"))
 }
 
 /// The cubin of a cache file whose sum is right.
@@ -115,15 +110,14 @@ fn checked(bytes: &[u8]) -> Option<&[u8]> {
     (magic == MAGIC && sum == Sha256::digest(cubin).as_slice()).then_some(cubin)
 }
 
-/// Writes beside the final name, then renames: readers see a whole file or none.
-fn store(folder: &Path, path: &Path, cubin: &[u8]) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(MAGIC)?;
-    file.write_all(&Sha256::digest(cubin))?;
-    file.write_all(cubin)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+fn store(folder: &Path, path: &Path, cubin: &[u8]) -> crate::Result<()> {
+    fs::create_dir_all(folder).map_err(crate::Error::io("create", folder))?;
+    let mut file = AtomicFile::create(path)?;
+    let sum = Sha256::digest(cubin);
+    for part in [MAGIC.as_slice(), &sum, cubin] {
+        file.write_all(part).map_err(crate::Error::io("write", path))?;
+    }
+    file.commit()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,6 +2,7 @@
 
 use super::builder::BuildSettings;
 use super::engine_file::{EngineFile, Machine, Manifest, Model};
+use crate::files::{AtomicFile, user_cache_folder};
 use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -62,16 +63,11 @@ impl Cache {
     /// # Errors
     /// [`Error::NotFound`] where none of the variables is set.
     pub fn from_env() -> Result<Self> {
-        let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
-        folder("TRT_EMBED_CACHE")
-            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("trt-embed")))
-            .or_else(|| folder("HOME").map(|home| home.join(".cache").join("trt-embed")))
-            .map(Self::at)
-            .ok_or_else(|| Error::NotFound {
-                what: "the user's cache folder".into(),
-                path: "$HOME/.cache".into(),
-                next: "set TRT_EMBED_CACHE to a folder for engines".into(),
-            })
+        user_cache_folder(|name| env::var_os(name).map(PathBuf::from)).map(Self::at).ok_or_else(|| Error::NotFound {
+            what: "the user's cache folder".into(),
+            path: "$HOME/.cache".into(),
+            next: "set TRT_EMBED_CACHE to a folder for engines".into(),
+        })
     }
 
     /// The cache in `folder`, which is created when first written to.
@@ -128,10 +124,9 @@ impl Cache {
     pub fn store_timing_cache(&self, machine: &Machine, bytes: &[u8]) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.timing_path(machine);
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder).map_err(Error::io("create a file in", &self.folder))?;
+        let mut file = AtomicFile::create(&path)?;
         file.write_all(bytes).map_err(Error::io("write", &path))?;
-        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
-        Ok(())
+        file.commit()
     }
 
     fn timing_path(&self, machine: &Machine) -> PathBuf {

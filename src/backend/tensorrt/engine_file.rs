@@ -13,6 +13,7 @@
 
 use super::builder::Arithmetic;
 use super::profile::Profile;
+use crate::files::AtomicFile;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -159,8 +160,7 @@ impl EngineFile {
             .ok_or_else(|| Error::EngineFile { path: path.into(), reason: format!("its manifest has {} bytes", json.len()) })?;
         let digest = Sha256::new().chain_update(&json).chain_update(plan).finalize();
 
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder))?;
+        let mut file = AtomicFile::create(path)?;
         let parts: [&[u8]; 7] = [
             MAGIC,
             &FORMAT.to_le_bytes(),
@@ -173,9 +173,8 @@ impl EngineFile {
         for part in parts {
             file.write_all(part).map_err(Error::io("write", path))?;
         }
-        file.as_file().sync_all().map_err(Error::io("write", path))?;
-        file.persist(path).map_err(|error| Error::io("write", path)(error.error))?;
-        Ok(())
+        file.file()?.sync_all().map_err(Error::io("write", path))?;
+        file.commit()
     }
 
     /// Reads the manifest alone. Its hash is not checked: that needs the plan.

@@ -3,6 +3,7 @@
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 
+use crate::files::AtomicFile;
 use crate::model::HubId;
 use crate::{Error, Result};
 use std::fs::{self, File};
@@ -71,11 +72,10 @@ impl Repo {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
-        let folder = parent_of(&path)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::io("create a file in", folder))?;
+        parent_of(&path)?;
+        let mut file = AtomicFile::create(&path)?;
         file.write_all(commit.as_bytes()).map_err(Error::io("write", &path))?;
-        file.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
-        Ok(())
+        file.commit()
     }
 
     /// Whether a Hugging Face tool has noted that the repository has no such file at this commit.
