@@ -13,8 +13,8 @@ use tract_onnx::prelude::{
     Framework, InferenceModelExt, IntoRunnable, TValue, Tensor, TractError, TractResult, TypedRunnableModel, tvec,
 };
 
-/// Tokens of one batch, padding included. Larger batches leave the cache: twice this runs mixed texts a quarter slower, half of it is
-/// no faster to speak of (benches/RESULTS.md).
+/// Tokens of one batch, padding included. Larger batches leave the cache: twice this runs mixed texts a quarter slower, half of it at
+/// most a tenth faster (benches/RESULTS.md).
 const BATCH_TOKENS: usize = 1024;
 /// Rows of one batch.
 const MAX_BATCH: usize = 64;
