@@ -3,6 +3,8 @@
 #[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "tensorrt")]
+pub mod gpu;
+#[cfg(feature = "tensorrt")]
 pub mod tensorrt;
 
 #[cfg(feature = "cpu")]

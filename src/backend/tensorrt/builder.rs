@@ -109,6 +109,15 @@ impl fmt::Debug for Plan {
     }
 }
 
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
 impl Library {
     /// Whether builds report their phases and can be stopped (TensorRT 10 and later).
     pub fn reports_progress(&self) -> bool {
@@ -176,4 +185,14 @@ pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error
         "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says; `trt-embed doctor` checks the machine."
     };
     Error::TensorRt { action, reason, next }
+}
+
+/// Ends the process with exit status `status` while builds may be running on other threads, which TensorRT 8.6 cannot stop.
+///
+/// Files that this process has begun and not finished are removed. Nothing else is tidied up: what C libraries have registered for
+/// the end of the process would meet a build that still uses them.
+pub fn exit_during_build(status: i32) -> ! {
+    crate::files::discard_unfinished();
+    bridge::end_process(status);
+    std::process::abort()
 }
