@@ -4,7 +4,7 @@ use super::engine::{Engine, Runtime};
 use super::library::Library;
 use super::manifest::Manifest;
 use super::profile::Profile;
-use crate::backend::gpu::parity::{Agreement, ByProfile, Padding, Reference, rows_of_all_lengths};
+use crate::backend::gpu::parity::{Agreement, ByProfile, Reference, rows_of_all_lengths};
 use crate::cuda::Device;
 use crate::model::ModelFolder;
 use crate::pooling::Head;
@@ -35,11 +35,13 @@ pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile]) -> Result<Re
 
 #[cfg(feature = "cpu")]
 fn run_on_cpu(folder: &ModelFolder, longest: usize, rows: Vec<Vec<u32>>) -> Result<Reference> {
+    use crate::backend::gpu::parity::Padding;
     let head = head(folder)?;
     let dim = head.dim;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, longest, threads)?;
-    Reference::run(&backend, rows, dim, padding(folder))
+    let padding = Padding { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size };
+    Reference::run(&backend, rows, dim, padding)
 }
 
 #[cfg(not(feature = "cpu"))]
@@ -70,9 +72,4 @@ fn open(_: &Arc<Engine>, _: Head) -> Result<Box<dyn ByProfile>> {
 /// The model's own: an override of pooling is no part of an engine.
 fn head(folder: &ModelFolder) -> Result<Head> {
     Head::new(folder.pooling.clone(), folder.dense.clone(), folder.config.hidden_size, None, folder.normalize)
-}
-
-#[cfg(feature = "cpu")]
-fn padding(folder: &ModelFolder) -> Padding {
-    Padding { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size }
 }
