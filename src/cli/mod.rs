@@ -1,6 +1,7 @@
 //! The command line: which verbs there are, and how a run ends (exit status, message).
 
 mod bench;
+mod bench_gpu;
 mod completions;
 mod embed;
 mod export;
@@ -8,6 +9,7 @@ mod input;
 mod inspect;
 mod mix;
 mod output;
+mod profile;
 mod progress;
 mod settings;
 mod similarity;
@@ -61,6 +63,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Measures latency and throughput.
     Bench(bench::Args),
+    /// Shows where the GPU's time of a call goes.
+    Profile(profile::Args),
     /// Prints the completion script of a shell.
     Completions(completions::Args),
 }
@@ -94,6 +98,7 @@ pub fn run() -> ExitCode {
         Verb::Export(args) => export::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Profile(args) => profile::run(args),
         Verb::Completions(args) => completions::run(args, &mut Args::command()),
     };
     match ended {

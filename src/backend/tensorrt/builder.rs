@@ -109,6 +109,15 @@ impl fmt::Debug for Plan {
     }
 }
 
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
 impl Library {
     /// Whether builds report their phases and can be stopped (TensorRT 10 and later).
     pub fn reports_progress(&self) -> bool {

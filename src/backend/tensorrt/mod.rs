@@ -7,6 +7,7 @@
 
 mod builder;
 mod cache;
+mod encoder;
 mod engine;
 mod engine_file;
 mod ffi;
@@ -15,7 +16,8 @@ mod profile;
 
 pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan};
 pub use cache::{Cache, CacheKey};
-pub use engine::{Context, Direction, Element, Engine, IoTensor, LayerTime, ProfileRange, Runtime};
+pub use encoder::TensorRtEncoder;
+pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
 pub use engine_file::{Build, EngineFile, Fidelity, Machine, Manifest, Model};
 pub use library::{Library, SearchPath, Version, header_version};
 pub use profile::{Profile, Shape};
