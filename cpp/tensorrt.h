@@ -152,5 +152,7 @@ std::unique_ptr<ParserLibrary> open_parser(rust::Str path);
 /// One at a time in a process, on one thread: concurrent work spoils the timing of tactics.
 std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser, BuildRequest const &request,
                             BuildWatch const &watch);
+/// Ends the process without running what is registered for its end, so that it may be called while other threads build.
+[[noreturn]] void end_process(std::int32_t status);
 
 } // namespace trt_embed

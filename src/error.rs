@@ -229,6 +229,31 @@ pub enum Error {
         /// The profiles as `MIN:OPT:MAX`, comma-separated.
         profiles: String,
     },
+    /// A built engine's vectors are too far from the reference's.
+    #[error(
+        "the engine is not true to the model: {measured}, at least {bar} is asked for; \
+         worst are texts of {tokens} tokens at profile {profile}. {next}"
+    )]
+    Fidelity {
+        /// What was found, in words.
+        measured: String,
+        /// The smallest cosine that passes.
+        bar: f64,
+        /// The worst profile.
+        profile: String,
+        /// The length of the worst text.
+        tokens: usize,
+        /// What to do about it.
+        next: &'static str,
+    },
+    /// There is nothing to compare a built engine with.
+    #[error(
+        "the engine cannot be compared with the model on the CPU: {reason}; or build it without the comparison (--no-parity)"
+    )]
+    NoReference {
+        /// What is missing.
+        reason: String,
+    },
     /// The caller asked to stop.
     #[error("{what} was cancelled; nothing was written")]
     Cancelled {

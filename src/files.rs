@@ -1,16 +1,37 @@
 //! Files that appear under their final name whole or not at all.
 
 use crate::{Error, Result};
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
+
+/// How the names of files begin that are not finished.
+pub(crate) const TEMPORARY_PREFIX: &str = ".trt-embed-";
+
+/// What this process would leave behind if it ended now.
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// A path that is in [`UNFINISHED`] while this lives.
+#[derive(Debug)]
+struct Unfinished(PathBuf);
 
 /// A file being written beside its final name. Dropped without [`AtomicFile::commit`] it leaves nothing behind.
 #[derive(Debug)]
 pub struct AtomicFile {
     temporary: BufWriter<NamedTempFile>,
     path: PathBuf,
+    unfinished: Unfinished,
+}
+
+/// A folder for what lies on the disk only while it is worked on, in the system's own place for that (`TMPDIR`). Goes with the value.
+#[cfg(feature = "tensorrt")]
+#[derive(Debug)]
+pub(crate) struct TemporaryFolder {
+    folder: tempfile::TempDir,
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -24,12 +45,16 @@ impl AtomicFile {
             _ => Path::new("."),
         };
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".trt-embed-");
+        builder.prefix(TEMPORARY_PREFIX);
         // As any new file: what the umask leaves of rw-rw-rw-.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(folder).map_err(Error::io("create", path))?;
-        Ok(Self { temporary: BufWriter::with_capacity(1 << 20, temporary), path: path.to_path_buf() })
+        let (temporary, unfinished) = Unfinished::begin(|| {
+            let temporary = builder.tempfile_in(folder).map_err(Error::io("create", path))?;
+            let place = temporary.path().to_path_buf();
+            Ok((temporary, place))
+        })?;
+        Ok(Self { temporary: BufWriter::with_capacity(1 << 20, temporary), path: path.to_path_buf(), unfinished })
     }
 
     /// The open file, after what was written so far.
@@ -46,9 +71,61 @@ impl AtomicFile {
     /// # Errors
     /// [`Error::Io`].
     pub fn commit(self) -> Result<()> {
-        let temporary = self.temporary.into_inner().map_err(|error| Error::io("write", &self.path)(error.into_error()))?;
-        temporary.persist(&self.path).map_err(|error| Error::io("write", &self.path)(error.error))?;
+        let Self { temporary, path, unfinished } = self;
+        let temporary = temporary.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
+        temporary.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
+        drop(unfinished);
         Ok(())
+    }
+}
+
+/// Removes the files that this process has begun and not committed, and lets no thread begin another: for a process that ends at
+/// once, without unwinding its threads.
+pub fn discard_unfinished() {
+    let mut unfinished = unfinished();
+    for path in std::mem::take(&mut *unfinished) {
+        // It may be gone already: committed, or removed by the thread that wrote it.
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+    }
+    // Stays locked.
+    std::mem::forget(unfinished);
+}
+
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    // A set of paths is whole after any panic.
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Unfinished {
+    /// Notes the path that `make` makes, without a moment in which it exists and is not noted.
+    fn begin<T>(make: impl FnOnce() -> Result<(T, PathBuf)>) -> Result<(T, Self)> {
+        let mut unfinished = unfinished();
+        let (made, path) = make()?;
+        unfinished.insert(path.clone());
+        Ok((made, Self(path)))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        unfinished().remove(&self.0);
+    }
+}
+
+#[cfg(feature = "tensorrt")]
+impl TemporaryFolder {
+    pub fn create() -> Result<Self> {
+        let (folder, unfinished) = Unfinished::begin(|| {
+            let folder = tempfile::Builder::new().prefix("trt-embed-").tempdir();
+            let folder = folder.map_err(Error::io("create a folder in", std::env::temp_dir()))?;
+            let place = folder.path().to_path_buf();
+            Ok((folder, place))
+        })?;
+        Ok(Self { folder, _unfinished: unfinished })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
     }
 }
 

@@ -23,6 +23,7 @@
 pub mod backend;
 #[cfg(feature = "tensorrt")]
 pub mod cuda;
+mod digest;
 mod embedder;
 mod error;
 pub mod files;

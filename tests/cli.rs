@@ -545,3 +545,67 @@ fn memory_does_not_grow_with_the_input() {
     let held = 130_000 * line.len() as u64;
     assert!(short > 0 && long < short + held / 2, "{short} {long} {held}");
 }
+
+#[cfg(not(feature = "tensorrt"))]
+#[test]
+fn build_says_what_this_binary_lacks() {
+    Place::new().run(&["build", "-m", "model", "-o", "x.engine"]).fails(&["without TensorRT", "--features tensorrt"]);
+}
+
+/// What `build` finds wrong before it needs a GPU.
+#[cfg(feature = "tensorrt")]
+mod build {
+    use super::*;
+
+    #[track_caller]
+    fn usage(place: &Place, args: &[&str], parts: &[&str]) {
+        place.run(&[&["build"], args, &["-o", "x.engine"]].concat()).ends(2, parts);
+        assert!(place.files().iter().all(|name| !name.contains("engine")), "{:?}", place.files());
+    }
+
+    #[test]
+    fn wrong_arguments_are_usage_errors() {
+        let place = Place::new();
+        usage(&place, &[], &["--model"]);
+        for (profile, part) in
+            [("1x1:1x128", "MIN:OPT:MAX"), ("0x16", "batch 0"), ("2x8:1x16:4x32", "MIN <= OPT <= MAX"), ("many", "BATCHxLENGTH")]
+        {
+            usage(&place, &["-m", "model", "--profile", profile], &["--profile", part]);
+        }
+        usage(&place, &["-m", "model", "--bucket", "16"], &["--bucket", "BATCHxLENGTH"]);
+        usage(&place, &["-m", "model", "--bucket", "1x1:1x8:1x16"], &["--bucket", "BATCHxLENGTH"]);
+        usage(&place, &["-m", "model", "--workspace", "lots"], &["--workspace", "2GiB"]);
+        usage(&place, &["-m", "model", "--opt-level", "6"], &["--opt-level", "6"]);
+        usage(&place, &["-m", "model", "--min-cosine", "1.1"], &["--min-cosine", "0 to 1"]);
+        usage(&place, &["-m", "model", "--min-cosine", "0.9", "--no-parity"], &["--min-cosine", "--no-parity"]);
+        usage(&place, &["-m", "model", "--precision", "int8"], &["--precision", "fp16"]);
+        place.run(&["build", "-m", "model"]).ends(2, &["--output"]);
+        place.run(&["build", "-m", "model", "-o", "-"]).ends(2, &["-o", "stdout"]);
+    }
+
+    #[test]
+    fn an_onnx_file_away_from_its_model_asks_for_one() {
+        let place = Place::new();
+        place.put("alone.onnx", b"x");
+        usage(&place, &["--onnx", "alone.onnx"], &["alone.onnx", "-m"]);
+        usage(&place, &["--onnx", "nowhere/alone.onnx"], &["nowhere/alone.onnx", "-m"]);
+        // Beside the model, or in a folder of it, it needs none: what is asked next is the profile.
+        std::fs::create_dir(place.path("model/onnx")).unwrap();
+        for file in ["model/model.onnx", "model/onnx/model.onnx"] {
+            place.put(file, b"x");
+            place.run(&["build", "--onnx", file, "--bucket", "1x999", "-o", "x.engine"]).fails(&["1x999", "at most"]);
+        }
+    }
+
+    #[test]
+    fn what_the_model_cannot_give_is_said_first() {
+        let place = Place::new();
+        let build = |args: &[&str]| place.run(&[&["build", "-m", "model"], args].concat());
+        build(&["--profile", "1x1:1x8:1x33", "-o", "x.engine"]).fails(&["--profile", "33", "32"]);
+        build(&["-o", "no/such/x.engine"]).fails(&["no/such", "does not exist"]);
+        build(&["-o", "model"]).fails(&["is a folder"]);
+        std::fs::remove_file(place.path("model/model.safetensors")).unwrap();
+        build(&["-o", "x.engine"]).fails(&["model.safetensors", "--no-parity"]);
+        assert!(place.files().is_empty(), "{:?}", place.files());
+    }
+}

@@ -25,7 +25,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
 /// Every model with each of its engines.
 fn models() -> Vec<(PathBuf, References, Vec<PathBuf>)> {
     let root = std::env::var_os("TRT_EMBED_GPU_MODELS").expect("TRT_EMBED_GPU_MODELS names the folder of models");
-    let mut models = Vec::new();
+    let mut models: Vec<(PathBuf, References, Vec<PathBuf>)> = Vec::new();
     for folder in entries(Path::new(&root)) {
         let path = folder.join("references.json");
         if path.is_file() {

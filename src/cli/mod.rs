@@ -2,6 +2,9 @@
 
 mod bench;
 mod bench_gpu;
+mod build;
+#[cfg(feature = "tensorrt")]
+mod build_progress;
 mod completions;
 mod embed;
 mod export;
@@ -37,7 +40,7 @@ Examples:
   trt-embed embed -m models/all-MiniLM-L6-v2 -i lines.txt -o vectors.npy
   trt-embed similarity -m models/all-MiniLM-L6-v2 --query \"pets\" -i lines.txt
 
-Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage.";
+Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 130 ended by Ctrl-C.";
 
 /// The version and the features that this binary was built with.
 const LONG_VERSION: &str = version_with_features();
@@ -59,6 +62,8 @@ enum Verb {
     Similarity(similarity::Args),
     /// Writes a model as ONNX, with its configuration and tokenizer beside it.
     Export(export::Args),
+    /// Builds a TensorRT engine and compares it with the CPU.
+    Build(build::Args),
     /// Describes a model folder or an ONNX file.
     Inspect(inspect::Args),
     /// Measures latency and throughput.
@@ -96,6 +101,7 @@ pub fn run() -> ExitCode {
         Verb::Embed(args) => embed::run(args),
         Verb::Similarity(args) => similarity::run(args),
         Verb::Export(args) => export::run(args),
+        Verb::Build(args) => build::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Profile(args) => profile::run(args),
@@ -110,6 +116,9 @@ pub fn run() -> ExitCode {
             if error.is::<Usage>() {
                 say("see `trt-embed --help` or `trt-embed VERB --help`");
                 ExitCode::from(2)
+            } else if matches!(error.downcast_ref(), Some(trt_embed::Error::Cancelled { .. })) {
+                // As shells report a command that Ctrl-C ended.
+                ExitCode::from(130)
             } else {
                 ExitCode::from(1)
             }

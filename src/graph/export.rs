@@ -65,11 +65,33 @@ pub fn export_to_folder(model: &ModelFolder, precision: Precision, folder: &Path
             files.push(ExportedFile { path, bytes: contents.len() as u64 });
         }
     }
-    files.extend(graph.write_files(&folder.join("model.onnx"), PROTOBUF_LIMIT)?);
+    files.extend(graph.write(&folder.join("model.onnx"))?);
     Ok(Export { files })
 }
 
 impl Graph {
+    /// The model as protobuf bytes with every constant inside; `None` where protobuf's limit of 2 GiB does not allow that.
+    ///
+    /// # Errors
+    /// [`Error::Onnx`] when a finite weight is too large for fp16.
+    pub fn encode(&self) -> Result<Option<Vec<u8>>> {
+        let size = self.inline_size();
+        if size > PROTOBUF_LIMIT {
+            return Ok(None);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        self.write_inline(&mut bytes, Path::new("memory"))?;
+        Ok(Some(bytes))
+    }
+
+    /// Writes the model to `path`, with its weights in `path` + `.data` where it is over protobuf's limit of 2 GiB.
+    ///
+    /// # Errors
+    /// As [`Graph::encode`]; a file that cannot be written.
+    pub fn write(&self, path: &Path) -> Result<Vec<ExportedFile>> {
+        self.write_files(path, PROTOBUF_LIMIT)
+    }
+
     /// Writes the model to `path`, and its large constants to `path` + `.data` when the whole is over `limit` bytes.
     fn write_files(&self, path: &Path, limit: u64) -> Result<Vec<ExportedFile>> {
         let mut files = Vec::new();
@@ -238,6 +260,7 @@ mod tests {
             assert_eq!(files.len(), 1);
             assert_eq!(std::fs::metadata(&path).unwrap().len(), graph.inline_size());
             assert_eq!(files[0].bytes, graph.inline_size());
+            assert!(graph.encode().unwrap().unwrap() == std::fs::read(&path).unwrap(), "memory and file differ");
             let model = read_model(&path).unwrap();
             let written = model.graph.as_ref().unwrap();
             assert_eq!(written.node, graph.header.graph.as_ref().unwrap().node);

@@ -7,6 +7,7 @@
 mod bert;
 mod blocks;
 mod constant;
+mod digest;
 mod export;
 mod mpnet;
 pub mod onnx;
@@ -17,11 +18,13 @@ use crate::model::{EncoderConfig, Family, Weights};
 use crate::{Error, Result};
 use constant::Constant;
 use onnx::ModelProto;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
 /// Type of a graph's weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Precision {
     /// 32-bit floats.

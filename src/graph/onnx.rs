@@ -296,12 +296,17 @@ impl AttributeProto {
 /// # Errors
 /// [`Error::Io`], or [`Error::Onnx`] when the file is not an ONNX model.
 pub fn read_model(path: &Path) -> Result<ModelProto> {
+    Ok(map_model(path)?.1)
+}
+
+/// As [`read_model`], with the mapped file's bytes.
+pub(crate) fn map_model(path: &Path) -> Result<(Bytes, ModelProto)> {
     let bytes = Bytes::from_owner(Mapped::open(path)?);
     let not_onnx = |reason: String| Error::Onnx { reason: format!("{}: {reason}", path.display()) };
-    let model = ModelProto::decode(bytes).map_err(|error| not_onnx(format!("not an ONNX model ({error})")))?;
+    let model = ModelProto::decode(bytes.clone()).map_err(|error| not_onnx(format!("not an ONNX model ({error})")))?;
     // Protobuf accepts many foreign byte strings; a model without a graph or a version is none.
     if model.graph.is_none() || model.ir_version == 0 {
         return Err(not_onnx("not an ONNX model (it has no graph)".into()));
     }
-    Ok(model)
+    Ok((bytes, model))
 }

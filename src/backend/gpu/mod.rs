@@ -5,6 +5,7 @@
 
 mod encoder;
 mod lane;
+pub mod parity;
 mod pool;
 
 pub use encoder::{
@@ -206,6 +207,17 @@ impl Backend for GpuBackend {
 
     fn costs(&self) -> Option<Arc<ShapeCosts>> {
         Some(self.costs.clone())
+    }
+}
+
+impl parity::ByProfile for GpuBackend {
+    fn profiles(&self) -> Vec<([usize; 2], [usize; 2])> {
+        let sides = |shape: Rectangle| [shape.batch, shape.seq];
+        self.profiles().iter().map(|range| (sides(range.min), sides(range.max))).collect()
+    }
+
+    fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.encode_with(profile, batch, out)
     }
 }
 

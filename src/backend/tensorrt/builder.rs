@@ -186,3 +186,13 @@ pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error
     };
     Error::TensorRt { action, reason, next }
 }
+
+/// Ends the process with exit status `status` while builds may be running on other threads, which TensorRT 8.6 cannot stop.
+///
+/// Files that this process has begun and not finished are removed. Nothing else is tidied up: what C libraries have registered for
+/// the end of the process would meet a build that still uses them.
+pub fn exit_during_build(status: i32) -> ! {
+    crate::files::discard_unfinished();
+    bridge::end_process(status);
+    std::process::abort()
+}

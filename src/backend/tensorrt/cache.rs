@@ -1,16 +1,25 @@
 //! The engine cache: engines by the hash of all that decides them, built once on a machine.
 
-use super::builder::BuildSettings;
-use super::engine_file::{EngineFile, Machine, Manifest, Model};
-use crate::files::{AtomicFile, user_cache_folder};
+use super::builder::{BuildProgress, BuildSettings};
+use super::engine_file::EngineFile;
+use super::manifest::{Machine, Manifest, Model};
+use crate::digest::hex;
+use crate::files::{AtomicFile, TEMPORARY_PREFIX, user_cache_folder};
 use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::env;
-use std::fmt::Write as _;
 use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+/// Between two looks at a lock that another process holds; builds take from seconds to minutes.
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Age from which a temporary file belongs to a process that was killed: writing the largest engine takes seconds.
+const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// A folder of engines. Several processes may use one at the same time.
 #[derive(Debug, Clone)]
@@ -23,7 +32,7 @@ pub struct Cache {
 pub struct CacheKey(String);
 
 impl CacheKey {
-    /// Hashes everything that decides the plan.
+    /// Hashes everything that decides the plan. Pooling, which follows the plan, and the name of an ONNX file do not.
     ///
     /// # Errors
     /// [`Error::Setting`] where a value cannot be written down.
@@ -32,7 +41,10 @@ impl CacheKey {
         struct Decides<'a> {
             format: u32,
             machine: &'a Machine,
-            model: &'a Model,
+            graph: &'a str,
+            tokenizer: &'a str,
+            hidden_size: usize,
+            positions: usize,
             arithmetic: super::Arithmetic,
             profiles: &'a [super::Profile],
             workspace_bytes: Option<usize>,
@@ -43,7 +55,10 @@ impl CacheKey {
         let decides = Decides {
             format: 1,
             machine,
-            model,
+            graph: &model.graph,
+            tokenizer: &model.tokenizer,
+            hidden_size: model.hidden_size,
+            positions: model.positions,
             arithmetic: settings.arithmetic,
             profiles: &settings.profiles,
             workspace_bytes: settings.workspace_bytes,
@@ -87,23 +102,23 @@ impl Cache {
 
     /// The engine of `key`; where there is none that passes `check`, what `build` makes, which is then kept.
     ///
-    /// One build at a time over all processes that share the cache; the others wait for it and take its result.
+    /// One build at a time over all processes that share the cache; the others wait for it, which `progress` hears of as a phase,
+    /// and take its result.
     ///
     /// # Errors
-    /// What `build` returns; [`Error::Io`] where the cache cannot be written.
+    /// What `build` returns; [`Error::Cancelled`] while waiting; [`Error::Io`] where the cache cannot be written.
     pub fn get_or_build(
         &self,
         key: &CacheKey,
         check: impl Fn(&Manifest) -> Result<()>,
+        progress: &dyn BuildProgress,
         build: impl FnOnce() -> Result<EngineFile>,
     ) -> Result<EngineFile> {
         let path = self.path(key);
         if let Some(engine) = read_if_whole(&path, &check) {
             return Ok(engine);
         }
-        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        // Released when the file closes, also when the process is killed.
-        let _lock = self.lock()?;
+        let _lock = self.lock(progress)?;
         if let Some(engine) = read_if_whole(&path, &check) {
             return Ok(engine);
         }
@@ -134,16 +149,44 @@ impl Cache {
         self.folder.join(format!("{}.timing", hex(&Sha256::digest(name))))
     }
 
-    fn lock(&self) -> Result<File> {
+    /// Waits until no other build uses this cache. Released when the file closes, also when the process is killed.
+    pub(super) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
+        const WAITING: &str = "waiting for another build";
+        fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.folder.join("build.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => log::info!("waiting for another build in {}", self.folder.display()),
-            Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+        let mut waiting = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if progress.cancelled() => return Err(Error::Cancelled { what: WAITING }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+            }
+            if !waiting {
+                log::info!("{WAITING} in {}", self.folder.display());
+                progress.phase_started(WAITING, None, 0);
+                waiting = true;
+            }
+            thread::sleep(LOCK_INTERVAL);
         }
-        file.lock().map_err(Error::io("lock", &path))?;
+        if waiting {
+            progress.phase_finished(WAITING);
+        }
+        self.remove_abandoned();
         Ok(file)
+    }
+
+    /// Removes what processes that were killed while writing have left. What stays does no harm.
+    fn remove_abandoned(&self) {
+        let now = SystemTime::now();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|about| about.modified()).ok().and_then(|time| now.duration_since(time).ok());
+            let temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
+            if temporary && age.is_some_and(|age| age >= ABANDONED_AFTER) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 }
 
@@ -159,17 +202,11 @@ fn read_if_whole(path: &Path, check: &impl Fn(&Manifest) -> Result<()>) -> Optio
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::engine_file::tests::manifest;
+    use super::super::NoProgress;
+    use super::super::manifest::Source;
+    use super::super::manifest::tests::manifest;
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -200,7 +237,7 @@ mod tests {
                         builds.fetch_add(1, Ordering::SeqCst);
                         Ok(engine(b"plan"))
                     };
-                    let found = Cache::at(folder.path()).get_or_build(&key(), |_| Ok(()), build).unwrap();
+                    let found = Cache::at(folder.path()).get_or_build(&key(), |_| Ok(()), &NoProgress, build).unwrap();
                     assert_eq!(found, engine(b"plan"));
                 });
             }
@@ -212,29 +249,29 @@ mod tests {
     fn a_damaged_or_refused_entry_is_built_anew() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path().join("made"));
-        cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"first"))).unwrap();
-        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), never).unwrap(), engine(b"first"));
+        cache.get_or_build(&key(), |_| Ok(()), &NoProgress, || Ok(engine(b"first"))).unwrap();
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), &NoProgress, never).unwrap(), engine(b"first"));
 
         let path = cache.path(&key());
         let mut bytes = fs::read(&path).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"second"))).unwrap(), engine(b"second"));
-        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), never).unwrap(), engine(b"second"));
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), &NoProgress, || Ok(engine(b"second"))).unwrap(), engine(b"second"));
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), &NoProgress, never).unwrap(), engine(b"second"));
 
         let refuse =
             |manifest: &Manifest| manifest.check_machine(&Machine { gpu: "NVIDIA L4".into(), ..manifest.machine.clone() });
-        assert_eq!(cache.get_or_build(&key(), refuse, || Ok(engine(b"third"))).unwrap(), engine(b"third"));
+        assert_eq!(cache.get_or_build(&key(), refuse, &NoProgress, || Ok(engine(b"third"))).unwrap(), engine(b"third"));
     }
 
     #[test]
     fn a_failed_build_leaves_nothing_and_frees_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path());
-        let failed = cache.get_or_build(&key(), |_| Ok(()), || Err(Error::Cancelled { what: "building" }));
+        let failed = cache.get_or_build(&key(), |_| Ok(()), &NoProgress, || Err(Error::Cancelled { what: "building" }));
         assert!(matches!(failed, Err(Error::Cancelled { .. })));
         assert!(!cache.path(&key()).exists());
-        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), || Ok(engine(b"plan"))).unwrap(), engine(b"plan"));
+        assert_eq!(cache.get_or_build(&key(), |_| Ok(()), &NoProgress, || Ok(engine(b"plan"))).unwrap(), engine(b"plan"));
     }
 
     #[test]
@@ -255,8 +292,13 @@ mod tests {
             with(|settings| settings.layer_details = super::super::LayerDetails::Names),
             CacheKey::new(&Machine { gpu: "NVIDIA L4".into(), ..machine.clone() }, &model, &settings()).unwrap(),
             CacheKey::new(&machine, &Model { graph: "d".repeat(64), ..model.clone() }, &settings()).unwrap(),
+            CacheKey::new(&machine, &Model { tokenizer: "d".repeat(64), ..model.clone() }, &settings()).unwrap(),
+            CacheKey::new(&machine, &Model { hidden_size: 8, ..model.clone() }, &settings()).unwrap(),
+            CacheKey::new(&machine, &Model { positions: 8, ..model.clone() }, &settings()).unwrap(),
         ];
         assert_eq!(with(|settings| settings.timing_cache = vec![1]), keys[0], "a timing cache decides nothing");
+        let other = Model { pooling: "cls".into(), source: Source::Onnx("renamed.onnx".into()), ..model.clone() };
+        assert_eq!(CacheKey::new(&machine, &other, &settings()).unwrap(), keys[0], "pooling and names decide nothing");
         let all = keys.len();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         keys.dedup();
@@ -272,5 +314,42 @@ mod tests {
         cache.store_timing_cache(&machine, b"tactics").unwrap();
         assert_eq!(cache.timing_cache(&machine), b"tactics");
         assert!(cache.timing_cache(&Machine { tensorrt: "10.0.0".into(), ..machine }).is_empty());
+    }
+
+    #[test]
+    fn waiting_is_told_and_can_be_cancelled() {
+        struct Impatient(AtomicUsize);
+        impl BuildProgress for Impatient {
+            fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
+                assert_eq!(phase, "waiting for another build");
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+            fn cancelled(&self) -> bool {
+                self.0.load(Ordering::SeqCst) > 0
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let lock = cache.lock(&NoProgress).unwrap();
+        let impatient = Impatient(AtomicUsize::new(0));
+        let error = cache.get_or_build(&key(), |_| Ok(()), &impatient, never).unwrap_err();
+        assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+        assert_eq!(impatient.0.into_inner(), 1);
+        drop(lock);
+        cache.lock(&Impatient(AtomicUsize::new(0))).unwrap();
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_removed_and_what_others_write_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, age: Duration| {
+            let path = folder.path().join(name);
+            File::create(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
+            path
+        };
+        let old = file(".trt-embed-old", 2 * ABANDONED_AFTER);
+        let kept = [file(".trt-embed-new", Duration::ZERO), file("old.engine", 2 * ABANDONED_AFTER)];
+        drop(Cache::at(folder.path()).lock(&NoProgress).unwrap());
+        assert!(!old.exists() && kept.iter().all(|path| path.exists()));
     }
 }

@@ -11,11 +11,9 @@
 //! | 24..56 | SHA-256 of manifest and plan |
 //! | 56.. | manifest (JSON), plan |
 
-use super::builder::Arithmetic;
-use super::profile::Profile;
+use super::manifest::Manifest;
 use crate::files::AtomicFile;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -26,79 +24,6 @@ const FORMAT: u32 = 1;
 const HEADER_BYTES: usize = 56;
 /// Far above any manifest: a larger length is damage, and is not allocated.
 const MAX_MANIFEST_BYTES: u32 = 1 << 20;
-
-/// What a plan was built for. A plan runs only where all of it is the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    /// Version of TensorRT.
-    pub tensorrt: String,
-    /// Compute capability, e.g. `9.0`.
-    pub compute_capability: String,
-    /// The GPU's name.
-    pub gpu: String,
-}
-
-/// The model that a plan computes. Vectors of different models are not comparable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Model {
-    /// SHA-256 of the ONNX graph.
-    pub graph: String,
-    /// SHA-256 of tokenizer.json.
-    pub tokenizer: String,
-    /// Pooling and what follows it, in words.
-    pub pooling: String,
-    /// Width of a hidden state.
-    pub hidden_size: usize,
-    /// Longest row.
-    pub positions: usize,
-}
-
-/// How near the engine's vectors are to the reference's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Fidelity {
-    /// Texts compared.
-    pub texts: usize,
-    /// What they were compared with.
-    pub reference: String,
-    /// Smallest cosine.
-    pub min_cosine: f64,
-    /// Largest difference of a component.
-    pub max_abs_difference: f64,
-    /// Vectors with a NaN or an infinity.
-    pub not_finite: usize,
-}
-
-/// How a plan was built.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Build {
-    /// `trt-embed` and its version.
-    pub by: String,
-    /// CUDA version of the driver. A plan also runs under other drivers.
-    pub cuda_driver: String,
-    /// Seconds that it took.
-    pub seconds: u64,
-    /// Most bytes of workspace, if limited.
-    pub workspace_bytes: Option<usize>,
-    /// TensorRT's optimisation level, if set.
-    pub optimization_level: Option<u8>,
-}
-
-/// The first part of an engine file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// What it runs on.
-    pub machine: Machine,
-    /// What it computes.
-    pub model: Model,
-    /// In which arithmetic.
-    pub arithmetic: Arithmetic,
-    /// For which shapes, in the plan's order.
-    pub profiles: Vec<Profile>,
-    /// How it was made.
-    pub build: Build,
-    /// How good it is, where that was measured.
-    pub fidelity: Option<Fidelity>,
-}
 
 /// A manifest with its plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,37 +38,6 @@ struct Header {
     manifest_bytes: usize,
     plan_bytes: u64,
     digest: [u8; 32],
-}
-
-fn mismatch(field: &'static str, expected: &str, found: &str) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(Error::EngineMismatch { field, expected: expected.into(), found: found.into() })
-}
-
-impl Manifest {
-    /// Checks that the plan runs on `machine`.
-    ///
-    /// # Errors
-    /// [`Error::EngineMismatch`] for the first field that differs.
-    pub fn check_machine(&self, machine: &Machine) -> Result<()> {
-        mismatch("the version of TensorRT", &machine.tensorrt, &self.machine.tensorrt)?;
-        mismatch("the compute capability", &machine.compute_capability, &self.machine.compute_capability)?;
-        mismatch("the GPU", &machine.gpu, &self.machine.gpu)
-    }
-
-    /// Checks that the plan computes `model`.
-    ///
-    /// # Errors
-    /// [`Error::EngineMismatch`] for the first field that differs.
-    pub fn check_model(&self, model: &Model) -> Result<()> {
-        mismatch("the hash of the graph", &model.graph, &self.model.graph)?;
-        mismatch("the hash of the tokenizer", &model.tokenizer, &self.model.tokenizer)?;
-        mismatch("the pooling", &model.pooling, &self.model.pooling)?;
-        mismatch("the hidden size", &model.hidden_size.to_string(), &self.model.hidden_size.to_string())?;
-        mismatch("the longest row", &model.positions.to_string(), &self.model.positions.to_string())
-    }
 }
 
 impl EngineFile {
@@ -279,4 +173,4 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 #[path = "engine_file_tests.rs"]
-pub(super) mod tests;
+mod tests;

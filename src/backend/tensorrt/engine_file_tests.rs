@@ -1,38 +1,10 @@
 //! Engine files: what is written is read, and no damage gets past the reader.
 
+use super::super::manifest::tests::manifest;
 use super::*;
 use proptest::prelude::*;
 use std::fs;
 use std::path::PathBuf;
-
-pub(crate) fn manifest() -> Manifest {
-    Manifest {
-        machine: Machine { tensorrt: "8.6.0".into(), compute_capability: "9.0".into(), gpu: "NVIDIA H200".into() },
-        model: Model {
-            graph: "a".repeat(64),
-            tokenizer: "b".repeat(64),
-            pooling: "mean, normalize".into(),
-            hidden_size: 384,
-            positions: 512,
-        },
-        arithmetic: Arithmetic::Fp16,
-        profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
-        build: Build {
-            by: "trt-embed 0.1.0".into(),
-            cuda_driver: "13.0".into(),
-            seconds: 45,
-            workspace_bytes: None,
-            optimization_level: Some(3),
-        },
-        fidelity: Some(Fidelity {
-            texts: 200,
-            reference: "cpu".into(),
-            min_cosine: 0.99995,
-            max_abs_difference: 3.1e-4,
-            not_finite: 0,
-        }),
-    }
-}
 
 fn written(plan: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -96,31 +68,6 @@ fn the_manifest_is_checked_before_the_plan() {
     fs::write(&path, &bytes[..bytes.len() - 4096]).unwrap();
     let error = EngineFile::read(&path, |_| Err(Error::Cancelled { what: "reading" })).unwrap_err();
     assert!(matches!(error, Error::Cancelled { .. }), "{error}");
-}
-
-#[test]
-fn each_field_that_differs_is_named() {
-    let built = manifest();
-    assert!(built.check_machine(&built.machine).is_ok());
-    assert!(built.check_model(&built.model).is_ok());
-
-    type Change = (fn(&mut Manifest), &'static str);
-    let changes: [Change; 8] = [
-        (|here| here.machine.tensorrt = "8.6.1".into(), "the version of TensorRT"),
-        (|here| here.machine.compute_capability = "8.9".into(), "the compute capability"),
-        (|here| here.machine.gpu = "NVIDIA L4".into(), "the GPU"),
-        (|here| here.model.graph = "c".repeat(64), "the hash of the graph"),
-        (|here| here.model.tokenizer = "c".repeat(64), "the hash of the tokenizer"),
-        (|here| here.model.pooling = "cls".into(), "the pooling"),
-        (|here| here.model.hidden_size = 768, "the hidden size"),
-        (|here| here.model.positions = 256, "the longest row"),
-    ];
-    for (change, name) in changes {
-        let mut here = manifest();
-        change(&mut here);
-        let error = built.check_machine(&here.machine).and_then(|()| built.check_model(&here.model)).unwrap_err();
-        assert!(matches!(error, Error::EngineMismatch { field, .. } if field == name), "{name}: {error}");
-    }
 }
 
 #[test]

@@ -173,6 +173,8 @@ pub(super) mod bridge {
             request: &BuildRequest,
             watch: &BuildWatch,
         ) -> Result<UniquePtr<Plan>>;
+        /// Does not return.
+        fn end_process(status: i32);
 
         type Plan;
         fn bytes(self: &Plan) -> &[u8];

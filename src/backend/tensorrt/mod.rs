@@ -1,7 +1,8 @@
 //! TensorRT: exported graphs built into engines and run on an NVIDIA GPU.
 //!
 //! Nothing of TensorRT is linked. [`Library::load`] finds it when the program runs; building goes through [`build_plan`],
-//! running through [`Runtime`], [`Engine`] and [`Context`], each of which keeps the one before it alive. All that reaches CUDA
+//! running through [`Runtime`], [`Engine`] and [`Context`], each of which keeps the one before it alive. [`build_engine`] goes the whole
+//! way from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet. All that reaches CUDA
 //! takes a [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that
 //! there is.
 
@@ -12,12 +13,19 @@ mod engine;
 mod engine_file;
 mod ffi;
 mod library;
+mod manifest;
+mod pipeline;
 mod profile;
+mod proof;
+mod source;
 
-pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan};
+pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan, exit_during_build};
 pub use cache::{Cache, CacheKey};
 pub use encoder::TensorRtEncoder;
 pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
-pub use engine_file::{Build, EngineFile, Fidelity, Machine, Manifest, Model};
+pub use engine_file::EngineFile;
 pub use library::{Library, SearchPath, Version, header_version};
-pub use profile::{Profile, Shape};
+pub use manifest::{Build, Fidelity, Machine, Manifest, Model, Source};
+pub use pipeline::{EngineRequest, Gate, build_engine, cached_engine, load_engine};
+pub use profile::{Profile, Shape, default_profiles};
+pub use source::machine;

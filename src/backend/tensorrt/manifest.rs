@@ -1,0 +1,278 @@
+//! What an engine file says of its plan, and the checks against the machine, the model and the call it is loaded for.
+
+use super::builder::Arithmetic;
+use super::engine::ProfileRange;
+use super::profile::Profile;
+use crate::graph::Precision;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What a plan was built for. A plan runs only where all of it is the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Version of TensorRT.
+    pub tensorrt: String,
+    /// Compute capability, e.g. `9.0`.
+    pub compute_capability: String,
+    /// The GPU's name.
+    pub gpu: String,
+}
+
+/// Where a plan's graph came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Exported by this crate from the model folder, with weights of this type. [`Model::graph`] is
+    /// [`Graph::digest`](crate::graph::Graph::digest).
+    Exported(Precision),
+    /// An ONNX file of this name. [`Model::graph`] is its SHA-256, or that of `SHA-256  NAME` lines for it and its data files.
+    Onnx(String),
+}
+
+/// The model that a plan computes. Vectors of different models are not comparable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// Where the graph came from.
+    pub source: Source,
+    /// Hash of the graph with its weights, as [`Source`] says.
+    pub graph: String,
+    /// SHA-256 of tokenizer.json.
+    pub tokenizer: String,
+    /// The model's own pooling and what follows it, in words. The plan ends before it, so that other pooling is no other plan.
+    pub pooling: String,
+    /// Width of a hidden state.
+    pub hidden_size: usize,
+    /// Longest row.
+    pub positions: usize,
+}
+
+/// How near the engine's vectors are to the reference's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Texts compared.
+    pub texts: usize,
+    /// What they were compared with.
+    pub reference: String,
+    /// Smallest cosine.
+    pub min_cosine: f64,
+    /// Largest difference of a component.
+    pub max_abs_difference: f64,
+    /// Vectors with a NaN or an infinity.
+    pub not_finite: usize,
+    /// The profile that gave the smallest cosine.
+    pub worst_profile: Profile,
+    /// Tokens of the text that gave it.
+    pub worst_tokens: usize,
+}
+
+/// How a plan was built.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    /// `trt-embed` and its version.
+    pub by: String,
+    /// CUDA version of the driver. A plan also runs under other drivers.
+    pub cuda_driver: String,
+    /// Seconds that it took.
+    pub seconds: u64,
+    /// Most bytes of workspace, if limited.
+    pub workspace_bytes: Option<usize>,
+    /// TensorRT's optimisation level, if set.
+    pub optimization_level: Option<u8>,
+}
+
+/// The first part of an engine file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// What it runs on.
+    pub machine: Machine,
+    /// What it computes.
+    pub model: Model,
+    /// In which arithmetic.
+    pub arithmetic: Arithmetic,
+    /// For which shapes, in the plan's order.
+    pub profiles: Vec<Profile>,
+    /// How it was made.
+    pub build: Build,
+    /// How good it is, where that was measured.
+    pub fidelity: Option<Fidelity>,
+}
+
+fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Result<()> {
+    let (expected, found) = (expected.to_string(), found.to_string());
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::EngineMismatch { field, expected, found })
+}
+
+impl Manifest {
+    /// Checks that the plan runs on `machine`.
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`] for the first field that differs.
+    pub fn check_machine(&self, machine: &Machine) -> Result<()> {
+        mismatch("the version of TensorRT", &machine.tensorrt, &self.machine.tensorrt)?;
+        mismatch("the compute capability", &machine.compute_capability, &self.machine.compute_capability)?;
+        mismatch("the GPU", &machine.gpu, &self.machine.gpu)
+    }
+
+    /// Checks that the plan computes `model`, by its numbers first. Pooling may differ: it is not part of the plan.
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`] for the first field that differs.
+    pub fn check_model(&self, model: &Model) -> Result<()> {
+        mismatch("the hidden size", model.hidden_size, self.model.hidden_size)?;
+        mismatch("the longest row", model.positions, self.model.positions)?;
+        mismatch("the hash of the tokenizer", &model.tokenizer, &self.model.tokenizer)?;
+        mismatch("the hash of the graph", &model.graph, &self.model.graph)
+    }
+
+    /// Checks that the plan was built in this arithmetic for these profiles.
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`] for the first field that differs.
+    pub fn check_build(&self, arithmetic: Arithmetic, profiles: &[Profile]) -> Result<()> {
+        mismatch("the precision", arithmetic, self.arithmetic)?;
+        mismatch("the list of profiles", list(profiles), list(&self.profiles))
+    }
+
+    /// Checks that the plan has the profiles and the hidden size that this manifest says. `profiles` are those of
+    /// [`Engine::profiles`](super::Engine::profiles).
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`] for the first field that differs.
+    pub fn check_plan(&self, profiles: &[Vec<ProfileRange>], hidden_size: usize) -> Result<()> {
+        let written = |shape: &[i64]| shape.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
+        let found: Vec<String> = profiles
+            .iter()
+            .map(|inputs| match inputs.first() {
+                Some(range) if range.min == range.max => written(&range.max),
+                Some(range) => [&range.min, &range.opt, &range.max].map(|shape| written(shape)).join(":"),
+                None => "no input".into(),
+            })
+            .collect();
+        mismatch("the plan's list of profiles", list(&self.profiles), found.join(", "))?;
+        mismatch("the plan's hidden size", self.model.hidden_size, hidden_size)
+    }
+
+    /// Checks that the measured fidelity reaches `min_cosine`.
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`], also where nothing was measured.
+    pub fn check_fidelity(&self, min_cosine: f64) -> Result<()> {
+        let measured = self.fidelity.as_ref().filter(|fidelity| fidelity.not_finite == 0).map(|fidelity| fidelity.min_cosine);
+        if measured.is_some_and(|cosine| cosine >= min_cosine) {
+            return Ok(());
+        }
+        let found = measured.map_or_else(|| "not measured".to_owned(), |cosine| cosine.to_string());
+        Err(Error::EngineMismatch { field: "the smallest cosine", expected: format!("at least {min_cosine}"), found })
+    }
+}
+
+fn list(profiles: &[Profile]) -> String {
+    profiles.iter().map(Profile::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn manifest() -> Manifest {
+        Manifest {
+            machine: Machine { tensorrt: "8.6.0".into(), compute_capability: "9.0".into(), gpu: "NVIDIA H200".into() },
+            model: Model {
+                source: Source::Exported(Precision::Fp32),
+                graph: "a".repeat(64),
+                tokenizer: "b".repeat(64),
+                pooling: "mean, normalize".into(),
+                hidden_size: 384,
+                positions: 512,
+            },
+            arithmetic: Arithmetic::Fp16,
+            profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
+            build: Build {
+                by: "trt-embed 0.1.0".into(),
+                cuda_driver: "13.0".into(),
+                seconds: 45,
+                workspace_bytes: None,
+                optimization_level: Some(3),
+            },
+            fidelity: Some(Fidelity {
+                texts: 60,
+                reference: "cpu".into(),
+                min_cosine: 0.99995,
+                max_abs_difference: 3.1e-4,
+                not_finite: 0,
+                worst_profile: "1x16".parse().unwrap(),
+                worst_tokens: 9,
+            }),
+        }
+    }
+
+    fn check(built: &Manifest, here: &Manifest) -> Result<()> {
+        built.check_machine(&here.machine)?;
+        built.check_model(&here.model)?;
+        built.check_build(here.arithmetic, &here.profiles)
+    }
+
+    #[test]
+    fn each_field_that_differs_is_named() {
+        check(&manifest(), &manifest()).unwrap();
+        type Change = (fn(&mut Manifest), &'static str);
+        let changes: [Change; 10] = [
+            (|here| here.machine.tensorrt = "8.6.1".into(), "the version of TensorRT"),
+            (|here| here.machine.compute_capability = "8.9".into(), "the compute capability"),
+            (|here| here.machine.gpu = "NVIDIA L4".into(), "the GPU"),
+            (|here| here.model.graph = "c".repeat(64), "the hash of the graph"),
+            (|here| here.model.tokenizer = "c".repeat(64), "the hash of the tokenizer"),
+            (|here| here.model.hidden_size = 768, "the hidden size"),
+            (|here| here.model.positions = 256, "the longest row"),
+            (|here| here.arithmetic = Arithmetic::Fp32, "the precision"),
+            (|here| here.profiles.swap(0, 1), "the list of profiles"),
+            (|here| here.profiles.truncate(1), "the list of profiles"),
+        ];
+        for (change, name) in changes {
+            let mut here = manifest();
+            change(&mut here);
+            let error = check(&manifest(), &here).unwrap_err();
+            assert!(matches!(error, Error::EngineMismatch { field, .. } if field == name), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_part_of_the_plan_may_differ() {
+        let mut here = manifest();
+        here.model.pooling = "cls".into();
+        here.build.cuda_driver = "12.4".into();
+        here.fidelity = None;
+        check(&manifest(), &here).unwrap();
+    }
+
+    #[test]
+    fn a_plan_with_other_profiles_than_its_manifest_is_refused() {
+        let range = |min: [i64; 2], opt: [i64; 2], max: [i64; 2]| {
+            vec![ProfileRange { tensor: 0, min: min.into(), opt: opt.into(), max: max.into() }]
+        };
+        let mut profiles = vec![range([1, 1], [1, 128], [8, 512]), range([1, 16], [1, 16], [1, 16])];
+        manifest().check_plan(&profiles, 384).unwrap();
+        let error = manifest().check_plan(&profiles, 768).unwrap_err();
+        assert!(matches!(error, Error::EngineMismatch { field: "the plan's hidden size", .. }), "{error}");
+        profiles[0][0].max[1] = 256;
+        let error = manifest().check_plan(&profiles, 384).unwrap_err().to_string();
+        assert!(error.contains("1x1:1x128:8x256, 1x16, expected 1x1:1x128:8x512, 1x16"), "{error}");
+    }
+
+    #[test]
+    fn fidelity_below_the_bar_or_not_measured_is_refused() {
+        let mut manifest = manifest();
+        manifest.check_fidelity(0.9999).unwrap();
+        assert!(matches!(manifest.check_fidelity(0.99999), Err(Error::EngineMismatch { .. })));
+        assert!(matches!(manifest.check_fidelity(f64::NAN), Err(Error::EngineMismatch { .. })));
+        manifest.fidelity.as_mut().unwrap().not_finite = 1;
+        assert!(matches!(manifest.check_fidelity(0.9), Err(Error::EngineMismatch { .. })));
+        manifest.fidelity = None;
+        let error = manifest.check_fidelity(0.9).unwrap_err().to_string();
+        assert!(error.contains("not measured"), "{error}");
+    }
+}

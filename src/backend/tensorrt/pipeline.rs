@@ -1,0 +1,346 @@
+//! From a model to a proven engine: export, build, compare with the CPU, and what the manifest says of it.
+
+use super::builder::{Arithmetic, BuildProgress, BuildSettings, build_plan};
+use super::cache::{Cache, CacheKey};
+use super::engine_file::EngineFile;
+use super::library::Library;
+use super::manifest::{Build, Fidelity, Machine, Manifest, Model};
+use super::profile::default_profiles;
+use super::proof;
+use super::source::{GraphSource, machine};
+use crate::backend::gpu::parity::Agreement;
+use crate::cuda::Device;
+use crate::graph::Precision;
+use crate::model::ModelFolder;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a new engine must show before it is kept: its vectors beside those of the model on the CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Gate {
+    /// [`Gate::bar`] of the arithmetic.
+    #[default]
+    Standard,
+    /// No cosine below this.
+    MinCosine(f64),
+    /// Nothing; the manifest then has no fidelity.
+    Off,
+}
+
+/// Which engine to build.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct EngineRequest<'a> {
+    /// The model: its graph where `onnx` is none, and in any case tokenizer, sizes and what the engine is compared with.
+    pub folder: &'a ModelFolder,
+    /// A file with the graph instead, as other exporters write it.
+    pub onnx: Option<&'a Path>,
+    /// How to build. Without profiles it is [`default_profiles`]; a timing cache comes from the engine cache.
+    pub settings: BuildSettings,
+    /// What the engine must show.
+    pub gate: Gate,
+}
+
+impl Gate {
+    /// The smallest cosine that passes; `None` where nothing is compared. The standard leaves fp16 its 11 bits and fp32 its rounding.
+    pub fn bar(self, arithmetic: Arithmetic) -> Option<f64> {
+        match (self, arithmetic) {
+            (Self::Standard, Arithmetic::Fp32) => Some(0.99999),
+            (Self::Standard, Arithmetic::Fp16) => Some(0.9999),
+            (Self::MinCosine(bar), _) => Some(bar),
+            (Self::Off, _) => None,
+        }
+    }
+}
+
+impl<'a> EngineRequest<'a> {
+    /// An engine of `folder`, in fp16 for the default profiles.
+    pub fn new(folder: &'a ModelFolder) -> Self {
+        Self { folder, onnx: None, settings: BuildSettings::default(), gate: Gate::default() }
+    }
+
+    /// Checks what needs neither TensorRT nor a GPU: the profiles, and that there is a reference where the gate wants one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a profile beyond the model's positions; [`Error::NoReference`].
+    pub fn check(&self) -> Result<()> {
+        for profile in &self.settings.profiles {
+            profile.check(self.folder.config.max_tokens())?;
+        }
+        match self.gate {
+            Gate::Off => Ok(()),
+            _ => proof::check_reference(self.folder),
+        }
+    }
+}
+
+/// Builds the engine that `request` asks for and compares it with the model on the CPU. `cache` gives and keeps the timing cache, and
+/// its lock keeps builds of several processes apart; the engine is not put into it.
+///
+/// # Errors
+/// See [`EngineRequest::check`] and [`build_plan`]; [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
+pub fn build_engine(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn BuildProgress,
+) -> Result<EngineFile> {
+    request.check()?;
+    let job = Job::new(library, device, cache, request, progress)?;
+    let _lock = cache.lock(progress)?;
+    job.build()
+}
+
+/// The engine that `request` asks for out of `cache`, which it is built into where it is not there, and where it lies.
+///
+/// # Errors
+/// As [`build_engine`]; [`Error::Io`] where the cache cannot be written.
+pub fn cached_engine(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn BuildProgress,
+) -> Result<(EngineFile, PathBuf)> {
+    let job = Job::new(library, device, cache, request, progress)?;
+    let key = CacheKey::new(&job.machine, &job.model, &job.settings)?;
+    let build = || {
+        request.check()?;
+        job.build()
+    };
+    let engine = cache.get_or_build(&key, |manifest| job.check(manifest), progress, build)?;
+    Ok((engine, cache.path(&key)))
+}
+
+/// The engine in the file at `path`, checked against machine and model before its plan is read.
+///
+/// # Errors
+/// [`Error::EngineMismatch`] for the first field that differs; see [`EngineFile::read`] and [`Manifest::check_folder`].
+pub fn load_engine(path: &Path, library: &Library, device: &Device, folder: &ModelFolder) -> Result<EngineFile> {
+    EngineFile::read(path, |manifest| {
+        manifest.check_machine(&machine(library, device))?;
+        manifest.check_folder(folder)
+    })
+}
+
+/// A request with all that identifies its engine.
+struct Job<'a> {
+    library: &'a Arc<Library>,
+    device: &'a Device,
+    cache: &'a Cache,
+    folder: &'a ModelFolder,
+    progress: &'a dyn BuildProgress,
+    settings: BuildSettings,
+    bar: Option<f64>,
+    source: GraphSource,
+    machine: Machine,
+    model: Model,
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        library: &'a Arc<Library>,
+        device: &'a Device,
+        cache: &'a Cache,
+        request: &EngineRequest<'a>,
+        progress: &'a dyn BuildProgress,
+    ) -> Result<Self> {
+        let folder = request.folder;
+        let machine = machine(library, device);
+        let mut settings = request.settings.clone();
+        if settings.profiles.is_empty() {
+            settings.profiles = default_profiles(folder.max_tokens());
+        }
+        if settings.timing_cache.is_empty() {
+            settings.timing_cache = cache.timing_cache(&machine);
+        }
+        let source = phase(progress, "reading the model", || match request.onnx {
+            Some(path) => GraphSource::open(path, folder),
+            None => GraphSource::export(folder, graph_precision(library, settings.arithmetic)),
+        })?;
+        let model = phase(progress, "hashing the model", || source.model(folder))?;
+        let bar = request.gate.bar(settings.arithmetic);
+        Ok(Self { library, device, cache, folder, progress, settings, bar, source, machine, model })
+    }
+
+    /// Whether an engine with this manifest is what was asked for.
+    fn check(&self, manifest: &Manifest) -> Result<()> {
+        manifest.check_machine(&self.machine)?;
+        manifest.check_model(&self.model)?;
+        manifest.check_build(self.settings.arithmetic, &self.settings.profiles)?;
+        self.bar.map_or(Ok(()), |bar| manifest.check_fidelity(bar))
+    }
+
+    fn build(&self) -> Result<EngineFile> {
+        let progress = self.progress;
+        // First, because what is wrong with it shows in seconds, and its memory is free again before TensorRT needs much.
+        let reference = match self.bar {
+            Some(_) => {
+                Some(phase(progress, "embedding texts on the CPU", || proof::reference(self.folder, &self.settings.profiles))?)
+            }
+            None => None,
+        };
+        let (plan, seconds) = self.build_plan()?;
+        let mut manifest = Manifest {
+            machine: self.machine.clone(),
+            model: self.model.clone(),
+            arithmetic: self.settings.arithmetic,
+            profiles: self.settings.profiles.clone(),
+            build: self.provenance(seconds),
+            fidelity: None,
+        };
+        if let (Some(bar), Some(reference)) = (self.bar, reference) {
+            manifest.fidelity = Some(phase(progress, "comparing the engine with the CPU", || {
+                let agreement = proof::compare(self.library, self.device, self.folder, &manifest, &plan, &reference)?;
+                fidelity(&agreement, bar, &self.settings)
+            })?);
+        }
+        Ok(EngineFile { manifest, plan })
+    }
+
+    /// The plan, and the seconds that building it took.
+    fn build_plan(&self) -> Result<(Vec<u8>, u64)> {
+        let progress = self.progress;
+        let graph = phase(progress, "exporting the graph", || self.source.serialise())?;
+        let mut settings = self.settings.clone();
+        settings.onnx_path = graph.path.clone();
+        let start = Instant::now();
+        let plan =
+            phase(progress, "building the engine", || build_plan(self.library, self.device, &graph.bytes, &settings, progress))?;
+        // Also for an engine that will not pass: its tactics need not be timed again.
+        if let Err(error) = self.cache.store_timing_cache(&self.machine, &plan.timing_cache) {
+            log::warn!("the next build starts without a timing cache: {error}");
+        }
+        Ok((plan.bytes, start.elapsed().as_secs_f64().round() as u64))
+    }
+
+    fn provenance(&self, seconds: u64) -> Build {
+        let (major, minor) = self.device.properties().driver_cuda;
+        Build {
+            by: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
+            cuda_driver: format!("{major}.{minor}"),
+            seconds,
+            workspace_bytes: self.settings.workspace_bytes,
+            optimization_level: self.settings.optimization_level,
+        }
+    }
+}
+
+/// The manifest's words for `agreement`, where it reaches `bar`.
+fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result<Fidelity> {
+    let place = agreement.worst;
+    let worst_profile = settings.profiles.get(place.profile).copied().ok_or_else(|| Error::OutsideProfile {
+        shape: format!("number {}", place.profile),
+        profiles: format!("{} profiles", settings.profiles.len()),
+    })?;
+    if !agreement.reaches(bar) {
+        return Err(Error::Fidelity {
+            measured: agreement.verdict(),
+            bar,
+            profile: worst_profile.to_string(),
+            tokens: place.tokens,
+            next: match settings.arithmetic {
+                Arithmetic::Fp16 => "Build it with --precision fp32, or accept less with --min-cosine.",
+                Arithmetic::Fp32 => "Do the graph and the weights belong together? --min-cosine accepts less.",
+            },
+        });
+    }
+    Ok(Fidelity {
+        texts: agreement.texts,
+        reference: proof::REFERENCE.into(),
+        min_cosine: agreement.min_cosine,
+        max_abs_difference: agreement.max_abs_difference,
+        not_finite: agreement.not_finite,
+        worst_profile,
+        worst_tokens: place.tokens,
+    })
+}
+
+/// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
+fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
+    match arithmetic {
+        Arithmetic::Fp16 if library.version().major >= 10 => Precision::Fp16,
+        _ => Precision::Fp32,
+    }
+}
+
+/// Runs `work` as a phase that `progress` hears of.
+fn phase<T>(progress: &dyn BuildProgress, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    if progress.cancelled() {
+        return Err(Error::Cancelled { what: name });
+    }
+    progress.phase_started(name, None, 0);
+    let result = work();
+    progress.phase_finished(name);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::gpu::parity::Place;
+
+    fn agreement(min_cosine: f64, not_finite: usize) -> Agreement {
+        let worst = Place { profile: 1, tokens: 23 };
+        Agreement { texts: 60, vectors: 300, min_cosine, max_abs_difference: 2e-3, not_finite, worst }
+    }
+
+    fn settings(arithmetic: Arithmetic) -> BuildSettings {
+        let profiles = ["1x16", "1x1:2x32:4x64"].map(|text| text.parse().unwrap()).into();
+        BuildSettings { arithmetic, profiles, ..BuildSettings::default() }
+    }
+
+    #[test]
+    fn the_bars_follow_from_the_precision() {
+        assert_eq!(Gate::Standard.bar(Arithmetic::Fp16), Some(0.9999));
+        assert_eq!(Gate::Standard.bar(Arithmetic::Fp32), Some(0.99999));
+        assert_eq!(Gate::MinCosine(0.5).bar(Arithmetic::Fp16), Some(0.5));
+        assert_eq!(Gate::Off.bar(Arithmetic::Fp32), None);
+    }
+
+    #[test]
+    fn what_passes_is_written_down_and_what_does_not_says_where() {
+        let passed = fidelity(&agreement(0.99995, 0), 0.9999, &settings(Arithmetic::Fp16)).unwrap();
+        assert_eq!((passed.worst_profile.to_string().as_str(), passed.worst_tokens), ("1x1:2x32:4x64", 23));
+        assert_eq!((passed.texts, passed.min_cosine, passed.max_abs_difference, passed.not_finite), (60, 0.99995, 2e-3, 0));
+
+        for (agreement, arithmetic, parts) in [
+            (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--precision fp32"]),
+            (agreement(0.9985, 0), Arithmetic::Fp32, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--min-cosine"]),
+            (agreement(1.0, 3), Arithmetic::Fp16, ["3 of 300", "0.9999", "23 tokens", "1x1:2x32:4x64", "not finite"]),
+        ] {
+            let error = fidelity(&agreement, 0.9999, &settings(arithmetic)).unwrap_err();
+            assert!(matches!(error, Error::Fidelity { tokens: 23, .. }), "{error}");
+            for part in parts {
+                assert!(error.to_string().contains(part), "no {part:?} in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_said_before_the_build() {
+        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        let mut request = EngineRequest::new(&folder);
+        request.gate = Gate::Off;
+        request.check().unwrap();
+        request.settings.profiles = vec!["1x209".parse().unwrap()];
+        let error = request.check().unwrap_err().to_string();
+        assert!(error.contains("209") && error.contains("208"), "{error}");
+
+        // A folder with configuration and tokenizer alone.
+        let bare = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(folder.root.join(name), bare.path().join(name)).unwrap();
+        }
+        let bare = ModelFolder::open(bare.path()).unwrap();
+        let mut request = EngineRequest::new(&bare);
+        let error = request.check().unwrap_err();
+        assert!(matches!(error, Error::NoReference { .. }) && error.to_string().contains("--no-parity"), "{error}");
+        request.gate = Gate::Off;
+        request.check().unwrap();
+    }
+}

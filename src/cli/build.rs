@@ -1,0 +1,247 @@
+//! `trt-embed build`: a model as a TensorRT engine, compared with the CPU before it is kept.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use std::path::PathBuf;
+
+/// Builds a TensorRT engine for this machine's GPU.
+///
+/// The engine is compared with the model on the CPU, on texts of all lengths at every profile, and written only when it is true to it.
+#[derive(Debug, clap::Args)]
+#[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // this build only says what it lacks
+#[command(after_help = "\
+Shapes are written BATCHxLENGTH. A bucket serves one shape, fastest; a profile serves all shapes from MIN to MAX and is tuned for OPT.
+Without either: buckets 1x32, 1x128, 64x32 and 32x128, and a profile up to 16 of the longest texts.
+
+Examples:
+  trt-embed build -m sentence-transformers/all-mpnet-base-v2 -o mpnet.engine
+  trt-embed build -m models/all-MiniLM-L6-v2 --precision fp32 --profile 1x1:1x128:1x512 --bucket 64x64 -o minilm.engine
+  trt-embed build --onnx optimum/model.onnx -o model.engine")]
+pub struct Args {
+    /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`. May be left out where --onnx names a
+    /// file in such a folder, or in a folder within it.
+    #[arg(short, long, env = "TRT_EMBED_MODEL", value_name = "MODEL", required_unless_present = "onnx")]
+    model: Option<String>,
+    /// Takes the graph from this file, as other exporters write it, instead of exporting the model's.
+    #[arg(long, value_name = "FILE")]
+    onnx: Option<PathBuf>,
+    /// Arithmetic of the engine.
+    #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = Precision::Fp16)]
+    precision: Precision,
+    /// Shapes that one profile serves, e.g. 1x1:8x128:32x512; may be given several times.
+    #[arg(long, value_name = "MIN:OPT:MAX")]
+    profile: Vec<String>,
+    /// One shape that is served fastest, e.g. 64x32; may be given several times.
+    #[arg(long, value_name = "BxS")]
+    bucket: Vec<String>,
+    /// Most GPU memory that one layer may use for intermediate results, e.g. 2GiB [default: all there is].
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    workspace: Option<usize>,
+    /// From 0 (fast build) to 5 (fast engine) [default: TensorRT's].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    opt_level: Option<u8>,
+    /// Smallest cosine to the CPU's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32].
+    #[arg(long, value_name = "X", value_parser = cosine, conflicts_with = "no_parity")]
+    min_cosine: Option<f64>,
+    /// Writes the engine without comparing it.
+    #[arg(long)]
+    no_parity: bool,
+    /// Which GPU, as the driver counts them.
+    #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
+    device: usize,
+    /// The engine file.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// `--precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// 32-bit floats, without TF32
+    Fp32,
+    /// 16-bit floats where they are faster
+    Fp16,
+}
+
+/// `2GiB`, `512MB` or a number of bytes.
+fn bytes(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, usize); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("kB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()));
+    let value = number.parse::<usize>().ok().zip(unit).and_then(|(number, (_, unit))| number.checked_mul(*unit));
+    value.filter(|&value| value > 0).ok_or_else(|| "a size such as 512MiB or 2GiB is expected".into())
+}
+
+/// A cosine that an engine can be asked for.
+fn cosine(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| "a number from 0 to 1 is expected".into())
+}
+
+/// Runs the verb.
+#[cfg(not(feature = "tensorrt"))]
+pub fn run(_: Args) -> Result<()> {
+    anyhow::bail!(
+        "this trt-embed was built without TensorRT; build it again with `--features tensorrt` \
+         (TENSORRT_INCLUDE_DIR names TensorRT's headers, scripts/tensorrt-headers.sh gets them)"
+    )
+}
+
+#[cfg(feature = "tensorrt")]
+pub use with_tensorrt::run;
+
+#[cfg(feature = "tensorrt")]
+mod with_tensorrt {
+    use super::super::output::{self, Target};
+    use super::super::{Usage, build_progress, settings};
+    use super::{Args, Precision};
+    use anyhow::Result;
+    use indicatif::HumanBytes;
+    use std::path::{Path, PathBuf};
+    use trt_embed::backend::tensorrt::{
+        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine, default_profiles,
+    };
+    use trt_embed::cuda::Device;
+    use trt_embed::model::ModelFolder;
+
+    /// Runs the verb: what can go wrong at once first, then what takes minutes.
+    pub fn run(args: Args) -> Result<()> {
+        let mut profiles = profiles(&args)?;
+        let output = output_file(&args.output)?;
+        let folder = folder(&args)?;
+        if profiles.is_empty() {
+            profiles = default_profiles(folder.max_tokens());
+        }
+        let mut request = EngineRequest::new(&folder);
+        request.onnx = args.onnx.as_deref();
+        request.settings.arithmetic = match args.precision {
+            Precision::Fp32 => Arithmetic::Fp32,
+            Precision::Fp16 => Arithmetic::Fp16,
+        };
+        request.settings.profiles = profiles;
+        request.settings.workspace_bytes = args.workspace;
+        request.settings.optimization_level = args.opt_level;
+        request.gate = match (args.no_parity, args.min_cosine) {
+            (true, _) => Gate::Off,
+            (false, Some(bar)) => Gate::MinCosine(bar),
+            (false, None) => Gate::Standard,
+        };
+        request.check()?;
+        let device = Device::open(args.device)?;
+        let library = Library::load()?;
+        library.load_parser()?;
+
+        let progress = build_progress::watch(&library)?;
+        let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
+        progress.finish();
+        let engine = built?;
+        EngineFile::write(&output, &engine.manifest, &engine.plan)?;
+        output::print(&summary(&args.output, engine.plan.len() as u64, &engine.manifest))
+    }
+
+    fn profiles(args: &Args) -> Result<Vec<Profile>> {
+        let wrong = |setting: &str, error: trt_embed::Error| match error {
+            trt_embed::Error::Setting { reason, .. } => Usage(format!("{setting}: {reason}")),
+            other => Usage(format!("{setting}: {other}")),
+        };
+        let mut profiles = Vec::new();
+        for text in &args.profile {
+            profiles.push(text.parse::<Profile>().map_err(|error| wrong("--profile", error))?);
+        }
+        for text in &args.bucket {
+            profiles.push(Profile::bucket(text.parse::<Shape>().map_err(|error| wrong("--bucket", error))?));
+        }
+        Ok(profiles)
+    }
+
+    /// The regular file that `-o` names, once its folder has proved writable.
+    fn output_file(path: &Path) -> Result<PathBuf> {
+        match Target::open(Some(path))? {
+            Target::File { path, .. } => Ok(path),
+            Target::Stream { name, .. } => Err(Usage(format!("-o: an engine is written to a file, not to {name}")).into()),
+        }
+    }
+
+    /// The model: as named, else the folder that the ONNX file lies in or the one around that.
+    fn folder(args: &Args) -> Result<ModelFolder> {
+        if let Some(name) = &args.model {
+            return settings::open_folder(name);
+        }
+        let onnx = args.onnx.as_deref().unwrap_or(Path::new(""));
+        let inner = onnx.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        // Where links lead, so that the parent is that of the real folder; one that does not exist is named as it was given.
+        let inner = inner.canonicalize().unwrap_or_else(|_| inner.to_path_buf());
+        let is_model = |folder: &&Path| ["config.json", "tokenizer.json"].iter().all(|name| folder.join(name).is_file());
+        match [Some(inner.as_path()), inner.parent()].into_iter().flatten().find(is_model) {
+            Some(folder) => Ok(ModelFolder::open(folder)?),
+            None => Err(Usage(format!(
+                "no config.json and tokenizer.json beside {} or in the folder above: name the model with -m",
+                onnx.display()
+            ))
+            .into()),
+        }
+    }
+
+    fn summary(path: &Path, plan_bytes: u64, manifest: &Manifest) -> String {
+        let profiles = manifest.profiles.iter().map(Profile::to_string).collect::<Vec<_>>().join(", ");
+        let fidelity = match &manifest.fidelity {
+            Some(found) => format!(
+                "smallest cosine {:.7} ({} tokens at {}), largest difference {:.1e}, {} texts",
+                found.min_cosine, found.worst_tokens, found.worst_profile, found.max_abs_difference, found.texts
+            ),
+            None => "not measured".into(),
+        };
+        let machine = &manifest.machine;
+        let lines = [
+            ("engine", path.display().to_string()),
+            ("size", HumanBytes(plan_bytes).to_string()),
+            ("built in", format!("{} s", manifest.build.seconds)),
+            ("for", format!("{}, TensorRT {}", machine.gpu, machine.tensorrt)),
+            ("precision", manifest.arithmetic.to_string()),
+            ("profiles", profiles),
+            ("fidelity", fidelity),
+        ];
+        lines.iter().map(|(name, value)| format!("{name:<9}  {value}\n")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_and_without_units() {
+        for (text, expected) in [
+            ("2GiB", 2 << 30),
+            ("512mib", 512 << 20),
+            ("1 KiB", 1024),
+            ("3GB", 3_000_000_000),
+            ("7kB", 7000),
+            ("42", 42),
+            ("42B", 42),
+        ] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "0", "0GiB", "-1", "+1", "1.5GiB", "GiB", "1TiB", "99999999999GiB", "1 2GiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cosines_are_read_within_their_range() {
+        assert_eq!(cosine("0.9995"), Ok(0.9995));
+        for text in ["1.1", "-0.5", "NaN", "inf", "high", ""] {
+            assert!(cosine(text).is_err(), "{text}");
+        }
+    }
+}

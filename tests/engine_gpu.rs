@@ -1,0 +1,245 @@
+//! From a model to a proven engine, on a GPU: the gate, the cache, and graphs of other exporters.
+#![cfg(all(feature = "tensorrt", feature = "cpu"))]
+
+use prost::Message;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use trt_embed::Error;
+use trt_embed::backend::tensorrt::{
+    Arithmetic, BuildProgress, Cache, EngineFile, EngineRequest, Gate, Library, NoProgress, Source, build_engine, cached_engine,
+    load_engine,
+};
+use trt_embed::cuda::Device;
+use trt_embed::graph::onnx::{self, AttributeProto, Dim, ElementType, NodeProto, ValueInfoProto};
+use trt_embed::graph::{Precision, export_to_folder};
+use trt_embed::model::ModelFolder;
+
+/// A bucket of several rows and a wide profile, up to the fixture's longest text.
+const PROFILES: [&str; 2] = ["8x24", "1x1:2x32:4x208"];
+
+struct Place {
+    library: Arc<Library>,
+    device: Device,
+    folder: ModelFolder,
+    cache: Cache,
+    disk: tempfile::TempDir,
+}
+
+/// Keeps the phases' names.
+#[derive(Default)]
+struct Phases(Mutex<Vec<String>>);
+
+impl BuildProgress for Phases {
+    fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
+        self.0.lock().unwrap().push(phase.to_owned());
+    }
+}
+
+impl Phases {
+    fn has(&self, name: &str) -> bool {
+        self.0.lock().unwrap().iter().any(|phase| phase == name)
+    }
+}
+
+impl Place {
+    fn new() -> Self {
+        let disk = tempfile::tempdir().unwrap();
+        Self {
+            library: Library::load().unwrap(),
+            device: Device::open(0).unwrap(),
+            folder: ModelFolder::open("tests/fixtures/mpnet").unwrap(),
+            cache: Cache::at(disk.path().join("cache")),
+            disk,
+        }
+    }
+
+    fn request(&self, arithmetic: Arithmetic, min_cosine: f64) -> EngineRequest<'_> {
+        let mut request = EngineRequest::new(&self.folder);
+        request.settings.arithmetic = arithmetic;
+        request.settings.profiles = PROFILES.iter().map(|text| text.parse().unwrap()).collect();
+        request.gate = Gate::MinCosine(min_cosine);
+        request
+    }
+
+    fn build(&self, request: &EngineRequest<'_>) -> trt_embed::Result<EngineFile> {
+        build_engine(&self.library, &self.device, &self.cache, request, &NoProgress)
+    }
+
+    /// The fixture as Optimum writes such a model: int64 inputs with token types, other names, a second output.
+    fn foreign(&self) -> PathBuf {
+        let out = self.disk.path().join("onnx");
+        export_to_folder(&self.folder, Precision::Fp32, &out).unwrap();
+        let mut model = onnx::read_model(&out.join("model.onnx")).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        let names = ["input_ids", "attention_mask", "token_type_ids"];
+        for name in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+            if names.contains(&name.as_str()) {
+                *name = format!("{name}.narrow");
+            }
+        }
+        let node = |op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>| NodeProto {
+            input: inputs.iter().map(|input| (*input).to_owned()).collect(),
+            output: vec![output.to_owned()],
+            name: format!("foreign.{output}"),
+            op_type: op.to_owned(),
+            attribute,
+            domain: String::new(),
+        };
+        let to = |element: ElementType| vec![AttributeProto::int("to", element as i64)];
+        let casts = [
+            node("Cast", &["input_ids"], "input_ids.narrow", to(ElementType::Int32)),
+            node("Cast", &["attention_mask"], "attention_mask.narrow", to(ElementType::Int32)),
+            node("Cast", &["token_type_ids"], "token_types", to(ElementType::Float32)),
+        ];
+        graph.node.splice(0..0, casts);
+        // Token types are 0, and so is what they add.
+        let axes = graph.initializer.iter().find(|tensor| tensor.name == "one").unwrap().clone();
+        graph.initializer.push(onnx::TensorProto {
+            name: "foreign.axis".into(),
+            raw_data: 2i64.to_le_bytes().to_vec().into(),
+            ..axes
+        });
+        graph.node.extend([
+            node("Unsqueeze", &["token_types", "foreign.axis"], "token_types.wide", vec![]),
+            node("Add", &["last_hidden_state", "token_types.wide"], "token_embeddings", vec![]),
+            node(
+                "ReduceMean",
+                &["token_embeddings"],
+                "sentence_embedding",
+                vec![AttributeProto::ints("axes", &[1]), AttributeProto::int("keepdims", 0)],
+            ),
+        ]);
+        let tokens = [Dim::Named("batch_size"), Dim::Named("sequence_length")];
+        let hidden = Dim::Fixed(self.folder.config.hidden_size);
+        graph.input = names.map(|name| ValueInfoProto::tensor(name, ElementType::Int64, &tokens)).into();
+        graph.output = vec![
+            ValueInfoProto::tensor("token_embeddings", ElementType::Float32, &[tokens[0], tokens[1], hidden]),
+            ValueInfoProto::tensor("sentence_embedding", ElementType::Float32, &[tokens[0], hidden]),
+        ];
+        let path = out.join("foreign.onnx");
+        std::fs::write(&path, model.encode_to_vec()).unwrap();
+        path
+    }
+
+    fn entries(&self, extension: &str) -> usize {
+        let of = |path: &Path| path.extension().is_some_and(|found| found == extension);
+        std::fs::read_dir(self.cache.folder())
+            .map_or(0, |folder| folder.filter(|entry| of(&entry.as_ref().unwrap().path())).count())
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn engines_of_both_precisions_pass_and_say_how_well() {
+    let place = Place::new();
+    for (arithmetic, bar) in [(Arithmetic::Fp32, 0.99999), (Arithmetic::Fp16, 0.999)] {
+        let engine = place.build(&place.request(arithmetic, bar)).unwrap();
+        let manifest = &engine.manifest;
+        let fidelity = manifest.fidelity.as_ref().unwrap();
+        println!("{arithmetic}: {fidelity:?}");
+        assert!(fidelity.min_cosine >= bar && fidelity.min_cosine <= 1.0 + 1e-9, "{fidelity:?}");
+        assert!(fidelity.texts >= 35 && fidelity.not_finite == 0, "{fidelity:?}");
+        assert!(fidelity.max_abs_difference > 0.0, "the CPU was compared with itself");
+        assert_eq!(manifest.profiles.iter().map(ToString::to_string).collect::<Vec<_>>(), PROFILES);
+        assert!(matches!(manifest.model.source, Source::Exported(_)));
+
+        let path = place.disk.path().join("model.engine");
+        EngineFile::write(&path, manifest, &engine.plan).unwrap();
+        assert!(load_engine(&path, &place.library, &place.device, &place.folder).unwrap() == engine);
+        let bert = ModelFolder::open("tests/fixtures/bert").unwrap();
+        let error = load_engine(&path, &place.library, &place.device, &bert).unwrap_err();
+        assert!(matches!(error, Error::EngineMismatch { .. }), "{error}");
+    }
+    assert_eq!((place.entries("timing"), place.entries("engine")), (1, 0));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn an_engine_below_the_bar_is_not_kept_but_its_timings_are() {
+    let place = Place::new();
+    let request = place.request(Arithmetic::Fp32, 1.1);
+    let error = cached_engine(&place.library, &place.device, &place.cache, &request, &NoProgress).unwrap_err();
+    let Error::Fidelity { bar, tokens, ref profile, .. } = error else { panic!("{error}") };
+    assert_eq!(bar, 1.1);
+    assert!((2..=208).contains(&tokens) && PROFILES.contains(&profile.as_str()), "{error}");
+    assert_eq!((place.entries("timing"), place.entries("engine")), (1, 0));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn the_second_call_takes_the_cached_engine() {
+    let place = Place::new();
+    let request = place.request(Arithmetic::Fp16, 0.999);
+    let open = |request: &EngineRequest<'_>| {
+        let phases = Phases::default();
+        let found = cached_engine(&place.library, &place.device, &place.cache, request, &phases).unwrap();
+        (found, phases.has("building the engine"))
+    };
+    let ((first, path), built) = open(&request);
+    assert!(built && path.is_file());
+    let ((second, _), built) = open(&request);
+    assert!(!built && second == first, "built twice");
+
+    // The head is no part of an engine, a higher bar is.
+    let mut other = place.folder.clone();
+    other.normalize = !other.normalize;
+    let mut same = request.clone();
+    same.folder = &other;
+    assert!(!open(&same).1, "built anew for another head");
+    let mut proven = request.clone();
+    proven.gate = Gate::Off;
+    assert!(!open(&proven).1, "a proven engine serves who asks for no proof");
+    let mut stricter = request.clone();
+    stricter.gate = Gate::MinCosine(1.1);
+    let error = cached_engine(&place.library, &place.device, &place.cache, &stricter, &NoProgress).unwrap_err();
+    assert!(matches!(error, Error::Fidelity { .. }), "{error}");
+    assert!(!open(&request).1, "the engine of the lower bar is gone");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn a_foreign_graph_builds_runs_and_is_told_from_ours() {
+    let place = Place::new();
+    let path = place.foreign();
+    let mut request = place.request(Arithmetic::Fp32, 0.99999);
+    request.onnx = Some(&path);
+    let engine = place.build(&request).unwrap();
+    assert_eq!(engine.manifest.model.source, Source::Onnx("foreign.onnx".into()));
+    println!("{:?}", engine.manifest.fidelity);
+    engine.manifest.check_folder(&place.folder).unwrap();
+
+    // A graph of other weights is found out by the folder's own.
+    let mut model = onnx::read_model(&path).unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    let tensor = graph.initializer.iter_mut().find(|tensor| tensor.name.ends_with("word_embeddings.weight")).unwrap();
+    let mut bytes = tensor.raw_data.to_vec();
+    bytes.rotate_left(4);
+    tensor.raw_data = bytes.into();
+    let changed = path.with_file_name("changed.onnx");
+    std::fs::write(&changed, model.encode_to_vec()).unwrap();
+    request.onnx = Some(&changed);
+    let error = place.build(&request).unwrap_err();
+    assert!(matches!(error, Error::Fidelity { .. }), "{error}");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn a_stopped_build_leaves_nothing() {
+    struct Stop(AtomicBool);
+    impl BuildProgress for Stop {
+        fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
+            self.0.fetch_or(phase == "exporting the graph", Ordering::SeqCst);
+        }
+        fn cancelled(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+    let place = Place::new();
+    let request = place.request(Arithmetic::Fp32, 0.99999);
+    let stop = Stop(AtomicBool::new(false));
+    let error = cached_engine(&place.library, &place.device, &place.cache, &request, &stop).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+    assert_eq!((place.entries("timing"), place.entries("engine")), (0, 0));
+    cached_engine(&place.library, &place.device, &place.cache, &request, &NoProgress).unwrap();
+}
