@@ -8,8 +8,8 @@ use half::f16;
 use std::error::Error;
 use std::time::Instant;
 use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Kernels, PoolJob, PoolPlan, PoolShape, Stream,
-    find_nvrtc,
+    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PoolJob, PoolPlan,
+    PoolShape, StageJob, Stream, find_nvrtc,
 };
 use trt_embed::pooling::PoolingMode;
 
@@ -165,6 +165,10 @@ impl Bench {
         self.stream.upload(&[100; 128], &lengths)?;
         let (mask, ids) = (self.device.alloc::<i32>(128 * 512)?, self.device.alloc::<i64>(128 * 512)?);
         self.stream.fill_bytes(&mask, 1)?;
+        let mut staged = self.device.pinned::<i32>(1 + 128 + 128 * 512, HostMemory::WriteCombined)?;
+        staged.fill(0, staged.len(), 512)?; // all rows full, whatever their number
+        let staged = staged.mapped()?;
+        let skip = self.device.alloc::<i32>(1)?;
         println!("| other kernels | 1 row us | 128 rows us |");
         println!("|---|---|---|");
         let mut line = |name: &str, enqueue: &dyn Fn(&mut Stream, usize) -> Result<(), CudaError>| -> Result {
@@ -174,9 +178,12 @@ impl Bench {
             Ok(())
         };
         line("normalise, dim 768", &|stream, batch| kernels.normalise(stream, &rows, batch, 768))?;
-        line("attention_mask i32, seq 512", &|stream, batch| kernels.attention_mask(stream, &lengths, &mask, batch, 512))?;
-        line("attention_mask i64, seq 512", &|stream, batch| kernels.attention_mask(stream, &lengths, &ids, batch, 512))?;
-        line("widen, seq 512", &|stream, batch| kernels.widen(stream, &mask, &ids, batch * 512))?;
+        for seq in [16, 512] {
+            line(&format!("stage from host memory, seq {seq}"), &|stream, batch| {
+                let (lengths, ids, mask) = (&lengths, Integers::I64(&ids), Some(Integers::I32(&mask)));
+                kernels.stage(stream, &StageJob { staged: &staged, skip: &skip, lengths, ids, mask, batch, seq, pad: 1 })
+            })?;
+        }
         line("fill (memset), 1 KiB", &|stream, _| stream.fill_bytes(&mask.slice(0..256)?, 1))?;
         Ok(())
     }

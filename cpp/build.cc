@@ -77,7 +77,7 @@ bool has_half(nvinfer1::INetworkDefinition const &network) {
 }
 
 /// fp32 means exact fp32: TF32, which TensorRT allows by itself, keeps 10 bits of mantissa.
-void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network, Arithmetic arithmetic) {
+void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition &network, Arithmetic arithmetic) {
     config.clearFlag(nvinfer1::BuilderFlag::kTF32);
     bool const wants_half = arithmetic == Arithmetic::Fp16;
     bool const graph_has_half = has_half(network);
@@ -87,6 +87,13 @@ void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefiniti
 #if NV_TENSORRT_MAJOR == 8
     if (wants_half) {
         config.setFlag(nvinfer1::BuilderFlag::kFP16);
+        // Outputs keep the graph's type unless told otherwise, at the price of a conversion after the last layer.
+        for (std::int32_t i = 0; i < network.getNbOutputs(); ++i) {
+            nvinfer1::ITensor *const output = network.getOutput(i);
+            if (output->getType() == DataType::kFLOAT) {
+                output->setType(DataType::kHALF);
+            }
+        }
     }
 #else
     // Strongly typed: the types of the graph are the types of the engine.

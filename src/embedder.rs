@@ -1,13 +1,25 @@
 //! The pipeline and the crate's one public door: texts to vectors.
 
+mod builder;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
+
+pub use builder::EmbedderBuilder;
+
 use crate::backend::{Backend, Limits};
-use crate::model::{EncoderConfig, ModelFolder};
-use crate::pooling::{Head, Pooling, PoolingMode, check_finite};
-use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings};
+use crate::model::EncoderConfig;
+use crate::pooling::{Pooling, check_finite};
+use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
 use crate::{Error, Result};
 use rayon::prelude::*;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+thread_local! {
+    /// The batch of single rows of ids, refilled at every call.
+    static ROW: RefCell<TokenBatch> = RefCell::default();
+}
 
 /// Which executor runs the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,32 +47,15 @@ pub enum Normalize {
     Off,
 }
 
-/// Receives the progress of slow steps (downloads, loading). Every method may be called from any thread.
+/// Receives the progress of slow steps (downloads, building an engine). Every method may be called from any thread.
 pub trait Progress: Send + Sync {
     /// `done` of `total` bytes of `file` have arrived.
     fn download(&self, file: &str, done: u64, total: u64);
-}
 
-/// Settings of an [`Embedder`].
-#[derive(Clone)]
-pub struct EmbedderBuilder {
-    model: String,
-    prompt: Option<PromptChoice>,
-    dim: Option<usize>,
-    normalize: Normalize,
-    pooling: Option<Vec<PoolingMode>>,
-    batch_size: Option<usize>,
-    batch_tokens: Option<usize>,
-    max_tokens: Option<usize>,
-    threads: Option<usize>,
-    backend: BackendChoice,
-    progress: Option<Arc<dyn Progress>>,
-}
-
-#[derive(Clone)]
-enum PromptChoice {
-    Name(String),
-    Text(String),
+    /// A step that may take minutes begins: `what` names it, until another begins or none (`None`).
+    fn step(&self, what: Option<&str>) {
+        let _ = what;
+    }
 }
 
 /// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads.
@@ -76,7 +71,9 @@ enum PromptChoice {
 pub struct Embedder {
     info: Info,
     tokenizer: Tokenizer,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
+    #[cfg(feature = "tensorrt")]
+    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
     plan: BatchPlan,
     /// Threads that batches are spread over, where the backend gains from several at once.
     workers: Option<rayon::ThreadPool>,
@@ -128,6 +125,10 @@ pub struct Info {
     pub max_tokens: usize,
     /// `cpu` or `tensorrt`.
     pub backend: &'static str,
+    /// Why [`BackendChoice::Auto`] did not take a better one.
+    pub backend_reason: Option<String>,
+    /// Where the engine came from, where one runs the model.
+    pub engine: Option<PathBuf>,
     /// The executor's limits.
     pub limits: Limits,
     /// Prompt put before every text, if any.
@@ -137,19 +138,7 @@ pub struct Info {
 impl Embedder {
     /// Starts with `model`: a folder, or a hub id `org/name[@revision]`.
     pub fn builder(model: impl Into<String>) -> EmbedderBuilder {
-        EmbedderBuilder {
-            model: model.into(),
-            prompt: None,
-            dim: None,
-            normalize: Normalize::Auto,
-            pooling: None,
-            batch_size: None,
-            batch_tokens: None,
-            max_tokens: None,
-            threads: None,
-            backend: BackendChoice::Auto,
-            progress: None,
-        }
+        EmbedderBuilder::new(model.into())
     }
 
     /// Encodes `texts` into rows `[texts.len(), dim]`, in input order. No texts give no rows.
@@ -168,11 +157,7 @@ impl Embedder {
     /// # Errors
     /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed`].
     pub fn embed_into<T: AsRef<str> + Sync>(&self, texts: &[T], out: &mut [f32]) -> Result<()> {
-        let dim = self.info.dim;
-        let expected = texts.len() * dim;
-        if out.len() != expected {
-            return Err(Error::OutputLength { expected, found: out.len(), texts: texts.len(), dim });
-        }
+        self.check_output(texts.len(), out)?;
         self.encode_batches(&self.tokenizer.encode(texts, &self.plan)?.batches, out)
     }
 
@@ -182,6 +167,21 @@ impl Embedder {
     /// [`Error::Setting`] for a row that is empty or longer than [`Info::max_tokens`]; see [`Embedder::embed`].
     pub fn embed_ids<R: AsRef<[u32]>>(&self, rows: &[R]) -> Result<Embeddings> {
         self.embed_tokens(self.tokenizer.batches_from_ids(rows, &self.plan)?)
+    }
+
+    /// As [`Embedder::embed_ids`], into `out` of `rows.len() * dim` values. One row on a GPU allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed_ids`].
+    pub fn embed_ids_into<R: AsRef<[u32]>>(&self, rows: &[R], out: &mut [f32]) -> Result<()> {
+        self.check_output(rows.len(), out)?;
+        if let [_] = rows {
+            return ROW.with_borrow_mut(|batch| {
+                self.tokenizer.refill_from_ids(rows, batch)?;
+                self.encode_batches(std::slice::from_ref(batch), out)
+            });
+        }
+        self.encode_batches(&self.tokenizer.batches_from_ids(rows, &self.plan)?.batches, out)
     }
 
     /// Cuts, sorts and batches `texts` without running them: [`Tokenized::batches`] is what [`Embedder::embed`] would run.
@@ -216,6 +216,18 @@ impl Embedder {
     /// What this embedder is made of.
     pub fn info(&self) -> &Info {
         &self.info
+    }
+
+    /// The GPU backend, where the model runs on one: its shapes, memory and times.
+    #[cfg(feature = "tensorrt")]
+    pub fn gpu(&self) -> Option<&crate::backend::gpu::GpuBackend> {
+        self.gpu.as_deref()
+    }
+
+    fn check_output(&self, texts: usize, out: &[f32]) -> Result<()> {
+        let dim = self.info.dim;
+        let expected = texts * dim;
+        if out.len() == expected { Ok(()) } else { Err(Error::OutputLength { expected, found: out.len(), texts, dim }) }
     }
 
     fn embed_tokens(&self, tokenized: Tokenized) -> Result<Embeddings> {
@@ -274,196 +286,4 @@ impl Embeddings {
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.dim)
     }
-}
-
-impl EmbedderBuilder {
-    /// Prompt by its name in the model folder; an unknown name is an error that lists the known ones.
-    #[must_use]
-    pub fn prompt_name(mut self, name: impl Into<String>) -> Self {
-        self.prompt = Some(PromptChoice::Name(name.into()));
-        self
-    }
-
-    /// Prompt put before every text; empty for none, whatever the model folder's default.
-    #[must_use]
-    pub fn prompt(mut self, text: impl Into<String>) -> Self {
-        self.prompt = Some(PromptChoice::Text(text.into()));
-        self
-    }
-
-    /// Keeps the first `dim` values of each vector (before normalisation).
-    #[must_use]
-    pub fn dim(mut self, dim: usize) -> Self {
-        self.dim = Some(dim);
-        self
-    }
-
-    /// Whether vectors are scaled to unit length.
-    #[must_use]
-    pub fn normalize(mut self, normalize: Normalize) -> Self {
-        self.normalize = normalize;
-        self
-    }
-
-    /// Pools otherwise than the model folder says; several modes are concatenated.
-    #[must_use]
-    pub fn pooling(mut self, modes: &[PoolingMode]) -> Self {
-        self.pooling = Some(modes.to_vec());
-        self
-    }
-
-    /// Most texts of one batch; the executor's own limit where not set.
-    #[must_use]
-    pub fn batch_size(mut self, texts: usize) -> Self {
-        self.batch_size = Some(texts);
-        self
-    }
-
-    /// Most tokens of one batch, padding included; what the executor gains from where not set.
-    #[must_use]
-    pub fn batch_tokens(mut self, tokens: usize) -> Self {
-        self.batch_tokens = Some(tokens);
-        self
-    }
-
-    /// Cuts texts at `tokens` instead of the model's own limit (which it may not exceed).
-    #[must_use]
-    pub fn max_tokens(mut self, tokens: usize) -> Self {
-        self.max_tokens = Some(tokens);
-        self
-    }
-
-    /// Threads of the CPU backend; all cores where not set.
-    #[must_use]
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = Some(threads);
-        self
-    }
-
-    /// Which executor runs the graph.
-    #[must_use]
-    pub fn backend(mut self, choice: BackendChoice) -> Self {
-        self.backend = choice;
-        self
-    }
-
-    /// Hears of slow steps.
-    #[must_use]
-    pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
-        self.progress = Some(progress);
-        self
-    }
-
-    /// Opens (or downloads) the model, exports its graph and makes the executor ready.
-    ///
-    /// # Errors
-    /// A model that cannot be found or read, a setting that it cannot give ([`Error::Setting`]), an executor that this build or
-    /// machine lacks ([`Error::Backend`]).
-    pub fn build(self) -> Result<Embedder> {
-        let path = crate::model::resolve(&self.model, self.progress.as_ref())?;
-        let folder = ModelFolder::open(&path)?;
-        let prompt = self.prompt_text(&folder)?;
-        let max_tokens = self.token_limit(&folder)?;
-        let pooling = match &self.pooling {
-            None => folder.pooling.clone(),
-            Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
-        };
-        let normalize = match self.normalize {
-            Normalize::Auto => folder.normalize,
-            Normalize::On => true,
-            Normalize::Off => false,
-        };
-        let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
-        let dim = head.dim;
-        let tokenizer = Tokenizer::open(
-            &folder.tokenizer_path(),
-            TokenizerSettings {
-                max_tokens,
-                pad_token_id: folder.config.pad_token_id,
-                vocab_size: folder.config.vocab_size,
-                lower_case: folder.do_lower_case,
-                skip_prompt: prompt.is_some() && !pooling.include_prompt,
-                prompt: prompt.clone(),
-            },
-        )?;
-        let backend = self.executor(&folder, head, max_tokens)?;
-        let limits = backend.limits();
-        let plan = BatchPlan {
-            max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),
-            batch_tokens: self.batch_tokens.unwrap_or(limits.batch_tokens).max(1),
-            parallelism: limits.parallelism,
-        };
-        let workers = if limits.parallelism > 1 { Some(thread_pool(limits.parallelism)?) } else { None };
-        let info = Info {
-            model: self.model,
-            folder: path,
-            config: folder.config,
-            pooling,
-            normalize,
-            dim,
-            max_tokens,
-            backend: backend.name(),
-            limits,
-            prompt,
-        };
-        Ok(Embedder { info, tokenizer, backend, plan, workers })
-    }
-
-    fn prompt_text(&self, folder: &ModelFolder) -> Result<Option<String>> {
-        let prompts = &folder.prompts;
-        let name = match &self.prompt {
-            Some(PromptChoice::Text(text)) => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(PromptChoice::Name(name)) => Some(name),
-            None => prompts.default_name.as_ref(),
-        };
-        let Some(name) = name else { return Ok(None) };
-        let Some(text) = prompts.by_name.get(name) else {
-            let known = match prompts.by_name.len() {
-                0 => "the model has no prompts".into(),
-                _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
-            };
-            return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
-        };
-        Ok(Some(text.clone()).filter(|text| !text.is_empty()))
-    }
-
-    fn token_limit(&self, folder: &ModelFolder) -> Result<usize> {
-        let limit = folder.config.max_tokens();
-        match self.max_tokens {
-            None => Ok(folder.max_tokens()),
-            Some(tokens) if (1..=limit).contains(&tokens) => Ok(tokens),
-            Some(tokens) => Err(Error::Setting {
-                setting: "--max-tokens",
-                reason: format!("{tokens} is outside 1..={limit}, which the model's positions serve"),
-            }),
-        }
-    }
-
-    fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Box<dyn Backend>> {
-        match self.backend {
-            BackendChoice::Auto | BackendChoice::Cpu => self.cpu(folder, head, max_tokens),
-            BackendChoice::TensorRt => Err(Error::Backend {
-                backend: "tensorrt",
-                reason: "this build has no TensorRT support; use --backend cpu".into(),
-            }),
-        }
-    }
-
-    #[cfg(feature = "cpu")]
-    fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Box<dyn Backend>> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = self.threads.unwrap_or(cores).max(1);
-        let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
-        Ok(Box::new(backend))
-    }
-
-    #[cfg(not(feature = "cpu"))]
-    fn cpu(&self, _: &ModelFolder, _: Head, _: usize) -> Result<Box<dyn Backend>> {
-        Err(Error::Backend { backend: "cpu", reason: "this build lacks the feature `cpu`; build it with --features cpu".into() })
-    }
-}
-
-fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("trt-embed-{n}"));
-    builder.build().map_err(|error| Error::Backend { backend: "cpu", reason: format!("cannot start {threads} threads: {error}") })
 }

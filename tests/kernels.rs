@@ -6,8 +6,8 @@ use half::f16;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Kernels, PinnedBuffer, PoolJob, PoolPlan,
-    PoolShape, Stream,
+    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PinnedBuffer, PoolJob,
+    PoolPlan, PoolShape, StageJob, Stream,
 };
 use trt_embed::pooling::PoolingMode;
 
@@ -383,30 +383,49 @@ fn normalise_scales_every_row() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU and NVRTC"]
-fn masks_and_wide_ids_are_made_on_the_device() {
+fn staged_tokens_become_ids_masks_and_lengths_of_either_width() {
+    const PAD: i32 = 7;
     let mut gpu = Gpu::open();
     let mut random = Random(8);
     for (batch, seq) in [(1, 1), (3, 7), (200, 512), (5000, 301)] {
         let lengths: Vec<i32> = (0..batch).map(|_| random.between(0, seq + 3) as i32 - 1).collect();
-        let expected = |i: usize| i32::from(((i % seq) as i32) < lengths[i / seq]);
-        let length_buffer = gpu.buffer(&lengths);
-        let narrow = gpu.buffer(&vec![-1_i32; batch * seq + 1]);
-        let wide = gpu.buffer(&vec![-1_i64; batch * seq + 1]);
-        gpu.kernels.attention_mask(&mut gpu.stream, &length_buffer, &narrow, batch, seq).unwrap();
-        gpu.kernels.attention_mask(&mut gpu.stream, &length_buffer, &wide, batch, seq).unwrap();
-        let (narrow, wide) = (gpu.read(&narrow), gpu.read(&wide));
-        for i in 0..batch * seq {
-            assert_eq!((narrow[i], wide[i]), (expected(i), i64::from(expected(i))), "{i} of {batch}x{seq}");
-        }
-        assert_eq!((narrow[batch * seq], wide[batch * seq]), (-1, -1), "wrote beyond the mask");
-
+        let mut staged = gpu.device.pinned::<i32>(1 + batch + batch * seq, HostMemory::WriteCombined).unwrap();
         let ids: Vec<i32> = (0..batch * seq).map(|_| random.next() as i32).collect();
-        let id_buffer = gpu.buffer(&ids);
-        let out = gpu.buffer(&vec![-1_i64; ids.len() + 1]);
-        gpu.kernels.widen(&mut gpu.stream, &id_buffer, &out, ids.len()).unwrap();
-        let out = gpu.read(&out);
-        assert!(out.iter().zip(&ids).all(|(wide, id)| *wide == i64::from(*id)));
-        assert_eq!(out[ids.len()], -1);
+        staged.write(0, &[5]).unwrap();
+        staged.write(1, &lengths).unwrap();
+        staged.write(1 + batch, &ids).unwrap();
+        let (skip, lengths_out) = (gpu.buffer(&[-1_i32]), gpu.buffer(&vec![-1_i32; batch + 1]));
+        let narrow = [gpu.buffer(&vec![-2_i32; batch * seq + 1]), gpu.buffer(&vec![-2_i32; batch * seq + 1])];
+        let wide = [gpu.buffer(&vec![-2_i64; batch * seq + 1]), gpu.buffer(&vec![-2_i64; batch * seq + 1])];
+        let mapped = staged.mapped().unwrap();
+        let job = |ids, mask| StageJob { staged: &mapped, skip: &skip, lengths: &lengths_out, ids, mask, batch, seq, pad: PAD };
+        let first = job(Integers::I32(&narrow[0]), Some(Integers::I64(&wide[1])));
+        gpu.kernels.stage(&mut gpu.stream, &first).unwrap();
+        let second = job(Integers::I64(&wide[0]), Some(Integers::I32(&narrow[1])));
+        gpu.kernels.stage(&mut gpu.stream, &second).unwrap();
+        let read_lengths = gpu.read(&lengths_out);
+        assert_eq!(gpu.read(&skip), [5]);
+        for (found, length) in read_lengths.iter().zip(&lengths) {
+            assert_eq!(*found, (*length).clamp(0, seq as i32));
+        }
+        assert_eq!(read_lengths[batch], -1, "wrote beyond the lengths");
+        let (narrow, wide) = (narrow.each_ref().map(|buffer| gpu.read(buffer)), wide.each_ref().map(|buffer| gpu.read(buffer)));
+        for i in 0..batch * seq {
+            let token = ((i % seq) as i32) < lengths[i / seq];
+            let id = if token { ids[i] } else { PAD };
+            assert_eq!((narrow[0][i], wide[0][i]), (id, i64::from(id)), "id {i} of {batch}x{seq}");
+            assert_eq!((narrow[1][i], wide[1][i]), (i32::from(token), i64::from(token)), "mask {i} of {batch}x{seq}");
+        }
+        for end in narrow.map(|values| i64::from(values[batch * seq])).into_iter().chain(wide.map(|values| values[batch * seq])) {
+            assert_eq!(end, -2, "wrote beyond ids or mask");
+        }
+        // Without a mask, and refused where a buffer is one value short.
+        let (exact, short) = (gpu.buffer(&ids), gpu.device.alloc::<i32>(batch * seq - 1).unwrap());
+        let refused = StageJob { ids: Integers::I32(&short), mask: None, ..first };
+        gpu.kernels.stage(&mut gpu.stream, &StageJob { ids: Integers::I32(&exact), ..refused }).unwrap();
+        let error = gpu.kernels.stage(&mut gpu.stream, &refused).unwrap_err();
+        assert!(matches!(error, CudaError::Argument { call: "stage", .. }), "{error}");
+        gpu.stream.synchronize().unwrap();
     }
 }
 

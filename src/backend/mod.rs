@@ -13,7 +13,8 @@ mod cpu_ops;
 pub use cpu::CpuBackend;
 
 use crate::Result;
-use crate::tokens::TokenBatch;
+use crate::tokens::{ShapeCosts, TokenBatch};
+use std::sync::Arc;
 
 /// Runs token batches through an encoder. One value serves many threads at once.
 pub trait Backend: Send + Sync {
@@ -35,6 +36,11 @@ pub trait Backend: Send + Sync {
 
     /// What a batch may be.
     fn limits(&self) -> Limits;
+
+    /// Measured times of the executor's shapes, where it has fixed ones: rows are then cut into batches by them.
+    fn costs(&self) -> Option<Arc<ShapeCosts>> {
+        None
+    }
 }
 
 /// What a batch may be, and how many are worth running at once.

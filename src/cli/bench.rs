@@ -2,7 +2,7 @@
 
 use super::mix::Seeded;
 use super::settings::{self, ModelArgs};
-use super::{output, progress};
+use super::{bench_gpu, output, progress};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::fmt::Write;
@@ -15,7 +15,8 @@ use trt_embed::Embedder;
 ///
 /// Latency is wall time on the calling thread, one call in flight, after warm-up: from token ids in memory to vectors in
 /// memory with fresh random ids each call, and from text to vector with tokenising apart. Throughput is that of a fixed mix
-/// of lengths, in sentences and real tokens (padding never counts).
+/// of lengths, in sentences and real tokens (padding never counts). On a GPU also the GPU's own time of the whole graph and of
+/// the encoder alone, the cold start, device memory, and the engine's measured fidelity.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -43,9 +44,9 @@ pub struct Args {
 
 /// `--shape`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    batch: usize,
-    seq: usize,
+pub struct Shape {
+    pub batch: usize,
+    pub seq: usize,
 }
 
 impl FromStr for Shape {
@@ -80,6 +81,11 @@ struct Report {
     model: String,
     backend: &'static str,
     threads: usize,
+    /// Seconds until the model was ready, and of the first call.
+    load_s: f64,
+    first_vector_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<bench_gpu::GpuReport>,
     shapes: Vec<ShapeReport>,
     text_to_vector: Vec<TextReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +97,8 @@ struct ShapeReport {
     shape: String,
     calls: usize,
     ids_to_vector_us: Percentiles,
+    #[serde(flatten)]
+    gpu: Option<bench_gpu::GpuTimes>,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +122,12 @@ struct MixedReport {
     total_s: f64,
     sentences_per_s: f64,
     tokens_per_s: f64,
+    /// From token ids to vectors, without tokenising.
+    ids_total_s: f64,
+    ids_sentences_per_s: f64,
+    ids_tokens_per_s: f64,
+    /// Tokens of each text.
+    lengths: Vec<u32>,
 }
 
 /// Microseconds; a percentile is the smallest measured value that at least that share of the calls did not exceed.
@@ -149,7 +163,12 @@ const SPECIAL_TOKENS: usize = 2;
 
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
+    let start = Instant::now();
     let embedder = settings::open(&args.model, None)?;
+    let load_s = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    embedder.embed(&["The first call."])?;
+    let first_vector_s = start.elapsed().as_secs_f64();
     settings::say_backend(&args.model, &embedder);
     let info = embedder.info();
     let shapes = shapes(&args.shape, info.max_tokens)?;
@@ -163,6 +182,9 @@ pub fn run(args: Args) -> Result<()> {
             .model
             .threads
             .map_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get), NonZeroUsize::get),
+        load_s,
+        first_vector_s,
+        gpu: bench_gpu::report(&embedder)?,
         shapes: Vec::new(),
         text_to_vector: Vec::new(),
         mixed: None,
@@ -211,11 +233,14 @@ impl Args {
 
 fn ids_to_vector(embedder: &Embedder, shape: Shape, args: &Args, seeded: &mut Seeded) -> Result<ShapeReport> {
     let vocab_size = embedder.info().config.vocab_size;
+    let mut vectors = vec![0.0; shape.batch * embedder.info().dim];
     let mut call = || -> Result<Duration> {
         let rows: Vec<Vec<u32>> = (0..shape.batch).map(|_| seeded.ids(shape.seq, vocab_size)).collect();
         let start = Instant::now();
-        std::hint::black_box(embedder.embed_ids(&rows)?);
-        Ok(start.elapsed())
+        embedder.embed_ids_into(&rows, &mut vectors)?;
+        let elapsed = start.elapsed();
+        std::hint::black_box(&vectors);
+        Ok(elapsed)
     };
     for _ in 0..WARM_UP {
         call()?;
@@ -225,7 +250,12 @@ fn ids_to_vector(embedder: &Embedder, shape: Shape, args: &Args, seeded: &mut Se
     while !args.enough(calls.len(), start) {
         calls.push(call()?);
     }
-    Ok(ShapeReport { shape: shape.to_string(), calls: calls.len(), ids_to_vector_us: Percentiles::of(calls) })
+    Ok(ShapeReport {
+        shape: shape.to_string(),
+        calls: calls.len(),
+        ids_to_vector_us: Percentiles::of(calls),
+        gpu: bench_gpu::times(embedder, shape.batch, shape.seq)?,
+    })
 }
 
 fn text_to_vector(embedder: &Embedder, tokens: usize, args: &Args, seeded: &mut Seeded) -> Result<TextReport> {
@@ -277,6 +307,11 @@ fn mixed(embedder: &Embedder, texts: usize) -> Result<MixedReport> {
     std::hint::black_box(embedder.embed(&texts)?);
     let total_s = start.elapsed().as_secs_f64();
     let tokens = tokenized.tokens.iter().map(|tokens| u64::from(*tokens)).sum::<u64>();
+    let vocab_size = embedder.info().config.vocab_size;
+    let rows: Vec<Vec<u32>> = tokenized.tokens.iter().map(|&tokens| seeded.ids(tokens as usize, vocab_size)).collect();
+    let start = Instant::now();
+    std::hint::black_box(embedder.embed_ids(&rows)?);
+    let ids_total_s = start.elapsed().as_secs_f64();
     Ok(MixedReport {
         texts: texts.len(),
         tokens,
@@ -285,11 +320,19 @@ fn mixed(embedder: &Embedder, texts: usize) -> Result<MixedReport> {
         total_s,
         sentences_per_s: texts.len() as f64 / total_s,
         tokens_per_s: tokens as f64 / total_s,
+        ids_total_s,
+        ids_sentences_per_s: texts.len() as f64 / ids_total_s,
+        ids_tokens_per_s: tokens as f64 / ids_total_s,
+        lengths: tokenized.tokens,
     })
 }
 
 fn table(report: &Report) -> String {
-    let mut out = format!("{}, backend {}, {} threads; microseconds\n\n", report.model, report.backend, report.threads);
+    let mut out = match &report.gpu {
+        None => format!("{}, backend {}, {} threads; microseconds\n\n", report.model, report.backend, report.threads),
+        Some(gpu) => format!("{}, backend {} on {}; microseconds\n\n", report.model, report.backend, gpu.name),
+    };
+    let mut gpu_lines = String::new();
     let mut line = |name: &str, calls: usize, us: &Percentiles| {
         // Writing to a String does not fail.
         let _ = writeln!(
@@ -300,6 +343,9 @@ fn table(report: &Report) -> String {
     };
     for shape in &report.shapes {
         line(&format!("ids to vector {}", shape.shape), shape.calls, &shape.ids_to_vector_us);
+        if let Some(gpu) = &shape.gpu {
+            gpu_lines.push_str(&gpu.line(&shape.shape, shape.ids_to_vector_us.p50));
+        }
     }
     for text in &report.text_to_vector {
         line(&format!("text to vector 1x{:.0}", text.tokens), text.calls, &text.total_us);
@@ -308,18 +354,22 @@ fn table(report: &Report) -> String {
     let head = format!("{:<28} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10}\n", "", "calls", "p50", "p90", "p99", "p99.9", "max");
     let at = out.find("\n\n").map_or(0, |at| at + 2);
     out.insert_str(at, &head);
+    if !gpu_lines.is_empty() {
+        let _ = write!(out, "\n{}{gpu_lines}", bench_gpu::GpuTimes::HEAD);
+    }
     if let Some(mixed) = &report.mixed {
+        let MixedReport { texts, tokens, padded_tokens, total_s, tokenise_s, ids_total_s, .. } = mixed;
         let _ = write!(
             out,
-            "\nmixed lengths: {} texts, {} tokens ({} with padding) in {:.3} s (tokenising {:.3} s)\n{:.1} sentences/s, {:.0} tokens/s\n",
-            mixed.texts,
-            mixed.tokens,
-            mixed.padded_tokens,
-            mixed.total_s,
-            mixed.tokenise_s,
-            mixed.sentences_per_s,
-            mixed.tokens_per_s
+            "\nmixed lengths: {texts} texts, {tokens} tokens ({padded_tokens} with padding)\n\
+             from texts: {total_s:.3} s (tokenising alone {tokenise_s:.3} s), {:.1} sentences/s, {:.0} tokens/s\n\
+             from ids:   {ids_total_s:.3} s, {:.1} sentences/s, {:.0} tokens/s\n",
+            mixed.sentences_per_s, mixed.tokens_per_s, mixed.ids_sentences_per_s, mixed.ids_tokens_per_s
         );
+    }
+    let _ = writeln!(out, "\nloaded in {:.3} s, first vector after {:.1} ms more", report.load_s, report.first_vector_s * 1e3);
+    if let Some(gpu) = &report.gpu {
+        out.push_str(&gpu.lines());
     }
     out
 }

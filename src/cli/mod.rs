@@ -1,6 +1,7 @@
 //! The command line: which verbs there are, and how a run ends (exit status, message).
 
 mod bench;
+mod bench_gpu;
 mod build;
 #[cfg(feature = "tensorrt")]
 mod build_progress;
@@ -11,6 +12,7 @@ mod input;
 mod inspect;
 mod mix;
 mod output;
+mod profile;
 mod progress;
 mod settings;
 mod similarity;
@@ -66,6 +68,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Measures latency and throughput.
     Bench(bench::Args),
+    /// Shows where the GPU's time of a call goes.
+    Profile(profile::Args),
     /// Prints the completion script of a shell.
     Completions(completions::Args),
 }
@@ -100,6 +104,7 @@ pub fn run() -> ExitCode {
         Verb::Build(args) => build::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Profile(args) => profile::run(args),
         Verb::Completions(args) => completions::run(args, &mut Args::command()),
     };
     match ended {

@@ -34,13 +34,14 @@ pub fn step(message: &'static str) -> ProgressBar {
 
 /// One bar a file that the hub sends.
 pub fn downloads() -> Arc<dyn trt_embed::Progress> {
-    Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default() })
+    Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default(), step: Mutex::default() })
 }
 
 /// Bars of downloads under way, by file name.
 struct Downloads {
     bars: MultiProgress,
     by_file: Mutex<HashMap<String, ProgressBar>>,
+    step: Mutex<Option<ProgressBar>>,
 }
 
 impl trt_embed::Progress for Downloads {
@@ -60,6 +61,22 @@ impl trt_embed::Progress for Downloads {
         if done >= total {
             bar.finish();
         }
+    }
+
+    fn step(&self, what: Option<&str>) {
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bar) = step.take() {
+            bar.finish_and_clear();
+        }
+        let Some(what) = what else { return };
+        if !std::io::stderr().is_terminal() {
+            return super::say(what);
+        }
+        let bar = self.bars.add(ProgressBar::new_spinner());
+        bar.set_style(style("{spinner} {msg} [{elapsed}]"));
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        *step = Some(bar);
     }
 }
 

@@ -4,9 +4,10 @@ use super::{progress, say};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::PoolingMode;
-use trt_embed::{BackendChoice, Embedder, Normalize};
+use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Normalize};
 
 /// Which model, and where it runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -17,6 +18,18 @@ pub struct ModelArgs {
     /// What runs the model. `auto` takes the best that this build and this machine have, and says which.
     #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
     pub backend: Backend,
+    /// Engine file made by `trt-embed build` [default: the engine cache's, built at the first use].
+    #[arg(long, env = "TRT_EMBED_ENGINE", value_name = "FILE")]
+    pub engine: Option<PathBuf>,
+    /// Precision of an engine that is built for the cache [default: fp16].
+    #[arg(long, value_enum, value_name = "PRECISION", conflicts_with = "engine")]
+    pub engine_precision: Option<EnginePrecision>,
+    /// GPU, as the driver numbers them.
+    #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
+    pub device: usize,
+    /// Calls that may run on the GPU at the same time [default: 2].
+    #[arg(long, env = "TRT_EMBED_LANES", value_name = "N")]
+    pub lanes: Option<NonZeroUsize>,
     /// Threads of the CPU backend [default: all cores].
     #[arg(long, env = "TRT_EMBED_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
@@ -65,6 +78,15 @@ pub enum Backend {
     /// TensorRT engine on an NVIDIA GPU
     #[value(name = "tensorrt")]
     TensorRt,
+}
+
+/// `--engine-precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EnginePrecision {
+    /// 32-bit floats, TF32 off
+    Fp32,
+    /// 16-bit floats where TensorRT finds them faster
+    Fp16,
 }
 
 /// `--normalize`.
@@ -138,6 +160,16 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
         Backend::Cpu => BackendChoice::Cpu,
         Backend::TensorRt => BackendChoice::TensorRt,
     });
+    builder = builder.device(model.device);
+    if let Some(file) = &model.engine {
+        builder = builder.engine(file);
+    }
+    if let Some(lanes) = model.lanes {
+        builder = builder.lanes(lanes.get());
+    }
+    if let Some(precision) = model.engine_precision {
+        builder = with_precision(builder, precision)?;
+    }
     if let Some(threads) = model.threads {
         builder = builder.threads(threads.get());
     }
@@ -174,6 +206,22 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
     Ok(embedder?)
 }
 
+#[cfg(feature = "tensorrt")]
+fn with_precision(builder: EmbedderBuilder, precision: EnginePrecision) -> Result<EmbedderBuilder> {
+    use trt_embed::backend::tensorrt::{Arithmetic, BuildSettings};
+    let mut settings = BuildSettings::default();
+    settings.arithmetic = match precision {
+        EnginePrecision::Fp32 => Arithmetic::Fp32,
+        EnginePrecision::Fp16 => Arithmetic::Fp16,
+    };
+    Ok(builder.build_settings(settings))
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn with_precision(_: EmbedderBuilder, _: EnginePrecision) -> Result<EmbedderBuilder> {
+    Err(super::Usage("--engine-precision: this build has no TensorRT support".into()).into())
+}
+
 /// Opens the model folder `name`, or downloads the hub id.
 ///
 /// # Errors
@@ -184,8 +232,17 @@ pub fn open_folder(name: &str) -> Result<ModelFolder> {
 
 /// Says on stderr what `--backend auto` chose.
 pub fn say_backend(model: &ModelArgs, embedder: &Embedder) {
+    let info = embedder.info();
     if model.backend == Backend::Auto {
-        say(&format!("backend: {} (chosen by --backend auto)", embedder.info().backend));
+        let why = match &info.backend_reason {
+            // Of a message of several lines the first says what is missing; `doctor` tells the rest.
+            Some(reason) => format!(": {}", reason.lines().next().unwrap_or_default().trim_end_matches(':')),
+            None => String::new(),
+        };
+        say(&format!("backend: {} (chosen by --backend auto{why})", info.backend));
+    }
+    if let Some(engine) = &info.engine {
+        log::info!("engine: {}", engine.display());
     }
 }
 

@@ -5,7 +5,7 @@ use super::cubin::{CubinCache, Source};
 use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use super::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, launch};
-use super::memory::{DeviceBuffer, DeviceValue};
+use super::memory::DeviceBuffer;
 use super::plan::PoolPlan;
 use super::stream::Stream;
 use crate::pooling::PoolingMode;
@@ -17,7 +17,7 @@ const OPTIONS: &[&str] = &["--std=c++17", "-lineinfo"];
 pub fn kernel_sources() -> [Source<'static>; 2] {
     [
         Source::new("pooling.cu", include_str!("../../kernels/pooling.cu"), OPTIONS),
-        Source::new("mask.cu", include_str!("../../kernels/mask.cu"), OPTIONS),
+        Source::new("stage.cu", include_str!("../../kernels/stage.cu"), OPTIONS),
     ]
 }
 
@@ -36,9 +36,7 @@ struct Inner {
     pool_sum_f32: Function,
     pool_max_f32: Function,
     normalise: Function,
-    mask_i32: Function,
-    mask_i64: Function,
-    widen: Function,
+    stage: Function,
     device: Device,
 }
 
@@ -84,18 +82,36 @@ pub struct PoolJob<'a> {
     pub shape: PoolShape,
 }
 
-/// Element types that an attention mask may have.
-pub trait MaskValue: DeviceValue {
-    #[doc(hidden)]
-    const WIDE: bool;
+/// Integers in device memory, as wide as an encoder's input.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Integers<'a> {
+    /// int32.
+    I32(&'a DeviceBuffer<i32>),
+    /// int64.
+    I64(&'a DeviceBuffer<i64>),
 }
 
-impl MaskValue for i32 {
-    const WIDE: bool = false;
-}
-
-impl MaskValue for i64 {
-    const WIDE: bool = true;
+/// One batch on its way into an encoder: what [`Kernels::stage`] reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub struct StageJob<'a> {
+    /// `[skip, lengths[batch], ids[batch, seq]]`, usually page-locked host memory as the device addresses it. Of the ids only
+    /// real tokens are read.
+    pub staged: &'a DeviceBuffer<i32>,
+    /// Leading tokens that pooling leaves out, one value.
+    pub skip: &'a DeviceBuffer<i32>,
+    /// Tokens of each row, `[batch]`, taken into `0..=seq`.
+    pub lengths: &'a DeviceBuffer<i32>,
+    /// Token ids, `[batch, seq]`, `pad` behind each row's tokens.
+    pub ids: Integers<'a>,
+    /// 1 at tokens, 0 at padding, `[batch, seq]`.
+    pub mask: Option<Integers<'a>>,
+    /// Rows.
+    pub batch: usize,
+    /// Tokens of each row, padding included.
+    pub seq: usize,
+    /// The id of padding.
+    pub pad: i32,
 }
 
 impl Kernels {
@@ -104,18 +120,16 @@ impl Kernels {
     /// # Errors
     /// [`CudaError::NvrtcMissing`], [`CudaError::Compile`], or what the driver says to the cubin.
     pub fn load(device: &Device, cache: &CubinCache) -> Result<Self> {
-        let [pooling, mask] = kernel_sources();
+        let [pooling, stage] = kernel_sources();
         let pooling = Module::compile(device, cache, &pooling)?;
-        let mask = Module::compile(device, cache, &mask)?;
+        let stage = Module::compile(device, cache, &stage)?;
         Ok(Self(Arc::new(Inner {
             pool_sum_f16: pooling.function(c"pool_sum_f16")?,
             pool_max_f16: pooling.function(c"pool_max_f16")?,
             pool_sum_f32: pooling.function(c"pool_sum_f32")?,
             pool_max_f32: pooling.function(c"pool_max_f32")?,
             normalise: pooling.function(c"normalise")?,
-            mask_i32: mask.function(c"attention_mask_i32")?,
-            mask_i64: mask.function(c"attention_mask_i64")?,
-            widen: mask.function(c"widen_i32_i64")?,
+            stage: stage.function(c"stage_tokens")?,
             device: device.clone(),
         })))
     }
@@ -274,66 +288,50 @@ impl Kernels {
         unsafe { self.launch(stream, &self.0.normalise, "launch normalise", grid, parameters) }
     }
 
-    /// Enqueues `mask[batch, seq] = token < lengths[row]`, 1 and 0.
+    /// Enqueues making an encoder's inputs of what the host staged. Lengths, skip and ids are read when the work runs, so a captured
+    /// graph takes fresh ones at every launch.
     ///
     /// # Errors
     /// [`CudaError::Argument`] where a buffer is too short or of another device.
-    pub fn attention_mask<T: MaskValue>(
-        &self,
-        stream: &mut Stream,
-        lengths: &DeviceBuffer<i32>,
-        mask: &DeviceBuffer<T>,
-        batch: usize,
-        seq: usize,
-    ) -> Result<()> {
-        const CALL: &str = "attention_mask";
-        let total = batch.checked_mul(seq).filter(|&n| n <= mask.len() && batch <= lengths.len());
+    pub fn stage(&self, stream: &mut Stream, job: &StageJob<'_>) -> Result<()> {
+        const CALL: &str = "stage";
+        let StageJob { staged, skip, lengths, ids, mask, batch, seq, pad } = *job;
+        let mask_len = mask.map_or(usize::MAX, |mask| mask.len());
+        let total = batch.checked_mul(seq).filter(|&total| {
+            total.checked_add(1 + batch).is_some_and(|values| values <= staged.len())
+                && total <= ids.len()
+                && total <= mask_len
+                && batch <= lengths.len()
+                && !skip.is_empty()
+        });
         let (Ok(c_batch), Ok(c_seq), Some(total)) = (i32::try_from(batch), i32::try_from(seq), total) else {
-            let reason = format!("{batch} rows of {seq} tokens: {} lengths, {} mask values", lengths.len(), mask.len());
-            return Err(CudaError::Argument { call: CALL, reason });
+            return Err(CudaError::Argument { call: CALL, reason: format!("{batch} rows of {seq} tokens in {job:?}") });
         };
         self.check_stream(CALL, stream)?;
-        stream.check_device(CALL, lengths.device())?;
-        stream.check_device(CALL, mask.device())?;
-        if total == 0 {
-            return Ok(());
+        for device in [staged.device(), skip.device(), lengths.device(), ids.device(), mask.unwrap_or(ids).device()] {
+            stream.check_device(CALL, device)?;
         }
-        stream.hold_buffer(lengths);
-        stream.hold_buffer(mask);
+        for buffer in [staged, skip, lengths] {
+            stream.hold_buffer(buffer);
+        }
+        ids.hold(stream);
+        if let Some(mask) = mask {
+            mask.hold(stream);
+        }
         let mut parameters = Parameters::new();
-        parameters.address(lengths.address());
-        parameters.address(mask.address());
-        parameters.int(c_batch);
-        parameters.int(c_seq);
-        let function = if T::WIDE { &self.0.mask_i64 } else { &self.0.mask_i32 };
-        // SAFETY: mask.cu's parameters, in order; mask holds batch * seq values of the function's type, lengths batch.
-        unsafe { self.launch(stream, function, "launch attention_mask", Grid::simple(total), parameters) }
-    }
-
-    /// Enqueues `out[i] = ids[i]` for the first `count` values, i32 to i64.
-    ///
-    /// # Errors
-    /// [`CudaError::Argument`] where a buffer is too short or of another device.
-    pub fn widen(&self, stream: &mut Stream, ids: &DeviceBuffer<i32>, out: &DeviceBuffer<i64>, count: usize) -> Result<()> {
-        const CALL: &str = "widen";
-        if count > ids.len() || count > out.len() {
-            let reason = format!("{count} values from {} to {}", ids.len(), out.len());
-            return Err(CudaError::Argument { call: CALL, reason });
+        for address in [staged.address(), skip.address(), lengths.address(), ids.address(), mask.map_or(0, |mask| mask.address())]
+        {
+            parameters.address(address);
         }
-        self.check_stream(CALL, stream)?;
-        stream.check_device(CALL, ids.device())?;
-        stream.check_device(CALL, out.device())?;
-        if count == 0 {
-            return Ok(());
+        for n in [ids.wide(), mask.is_some_and(|mask| mask.wide())] {
+            parameters.int(i32::from(n));
         }
-        stream.hold_buffer(ids);
-        stream.hold_buffer(out);
-        let mut parameters = Parameters::new();
-        parameters.address(ids.address());
-        parameters.address(out.address());
-        parameters.long(count as i64);
-        // SAFETY: mask.cu's parameters, in order; both buffers hold count values.
-        unsafe { self.launch(stream, &self.0.widen, "launch widen", Grid::simple(count), parameters) }
+        for n in [c_batch, c_seq, pad] {
+            parameters.int(n);
+        }
+        // SAFETY: stage.cu's parameters, in order; staged holds 1 + batch + batch * seq values, ids and mask (or null) batch * seq of
+        // the width told, lengths batch and skip one (checked above).
+        unsafe { self.launch(stream, &self.0.stage, "launch stage", Grid::simple(total), parameters) }
     }
 
     fn check_stream(&self, call: &'static str, stream: &Stream) -> Result<()> {
@@ -384,6 +382,40 @@ impl Hidden<'_> {
         match self {
             Self::F16(buffer) => buffer.device(),
             Self::F32(buffer) => buffer.device(),
+        }
+    }
+}
+
+impl Integers<'_> {
+    fn wide(&self) -> bool {
+        matches!(self, Self::I64(_))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::I32(buffer) => buffer.len(),
+            Self::I64(buffer) => buffer.len(),
+        }
+    }
+
+    fn address(&self) -> u64 {
+        match self {
+            Self::I32(buffer) => buffer.address(),
+            Self::I64(buffer) => buffer.address(),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        match self {
+            Self::I32(buffer) => buffer.device(),
+            Self::I64(buffer) => buffer.device(),
+        }
+    }
+
+    fn hold(&self, stream: &mut Stream) {
+        match self {
+            Self::I32(buffer) => stream.hold_buffer(buffer),
+            Self::I64(buffer) => stream.hold_buffer(buffer),
         }
     }
 }

@@ -62,10 +62,6 @@ impl Parameters {
         self.push(u64::from(n.cast_unsigned()));
     }
 
-    pub(super) fn long(&mut self, n: i64) {
-        self.push(n.cast_unsigned());
-    }
-
     fn pointers(&mut self) -> [*mut c_void; Self::MOST] {
         let mut pointers = [std::ptr::null_mut(); Self::MOST];
         for (pointer, value) in pointers.iter_mut().zip(&mut self.values[..self.count]) {

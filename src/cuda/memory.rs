@@ -1,6 +1,7 @@
 //! Device memory and page-locked host memory, with handles that keep it alive, and the copies between them.
 #![allow(unsafe_code)]
 
+use super::counters::{DEVICE_ALLOCATIONS, PINNED_ALLOCATIONS, count};
 use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use cudarc::driver::{DriverError, result, sys};
@@ -91,6 +92,7 @@ impl<T: DeviceValue> DeviceBuffer<T> {
     pub(super) fn alloc(device: &Device, len: usize) -> Result<Self> {
         let bytes = byte_len::<T>(len, "alloc")?;
         device.bind()?;
+        count(&DEVICE_ALLOCATIONS);
         // SAFETY: the context is current; the result is owned by the block and never read before it is written (values are
         // plain numbers, so even that would only give odd numbers). No bytes are not allowed, hence at least one.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(|e| out_of_memory(e, device, "GPU memory", bytes))?;
@@ -232,6 +234,7 @@ impl<T: DeviceValue> PinnedBuffer<T> {
     pub(super) fn alloc(device: &Device, len: usize, kind: HostMemory) -> Result<Self> {
         let bytes = byte_len::<T>(len, "pinned")?;
         device.bind()?;
+        count(&PINNED_ALLOCATIONS);
         let flags = sys::CU_MEMHOSTALLOC_PORTABLE
             | sys::CU_MEMHOSTALLOC_DEVICEMAP
             | match kind {

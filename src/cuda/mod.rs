@@ -8,6 +8,7 @@
 //! the device still uses. Device memory itself is shared (a clone of a `DeviceBuffer` is the same memory): order its use by
 //! putting it on one stream.
 
+mod counters;
 mod cubin;
 mod device;
 mod error;
@@ -20,11 +21,12 @@ mod nvrtc;
 mod plan;
 mod stream;
 
+pub use counters::{Counters, counters};
 pub use cubin::{CubinCache, Source};
 pub use device::{Device, Memory, Properties};
 pub use error::{CudaError, Result};
 pub use graph::Graph;
-pub use kernels::{Hidden, Kernels, MaskValue, PoolJob, PoolShape, kernel_sources};
+pub use kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources};
 pub use memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
 pub use nvrtc::{FoundNvrtc, find_nvrtc};
 pub use plan::{Hardware, PoolPlan};

@@ -1,5 +1,6 @@
 //! Streams: work in order, everything that it uses held until it is done; and events, which keep time.
 
+use super::counters::{SYNCHRONISATIONS, count};
 use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use super::graph::Graph;
@@ -165,6 +166,7 @@ impl Stream {
         if self.capturing.is_some() {
             return Err(CudaError::Argument { call: "synchronize", reason: "a capture cannot wait".to_owned() });
         }
+        count(&SYNCHRONISATIONS);
         self.stream.synchronize().map_err(driver("wait for the stream"))?;
         self.release();
         Ok(())

@@ -1,8 +1,10 @@
 //! Batches: rows of ids sorted by length and cut into padded rectangles of similar cost.
 
+use super::cost::ShapeCosts;
 use crate::{Error, Result};
 use std::cmp::Reverse;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A rectangle of token ids, padded on the right, and where each row belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -21,6 +23,29 @@ pub struct TokenBatch {
 }
 
 impl TokenBatch {
+    /// Takes `rows` as one batch in the caller's order, in the memory that the batch has already.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`).
+    pub fn refill(&mut self, rows: &[impl AsRef<[u32]>], pad_token_id: u32, vocab_size: usize, skip: u32) -> Result<()> {
+        self.seq = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0).max(1);
+        self.skip = skip;
+        self.ids.clear();
+        self.lengths.clear();
+        self.rows.clear();
+        let pad = id_as_i32(pad_token_id, 0, vocab_size)?;
+        for (place, row) in rows.iter().enumerate() {
+            let row = row.as_ref();
+            for &id in row {
+                self.ids.push(id_as_i32(id, place, vocab_size)?);
+            }
+            self.ids.resize((place + 1) * self.seq, pad);
+            self.lengths.push(row.len() as u32);
+            self.rows.push(place);
+        }
+        Ok(())
+    }
+
     /// Number of rows.
     pub fn batch(&self) -> usize {
         self.lengths.len()
@@ -28,7 +53,7 @@ impl TokenBatch {
 }
 
 /// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::backend::Limits).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BatchPlan {
     /// Most rows of one batch (0 counts as 1).
@@ -37,21 +62,32 @@ pub struct BatchPlan {
     pub batch_tokens: usize,
     /// Batches that run at once (0 counts as 1): work is cut so that each worker gets a similar share.
     pub parallelism: usize,
+    /// Measured times of the executor's shapes. Where they are known, rows are cut so that all batches together cost least.
+    pub costs: Option<Arc<ShapeCosts>>,
 }
 
 impl BatchPlan {
     /// At most `max_batch` rows and `batch_tokens` padded tokens a batch, for `parallelism` workers.
     pub fn new(max_batch: usize, batch_tokens: usize, parallelism: usize) -> Self {
-        Self { max_batch, batch_tokens, parallelism }
+        Self { max_batch, batch_tokens, parallelism, costs: None }
     }
 
     /// Cuts rows of these lengths (longest first) into consecutive ranges.
     ///
-    /// Batches are filled to the limits, which needs the fewest of them. When the last round of batches would leave workers idle, the
+    /// By [`BatchPlan::costs`] where there are any. Otherwise batches are filled to the limits, which needs the fewest of them. When the last round of batches would leave workers idle, the
     /// rows are cut again into a whole number of rounds, at the smallest token budget that allows it: the costliest batch, which the
     /// caller waits for, is then as small as it can be.
     fn cut(&self, lengths: &[usize]) -> Vec<Range<usize>> {
         let Some(&longest) = lengths.first() else { return Vec::new() };
+        if let Some(costs) = &self.costs {
+            let mut end = 0;
+            let range = |rows: usize| {
+                let start = end;
+                end += rows;
+                start..end
+            };
+            return costs.cut(lengths, self.max_batch, self.batch_tokens).into_iter().map(range).collect();
+        }
         let workers = self.parallelism.max(1);
         let filled = self.fill(lengths, self.batch_tokens).count();
         let target = filled.div_ceil(workers).saturating_mul(workers).min(lengths.len());

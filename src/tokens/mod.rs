@@ -1,7 +1,9 @@
 //! Tokens: texts to ids, sorted by length and cut into batches.
 
 mod batch;
+mod cost;
 mod tokenizer;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
+pub use cost::{ShapeCost, ShapeCosts};
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

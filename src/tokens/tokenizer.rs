@@ -168,6 +168,24 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Setting`] for a row that is empty or longer than the limit, [`Error::TokenId`] for an id outside the embedding table.
     pub fn batches_from_ids(&self, rows: &[impl AsRef<[u32]>], plan: &BatchPlan) -> Result<Tokenized> {
+        self.check_lengths(rows)?;
+        Ok(Tokenized {
+            batches: batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, 0, plan)?,
+            tokens: rows.iter().map(|row| row.as_ref().len() as u32).collect(),
+            truncated: 0,
+        })
+    }
+
+    /// As [`Tokenizer::batches_from_ids`], all rows as one batch in the caller's order, in the memory that `batch` has already.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::batches_from_ids`].
+    pub fn refill_from_ids(&self, rows: &[impl AsRef<[u32]>], batch: &mut TokenBatch) -> Result<()> {
+        self.check_lengths(rows)?;
+        batch.refill(rows, self.settings.pad_token_id, self.settings.vocab_size, 0)
+    }
+
+    fn check_lengths(&self, rows: &[impl AsRef<[u32]>]) -> Result<()> {
         let limit = self.settings.max_tokens;
         for (index, row) in rows.iter().enumerate() {
             let length = row.as_ref().len();
@@ -176,11 +194,7 @@ impl Tokenizer {
                 return Err(Error::Setting { setting: "ids", reason });
             }
         }
-        Ok(Tokenized {
-            batches: batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, 0, plan)?,
-            tokens: rows.iter().map(|row| row.as_ref().len() as u32).collect(),
-            truncated: 0,
-        })
+        Ok(())
     }
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {

@@ -1,3 +1,235 @@
-//! What runs on a GPU, whatever executor runs the encoder.
+//! The GPU backend, whatever executor runs the encoder: a pool of lanes, each of which takes token ids and gives vectors with one
+//! captured graph, and the choice of the shape that serves a batch fastest.
+//!
+//! An executor implements [`GpuEncoder`]; staging, pooling, capture and measuring are the same for all.
 
+mod encoder;
+mod lane;
 pub mod parity;
+mod pool;
+
+pub use encoder::{
+    EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, Rectangle,
+    ShapeRange,
+};
+pub use lane::GpuMicros;
+
+use crate::backend::{Backend, Limits};
+use crate::cuda::{CubinCache, Device, Kernels};
+use crate::pooling::Head;
+use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
+use crate::{Error, Result};
+use lane::{DevicePooling, Lane, LaneParts};
+use pool::Pool;
+use std::sync::Arc;
+
+/// Runs of each shape when its time is measured at load.
+const MEASURED_RUNS: usize = 3;
+
+/// How a [`GpuBackend`] is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GpuSettings {
+    /// Calls that may be under way at the same time; each takes device memory for a batch of the largest shape.
+    pub lanes: usize,
+    /// Where compiled kernels are kept.
+    pub cubins: CubinCache,
+}
+
+impl Default for GpuSettings {
+    fn default() -> Self {
+        Self { lanes: 2, cubins: CubinCache::of_user() }
+    }
+}
+
+/// Runs batches on a GPU.
+///
+/// A call writes its ids into pinned memory, launches one graph (staging, encoder, pooling and normalisation, which writes into pinned
+/// memory), waits once and reads. Calls of different threads wait for a free lane in the order they came. After a fault of the GPU
+/// the lane is made anew; where the device is lost, every later call says so.
+pub struct GpuBackend {
+    lanes: Pool<Box<Lane>>,
+    parts: LaneParts,
+    head: Head,
+    costs: Arc<ShapeCosts>,
+    limits: Limits,
+    device_bytes: usize,
+}
+
+impl GpuBackend {
+    /// Makes the lanes: allocates, captures every fixed profile, and measures what each profile costs.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], also for memory that does not suffice; what the executor says; [`Error::Setting`] for a hidden size that the
+    /// kernels do not serve.
+    pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, pad_token_id: u32, settings: &GpuSettings) -> Result<Self> {
+        let io = encoder.io();
+        if io.hidden_size != head.hidden_size || !io.hidden_size.is_multiple_of(8) {
+            let reason = format!("{}, the model's is {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
+            return Err(Error::Setting { setting: "the engine's hidden size", reason });
+        }
+        let device = encoder.device().clone();
+        let before = device.memory()?.free;
+        // Dense modules run on the host, on the pooled vector.
+        let pooling = match head.dense.is_empty() {
+            true => DevicePooling { modes: head.pooling.modes.clone(), dim: head.dim, normalise: head.normalize },
+            false => DevicePooling { modes: head.pooling.modes.clone(), dim: head.pooled_width(), normalise: false },
+        };
+        let kernels = Kernels::load(&device, &settings.cubins)?;
+        let pad = i32::try_from(pad_token_id).unwrap_or(0);
+        let parts = LaneParts { encoder, kernels, pooling, pad };
+        let mut lanes = Vec::new();
+        for _ in 0..settings.lanes.max(1) {
+            lanes.push(Box::new(Lane::new(&parts)?));
+        }
+        let costs = match lanes.first_mut() {
+            Some(lane) => measure(lane, parts.encoder.profiles())?,
+            None => ShapeCosts::default(),
+        };
+        let most = |of: fn(&ShapeRange) -> usize| parts.encoder.profiles().iter().map(of).max().unwrap_or(0);
+        let limits = Limits {
+            max_batch: most(|range| range.max.batch),
+            max_seq: most(|range| range.max.seq),
+            batch_tokens: usize::MAX,
+            parallelism: lanes.len(),
+        };
+        let device_bytes = before.saturating_sub(device.memory()?.free);
+        Ok(Self { lanes: Pool::new(lanes), parts, head, costs: Arc::new(costs), limits, device_bytes })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &Arc<dyn GpuEncoder> {
+        &self.parts.encoder
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        self.parts.encoder.device()
+    }
+
+    /// The shapes that it serves.
+    pub fn profiles(&self) -> &[ShapeRange] {
+        self.parts.encoder.profiles()
+    }
+
+    /// Device memory that kernels and lanes took, in bytes, as the driver counts it (other programs' allocations at the same time
+    /// are counted too).
+    pub fn device_bytes(&self) -> usize {
+        self.device_bytes
+    }
+
+    /// As [`Backend::encode`], at one profile.
+    ///
+    /// # Errors
+    /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::Cuda`]; what the executor says.
+    pub fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let shape = self.fit(profile, batch)?;
+        let expected = batch.batch() * self.head.dim;
+        if out.len() != expected {
+            return Err(Error::OutputLength { expected, found: out.len(), texts: batch.batch(), dim: self.head.dim });
+        }
+        if self.head.dense.is_empty() {
+            return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
+        }
+        let mut pooled = vec![0.0; batch.batch() * self.head.pooled_width()];
+        self.with_lane(|lane| lane.encode(profile, shape, batch, &mut pooled))?;
+        self.head.apply_pooled(pooled, out);
+        Ok(())
+    }
+
+    /// The GPU's own time for a batch of `batch` rows of `seq` tokens, at the profile that would serve it: medians of `runs` runs, and
+    /// the shape that is run.
+    ///
+    /// # Errors
+    /// [`Error::OutsideProfile`]; [`Error::Cuda`]; what the executor says.
+    pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, GpuMicros)> {
+        let profile = self.choose(batch, seq)?;
+        let shape = self.profiles()[profile].fit(batch, seq).ok_or_else(|| self.outside(batch, seq))?;
+        Ok((shape, self.with_lane(|lane| lane.measure(profile, shape, runs))?))
+    }
+
+    /// The time of each layer of the encoder for such a batch, in order, the least of `runs` runs, and the shape that is run. Layers
+    /// are timed one by one, so that together they take longer than the encoder. Takes a lane's memory besides.
+    ///
+    /// # Errors
+    /// As [`GpuBackend::gpu_micros`].
+    pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Vec<LayerTime>)> {
+        let profile = self.choose(batch, seq)?;
+        let shape = self.profiles()[profile].fit(batch, seq).ok_or_else(|| self.outside(batch, seq))?;
+        Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
+    }
+
+    fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
+        self.lanes.with(|| Ok(Box::new(Lane::new(&self.parts)?)), |lane| work(lane))
+    }
+
+    /// The profile that serves such a batch fastest.
+    fn choose(&self, batch: usize, seq: usize) -> Result<usize> {
+        let cheapest = self.costs.cheapest(batch, seq);
+        cheapest.map(|(profile, _)| profile).ok_or_else(|| self.outside(batch, seq))
+    }
+
+    fn fit(&self, profile: usize, batch: &TokenBatch) -> Result<Rectangle> {
+        let range = self.profiles().get(profile);
+        range.and_then(|range| range.fit(batch.batch(), batch.seq)).ok_or_else(|| self.outside(batch.batch(), batch.seq))
+    }
+
+    fn outside(&self, batch: usize, seq: usize) -> Error {
+        let profiles = self.profiles().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Error::OutsideProfile { shape: Rectangle { batch, seq }.to_string(), profiles }
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> &'static str {
+        self.parts.encoder.name()
+    }
+
+    fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.encode_with(self.choose(batch.batch(), batch.seq)?, batch, out)
+    }
+
+    fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let profile = self.choose(batch.batch(), batch.seq)?;
+        let shape = self.fit(profile, batch)?;
+        let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
+        let width = self.head.hidden_size;
+        for (row, states) in out.chunks_exact_mut(batch.seq * width).enumerate() {
+            let first = row * shape.seq * width;
+            states.copy_from_slice(&hidden[first..first + states.len()]);
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn costs(&self) -> Option<Arc<ShapeCosts>> {
+        Some(self.costs.clone())
+    }
+}
+
+impl parity::ByProfile for GpuBackend {
+    fn profiles(&self) -> Vec<([usize; 2], [usize; 2])> {
+        let sides = |shape: Rectangle| [shape.batch, shape.seq];
+        self.profiles().iter().map(|range| (sides(range.min), sides(range.max))).collect()
+    }
+
+    fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.encode_with(profile, batch, out)
+    }
+}
+
+/// What each profile costs, at its smallest and largest shape.
+fn measure(lane: &mut Lane, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
+    let mut costs = Vec::with_capacity(profiles.len());
+    for (place, range) in profiles.iter().enumerate() {
+        let mut micros = |shape| lane.measure_call(place, shape, MEASURED_RUNS);
+        let max_micros = micros(range.max)?;
+        let min_micros = if range.is_fixed() { max_micros } else { micros(range.min)? };
+        let sides = |shape: Rectangle| (shape.batch, shape.seq);
+        costs.push(ShapeCost { min: sides(range.min), max: sides(range.max), min_micros, max_micros });
+    }
+    Ok(ShapeCosts::new(costs))
+}

@@ -7,6 +7,7 @@
 use super::builder::failure;
 use super::ffi::bridge;
 use super::library::Library;
+use crate::backend::gpu::LayerTime;
 use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
 use crate::{Error, Result};
 use cxx::UniquePtr;
@@ -65,16 +66,6 @@ pub struct ProfileRange {
     pub opt: Vec<i64>,
     /// Largest shape.
     pub max: Vec<i64>,
-}
-
-/// The time that one layer took.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct LayerTime {
-    /// TensorRT's name: the ONNX nodes fused into it.
-    pub name: String,
-    /// Milliseconds.
-    pub milliseconds: f32,
 }
 
 /// TensorRT's runtime on one device.

@@ -8,6 +8,7 @@
 
 mod builder;
 mod cache;
+mod encoder;
 mod engine;
 mod engine_file;
 mod ffi;
@@ -20,7 +21,8 @@ mod source;
 
 pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan, exit_during_build};
 pub use cache::{Cache, CacheKey};
-pub use engine::{Context, Direction, Element, Engine, IoTensor, LayerTime, ProfileRange, Runtime};
+pub use encoder::TensorRtEncoder;
+pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
 pub use engine_file::EngineFile;
 pub use library::{Library, SearchPath, Version, header_version};
 pub use manifest::{Build, Fidelity, Machine, Manifest, Model, Source};

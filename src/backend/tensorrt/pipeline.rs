@@ -252,12 +252,17 @@ fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result
     Ok(Fidelity {
         texts: agreement.texts,
         reference: proof::REFERENCE.into(),
-        min_cosine: agreement.min_cosine,
-        max_abs_difference: agreement.max_abs_difference,
+        min_cosine: rounded(format!("{:.9}", agreement.min_cosine)),
+        max_abs_difference: rounded(format!("{:.3e}", agreement.max_abs_difference)),
         not_finite: agreement.not_finite,
         worst_profile,
         worst_tokens: place.tokens,
     })
+}
+
+/// Few enough digits that JSON gives the very same number back.
+fn rounded(digits: String) -> f64 {
+    digits.parse().unwrap_or(f64::NAN)
 }
 
 /// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
@@ -304,7 +309,9 @@ mod tests {
 
     #[test]
     fn what_passes_is_written_down_and_what_does_not_says_where() {
-        let passed = fidelity(&agreement(0.99995, 0), 0.9999, &settings(Arithmetic::Fp16)).unwrap();
+        let passed = fidelity(&agreement(0.999_950_000_012_345, 0), 0.9999, &settings(Arithmetic::Fp16)).unwrap();
+        let read: Fidelity = serde_json::from_str(&serde_json::to_string(&passed).unwrap()).unwrap();
+        assert_eq!(read, passed);
         assert_eq!((passed.worst_profile.to_string().as_str(), passed.worst_tokens), ("1x1:2x32:4x64", 23));
         assert_eq!((passed.texts, passed.min_cosine, passed.max_abs_difference, passed.not_finite), (60, 0.99995, 2e-3, 0));
 

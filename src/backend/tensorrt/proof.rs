@@ -1,10 +1,12 @@
 //! The proof of a new engine: its vectors beside those of the same model on the CPU.
 
+use super::encoder::TensorRtEncoder;
 use super::engine::{Engine, Runtime};
 use super::library::Library;
 use super::manifest::Manifest;
 use super::profile::Profile;
-use crate::backend::gpu::parity::{Agreement, ByProfile, Reference, rows_of_all_lengths};
+use crate::backend::gpu::parity::{Agreement, Reference, rows_of_all_lengths};
+use crate::backend::gpu::{GpuBackend, GpuEncoder, GpuSettings};
 use crate::cuda::Device;
 use crate::model::ModelFolder;
 use crate::pooling::Head;
@@ -60,13 +62,11 @@ pub(super) fn compare(
     reference: &Reference,
 ) -> Result<Agreement> {
     let engine = Engine::deserialize(&Runtime::new(library, device)?, plan)?;
-    manifest.check_plan(engine.profiles(), manifest.model.hidden_size)?;
-    reference.compare(&*open(&engine, head(folder)?)?)
-}
-
-/// The engine as something that runs batches.
-fn open(_: &Arc<Engine>, _: Head) -> Result<Box<dyn ByProfile>> {
-    Err(Error::Backend { backend: "tensorrt", reason: "this build cannot run engines: build with --no-parity".into() })
+    let encoder = TensorRtEncoder::new(engine)?;
+    manifest.check_plan(encoder.engine().profiles(), encoder.io().hidden_size)?;
+    let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
+    let executor = GpuBackend::new(Arc::new(encoder), head(folder)?, folder.config.pad_token_id, &settings)?;
+    reference.compare(&executor)
 }
 
 /// The model's own: an override of pooling is no part of an engine.

@@ -1,0 +1,145 @@
+//! `trt-embed profile`: where the GPU's time of a call goes.
+
+use super::bench::Shape;
+use super::settings::{self, ModelArgs};
+use super::{output, progress};
+use anyhow::{Result, bail};
+use serde::Serialize;
+use std::fmt::Write;
+use std::num::NonZeroUsize;
+use trt_embed::Embedder;
+
+/// Shows where the GPU's time of a call goes: staging, encoder, pooling, and the encoder's layers, slowest first.
+///
+/// Layers are timed one by one by TensorRT's profiler, which adds to each some microseconds: their sum is above the encoder's own
+/// time, which is that of a CUDA graph.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  trt-embed profile -m models/all-MiniLM-L6-v2 --shape 1x128
+  trt-embed profile -m models/all-mpnet-base-v2 --engine mpnet.engine --shape 32x128 --top 40 --json")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Texts x tokens of the call.
+    #[arg(long, value_name = "BxS", default_value = "1x128")]
+    shape: Shape,
+    /// Layers shown.
+    #[arg(long, value_name = "N", default_value = "20")]
+    top: NonZeroUsize,
+    /// Runs of each measurement.
+    #[arg(long, value_name = "N", default_value = "50")]
+    runs: NonZeroUsize,
+    /// Prints one JSON object, with all layers.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    shape: String,
+    /// The engine's shape that serves it.
+    run_as: String,
+    call_us: f64,
+    stage_us: f64,
+    encoder_us: f64,
+    pool_us: f64,
+    /// In the order they run.
+    layers: Vec<Layer>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Layer {
+    us: f64,
+    name: String,
+}
+
+/// Runs the verb.
+pub fn run(args: Args) -> Result<()> {
+    let embedder = settings::open(&args.model, None)?;
+    let bar = progress::step("measuring");
+    let report = report(&embedder, args.shape, args.runs.get());
+    bar.finish_and_clear();
+    let report = report?;
+    output::print(&if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, args.top.get()) })
+}
+
+#[cfg(feature = "tensorrt")]
+fn report(embedder: &Embedder, shape: Shape, runs: usize) -> Result<Report> {
+    let Some(gpu) = embedder.gpu() else {
+        bail!("the model runs on the {}; profile is for models on a GPU (--backend tensorrt)", embedder.info().backend);
+    };
+    let (run_as, micros) = gpu.gpu_micros(shape.batch, shape.seq, runs)?;
+    let (_, layers) = gpu.layer_times(shape.batch, shape.seq, runs)?;
+    let layers = layers.into_iter().map(|layer| Layer { us: f64::from(layer.milliseconds) * 1e3, name: layer.name });
+    Ok(Report {
+        shape: shape.to_string(),
+        run_as: run_as.to_string(),
+        call_us: micros.call,
+        stage_us: micros.stage,
+        encoder_us: micros.encoder,
+        pool_us: micros.pool,
+        layers: layers.collect(),
+    })
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn report(_: &Embedder, _: Shape, _: usize) -> Result<Report> {
+    bail!("this build has no TensorRT support; build it with --features tensorrt")
+}
+
+fn table(report: &Report, top: usize) -> String {
+    let Report { shape, run_as, call_us, stage_us, encoder_us, pool_us, layers } = report;
+    let mut out = format!("{shape}, run as {run_as}; microseconds of the GPU\n\n");
+    // Writing to a String does not fail.
+    for (name, us) in [("whole call", call_us), ("  staging", stage_us), ("  encoder", encoder_us), ("  pooling", pool_us)] {
+        let _ = writeln!(out, "{us:>9.1}  {name}");
+    }
+    let sum: f64 = layers.iter().map(|layer| layer.us).sum();
+    let mut slowest = layers.clone();
+    slowest.sort_by(|a, b| b.us.total_cmp(&a.us));
+    let _ = writeln!(out, "\n{} layers, {sum:.1} us one by one; the slowest {}:", layers.len(), top.min(layers.len()));
+    for Layer { us, name } in slowest.iter().take(top) {
+        let _ = writeln!(out, "{us:>9.1}  {:>4.1} %  {}", us / sum.max(f64::MIN_POSITIVE) * 100.0, shortened(name));
+    }
+    out
+}
+
+/// Names of fused layers list all their nodes; the first and the last tell where one is.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 100;
+    const ENDS: usize = 48;
+    if name.chars().count() <= MOST {
+        return name.to_owned();
+    }
+    let first: String = name.chars().take(ENDS).collect();
+    let last: Vec<char> = name.chars().rev().take(ENDS).collect();
+    format!("{first} … {}", last.into_iter().rev().collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_layers_come_first_and_long_names_keep_their_ends() {
+        let layer = |us, name: &str| Layer { us, name: name.into() };
+        let long = format!("first{}last", "é".repeat(200));
+        let report = Report {
+            shape: "1x100".into(),
+            run_as: "1x128".into(),
+            call_us: 20.0,
+            stage_us: 2.0,
+            encoder_us: 14.0,
+            pool_us: 4.0,
+            layers: vec![layer(5.0, "a"), layer(10.0, &long), layer(1.0, "c")],
+        };
+        let text = table(&report, 2);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "1x100, run as 1x128; microseconds of the GPU");
+        assert!(text.contains("3 layers, 16.0 us one by one; the slowest 2:"), "{text}");
+        let [.., second, third] = lines[..] else { panic!("{text}") };
+        assert!(second.contains("10.0  62.5 %  first") && second.ends_with("last"), "{second}");
+        assert_eq!(third.trim(), "5.0  31.2 %  a");
+    }
+}

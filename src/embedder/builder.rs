@@ -1,0 +1,344 @@
+//! Settings of an embedder, and making one of them.
+
+use super::{BackendChoice, Embedder, Info, Normalize, Progress};
+use crate::backend::Backend;
+#[cfg(feature = "tensorrt")]
+use crate::backend::tensorrt::BuildSettings;
+use crate::model::ModelFolder;
+use crate::pooling::{Head, Pooling, PoolingMode};
+use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
+use crate::{Error, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Settings of an [`Embedder`].
+#[derive(Clone)]
+pub struct EmbedderBuilder {
+    model: String,
+    prompt: Option<PromptChoice>,
+    dim: Option<usize>,
+    normalize: Normalize,
+    pooling: Option<Vec<PoolingMode>>,
+    batch_size: Option<usize>,
+    batch_tokens: Option<usize>,
+    max_tokens: Option<usize>,
+    threads: Option<usize>,
+    backend: BackendChoice,
+    engine: Option<PathBuf>,
+    device: usize,
+    lanes: Option<usize>,
+    #[cfg(feature = "tensorrt")]
+    build: BuildSettings,
+    progress: Option<Arc<dyn Progress>>,
+}
+
+#[derive(Clone)]
+enum PromptChoice {
+    Name(String),
+    Text(String),
+}
+
+/// An executor, and why it is the one.
+struct Executor {
+    backend: Arc<dyn Backend>,
+    #[cfg(feature = "tensorrt")]
+    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
+    engine: Option<PathBuf>,
+    reason: Option<String>,
+}
+
+impl EmbedderBuilder {
+    pub(super) fn new(model: String) -> Self {
+        Self {
+            model,
+            prompt: None,
+            dim: None,
+            normalize: Normalize::Auto,
+            pooling: None,
+            batch_size: None,
+            batch_tokens: None,
+            max_tokens: None,
+            threads: None,
+            backend: BackendChoice::Auto,
+            engine: None,
+            device: 0,
+            lanes: None,
+            #[cfg(feature = "tensorrt")]
+            build: BuildSettings::default(),
+            progress: None,
+        }
+    }
+
+    /// Prompt by its name in the model folder; an unknown name is an error that lists the known ones.
+    #[must_use]
+    pub fn prompt_name(mut self, name: impl Into<String>) -> Self {
+        self.prompt = Some(PromptChoice::Name(name.into()));
+        self
+    }
+
+    /// Prompt put before every text; empty for none, whatever the model folder's default.
+    #[must_use]
+    pub fn prompt(mut self, text: impl Into<String>) -> Self {
+        self.prompt = Some(PromptChoice::Text(text.into()));
+        self
+    }
+
+    /// Keeps the first `dim` values of each vector (before normalisation).
+    #[must_use]
+    pub fn dim(mut self, dim: usize) -> Self {
+        self.dim = Some(dim);
+        self
+    }
+
+    /// Whether vectors are scaled to unit length.
+    #[must_use]
+    pub fn normalize(mut self, normalize: Normalize) -> Self {
+        self.normalize = normalize;
+        self
+    }
+
+    /// Pools otherwise than the model folder says; several modes are concatenated.
+    #[must_use]
+    pub fn pooling(mut self, modes: &[PoolingMode]) -> Self {
+        self.pooling = Some(modes.to_vec());
+        self
+    }
+
+    /// Most texts of one batch; the executor's own limit where not set.
+    #[must_use]
+    pub fn batch_size(mut self, texts: usize) -> Self {
+        self.batch_size = Some(texts);
+        self
+    }
+
+    /// Most tokens of one batch, padding included; what the executor gains from where not set.
+    #[must_use]
+    pub fn batch_tokens(mut self, tokens: usize) -> Self {
+        self.batch_tokens = Some(tokens);
+        self
+    }
+
+    /// Cuts texts at `tokens` instead of the model's own limit (which it may not exceed).
+    #[must_use]
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+
+    /// Threads of the CPU backend; all cores where not set.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Which executor runs the graph.
+    #[must_use]
+    pub fn backend(mut self, choice: BackendChoice) -> Self {
+        self.backend = choice;
+        self
+    }
+
+    /// Runs this engine file, which `trt-embed build` made of the model, with TensorRT. Without it the engine is taken from the cache, or
+    /// built into it.
+    #[must_use]
+    pub fn engine(mut self, file: impl Into<PathBuf>) -> Self {
+        self.engine = Some(file.into());
+        self
+    }
+
+    /// Which GPU, as the driver numbers them; the first where not set.
+    #[must_use]
+    pub fn device(mut self, ordinal: usize) -> Self {
+        self.device = ordinal;
+        self
+    }
+
+    /// Calls that may run on the GPU at the same time; 2 where not set. Each takes device memory for a batch of the largest shape.
+    #[must_use]
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.lanes = Some(lanes);
+        self
+    }
+
+    /// How an engine is built for the cache; fp16 and a set of common shapes where not set.
+    #[cfg(feature = "tensorrt")]
+    #[must_use]
+    pub fn build_settings(mut self, settings: BuildSettings) -> Self {
+        self.build = settings;
+        self
+    }
+
+    /// Hears of slow steps.
+    #[must_use]
+    pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Opens (or downloads) the model, exports its graph and makes the executor ready.
+    ///
+    /// # Errors
+    /// A model that cannot be found or read, a setting that it cannot give ([`Error::Setting`]), an executor that this build or
+    /// machine lacks ([`Error::Backend`]).
+    pub fn build(self) -> Result<Embedder> {
+        let path = crate::model::resolve(&self.model, self.progress.as_ref())?;
+        let folder = ModelFolder::open(&path)?;
+        let prompt = self.prompt_text(&folder)?;
+        let max_tokens = self.token_limit(&folder)?;
+        let pooling = match &self.pooling {
+            None => folder.pooling.clone(),
+            Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
+        };
+        let normalize = match self.normalize {
+            Normalize::Auto => folder.normalize,
+            Normalize::On => true,
+            Normalize::Off => false,
+        };
+        let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
+        let dim = head.dim;
+        let tokenizer = Tokenizer::open(
+            &folder.tokenizer_path(),
+            TokenizerSettings {
+                max_tokens,
+                pad_token_id: folder.config.pad_token_id,
+                vocab_size: folder.config.vocab_size,
+                lower_case: folder.do_lower_case,
+                skip_prompt: prompt.is_some() && !pooling.include_prompt,
+                prompt: prompt.clone(),
+            },
+        )?;
+        let executor = self.executor(&folder, head, max_tokens)?;
+        let backend = executor.backend;
+        let limits = backend.limits();
+        let plan = BatchPlan {
+            max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),
+            batch_tokens: self.batch_tokens.unwrap_or(limits.batch_tokens).max(1),
+            parallelism: limits.parallelism,
+            costs: backend.costs(),
+        };
+        let workers = if limits.parallelism > 1 { Some(thread_pool(limits.parallelism)?) } else { None };
+        let info = Info {
+            model: self.model,
+            folder: path,
+            config: folder.config,
+            pooling,
+            normalize,
+            dim,
+            max_tokens,
+            backend: backend.name(),
+            backend_reason: executor.reason,
+            engine: executor.engine,
+            limits,
+            prompt,
+        };
+        Ok(Embedder {
+            info,
+            tokenizer,
+            backend,
+            #[cfg(feature = "tensorrt")]
+            gpu: executor.gpu,
+            plan,
+            workers,
+        })
+    }
+
+    fn prompt_text(&self, folder: &ModelFolder) -> Result<Option<String>> {
+        let prompts = &folder.prompts;
+        let name = match &self.prompt {
+            Some(PromptChoice::Text(text)) => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(PromptChoice::Name(name)) => Some(name),
+            None => prompts.default_name.as_ref(),
+        };
+        let Some(name) = name else { return Ok(None) };
+        let Some(text) = prompts.by_name.get(name) else {
+            let known = match prompts.by_name.len() {
+                0 => "the model has no prompts".into(),
+                _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
+            };
+            return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
+        };
+        Ok(Some(text.clone()).filter(|text| !text.is_empty()))
+    }
+
+    fn token_limit(&self, folder: &ModelFolder) -> Result<usize> {
+        let limit = folder.config.max_tokens();
+        match self.max_tokens {
+            None => Ok(folder.max_tokens()),
+            Some(tokens) if (1..=limit).contains(&tokens) => Ok(tokens),
+            Some(tokens) => Err(Error::Setting {
+                setting: "--max-tokens",
+                reason: format!("{tokens} is outside 1..={limit}, which the model's positions serve"),
+            }),
+        }
+    }
+
+    fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
+        match (self.backend, &self.engine) {
+            (BackendChoice::Cpu, None) => self.cpu(folder, head, max_tokens, None),
+            (BackendChoice::Cpu, Some(file)) => Err(Error::Setting {
+                setting: "--engine",
+                reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
+            }),
+            (BackendChoice::Auto, None) => match self.tensorrt_is_there() {
+                Ok(()) => self.tensorrt(folder, head),
+                Err(reason) => self.cpu(folder, head, max_tokens, reason),
+            },
+            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => self.tensorrt(folder, head),
+        }
+    }
+
+    /// Whether this build and machine can run TensorRT, or what the machine lacks.
+    fn tensorrt_is_there(&self) -> Result<(), Option<String>> {
+        #[cfg(feature = "tensorrt")]
+        return super::tensorrt::check(self.device).map_err(|error| Some(error.to_string()));
+        #[cfg(not(feature = "tensorrt"))]
+        return Err(None);
+    }
+
+    #[cfg(feature = "tensorrt")]
+    fn tensorrt(&self, folder: &ModelFolder, head: Head) -> Result<Executor> {
+        let request = super::tensorrt::Request {
+            engine: self.engine.as_deref(),
+            device: self.device,
+            lanes: self.lanes,
+            build: &self.build,
+            progress: self.progress.as_ref(),
+        };
+        let (gpu, engine) = super::tensorrt::open(&request, folder, head)?;
+        let gpu = Arc::new(gpu);
+        Ok(Executor { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None })
+    }
+
+    #[cfg(not(feature = "tensorrt"))]
+    fn tensorrt(&self, _: &ModelFolder, _: Head) -> Result<Executor> {
+        let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
+        Err(Error::Backend { backend: "tensorrt", reason })
+    }
+
+    #[cfg(feature = "cpu")]
+    fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = self.threads.unwrap_or(cores).max(1);
+        let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
+        Ok(Executor {
+            backend: Arc::new(backend),
+            #[cfg(feature = "tensorrt")]
+            gpu: None,
+            engine: None,
+            reason,
+        })
+    }
+
+    #[cfg(not(feature = "cpu"))]
+    fn cpu(&self, _: &ModelFolder, _: Head, _: usize, reason: Option<String>) -> Result<Executor> {
+        let lacks = "this build lacks the feature `cpu`; build it with --features cpu";
+        let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
+        Err(Error::Backend { backend: "cpu", reason })
+    }
+}
+
+fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("trt-embed-{n}"));
+    builder.build().map_err(|error| Error::Backend { backend: "cpu", reason: format!("cannot start {threads} threads: {error}") })
+}

@@ -1,0 +1,150 @@
+//! Lanes on a GPU: a small MPNet built as a TensorRT engine, run through the GPU backend and compared with the CPU backend.
+#![cfg(all(feature = "tensorrt", feature = "cpu"))]
+
+#[path = "common/small_gpu.rs"]
+mod small_gpu;
+
+use small_gpu::{Gpu, Random};
+use std::sync::Arc;
+use trt_embed::Error;
+use trt_embed::backend::Backend;
+use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
+use trt_embed::backend::tensorrt::TensorRtEncoder;
+use trt_embed::model::{Dense, DenseActivation};
+use trt_embed::pooling::{Head, Pooling, PoolingMode};
+
+/// fp32 without TF32, another order of summation: differences of a few ulp of the largest intermediate values, as between the CPU
+/// backend and PyTorch (tests/parity.rs).
+const TOLERANCE: f32 = 1e-5;
+
+fn close(found: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+    let scale = expected.iter().fold(1.0_f32, |most, value| most.max(value.abs()));
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!((found - expected).abs() <= tolerance * scale, "{what}: value {i} is {found}, expected {expected}");
+    }
+}
+
+const RAGGED: [&[usize]; 9] =
+    [&[1], &[8], &[5, 3], &[16, 2, 1], &[9, 8, 7, 6], &[24], &[24, 1], &[11; 8], &[24, 20, 16, 12, 8, 4, 2, 1]];
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn every_shape_and_mode_equals_the_cpu() {
+    use PoolingMode::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
+    let gpu = Gpu::open();
+    let heads: [(&[PoolingMode], Option<usize>, bool); 8] = [
+        (&[Mean], None, true),
+        (&[Cls], None, true),
+        (&[Max], None, false),
+        (&[MeanSqrtLen], Some(12), true),
+        (&[WeightedMean], None, false),
+        (&[LastToken], None, true),
+        (&[Cls, Mean], None, true),
+        (&[Mean, Max, LastToken], Some(40), false),
+    ];
+    for (place, (modes, dim, normalize)) in heads.into_iter().enumerate() {
+        let head = gpu.head(modes, dim, normalize);
+        let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head.clone()));
+        for (seed, lengths) in RAGGED.into_iter().enumerate() {
+            for skip in [0, 2] {
+                let batch = gpu.batch(lengths, skip, (place * 100 + seed) as u64);
+                let (mut found, mut expected) = (vec![f32::NAN; lengths.len() * head.dim], vec![0.0; lengths.len() * head.dim]);
+                reference.encode(&batch, &mut expected).unwrap();
+                backend.encode(&batch, &mut found).unwrap();
+                close(&found, &expected, TOLERANCE, &format!("{modes:?} {lengths:?} skip {skip}"));
+                for (profile, range) in backend.profiles().iter().enumerate() {
+                    found.fill(f32::NAN);
+                    match backend.encode_with(profile, &batch, &mut found) {
+                        Ok(()) => close(&found, &expected, TOLERANCE, &format!("{modes:?} {lengths:?} at {range}")),
+                        Err(Error::OutsideProfile { .. }) => assert_eq!(range.fit(batch.batch(), batch.seq), None),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn dense_modules_and_hidden_states_equal_the_cpu() {
+    let gpu = Gpu::open();
+    let width = gpu.folder.config.hidden_size;
+    let mut random = Random(5);
+    let mut values = |n: usize| (0..n).map(|_| random.below(2000) as f32 / 1000.0 - 1.0).collect::<Vec<f32>>();
+    let dense = Dense {
+        in_features: width,
+        out_features: 10,
+        weight: values(width * 10),
+        bias: Some(values(10)),
+        activation: DenseActivation::Tanh,
+    };
+    let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
+    let head = Head::new(pooling, vec![dense], width, Some(7), true).unwrap();
+    let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head));
+    for (seed, lengths) in RAGGED.into_iter().enumerate() {
+        let batch = gpu.batch(lengths, 0, seed as u64);
+        let (mut found, mut expected) = (vec![f32::NAN; lengths.len() * 7], vec![0.0; lengths.len() * 7]);
+        reference.encode(&batch, &mut expected).unwrap();
+        backend.encode(&batch, &mut found).unwrap();
+        close(&found, &expected, 10.0 * TOLERANCE, &format!("dense {lengths:?}"));
+
+        let cells = batch.batch() * batch.seq * width;
+        let (mut found, mut expected) = (vec![f32::NAN; cells], vec![0.0; cells]);
+        reference.hidden(&batch, &mut expected).unwrap();
+        backend.hidden(&batch, &mut found).unwrap();
+        for (row, &length) in batch.lengths.iter().enumerate() {
+            let tokens = row * batch.seq * width..(row * batch.seq + length as usize) * width;
+            close(&found[tokens.clone()], &expected[tokens], 10.0 * TOLERANCE, &format!("hidden {lengths:?}"));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn many_threads_share_a_backend_and_each_gets_its_own_vectors() {
+    let gpu = Gpu::open();
+    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let (backend, reference) = (gpu.backend(head.clone(), 3), gpu.reference(head.clone()));
+    std::thread::scope(|scope| {
+        for thread in 0..12_u64 {
+            let (backend, reference, gpu, dim) = (&backend, &reference, &gpu, head.dim);
+            scope.spawn(move || {
+                let lengths = RAGGED[thread as usize % RAGGED.len()];
+                let batch = gpu.batch(lengths, 0, thread);
+                let (mut found, mut expected) = (vec![0.0; lengths.len() * dim], vec![0.0; lengths.len() * dim]);
+                reference.encode(&batch, &mut expected).unwrap();
+                for _ in 0..200 {
+                    found.fill(f32::NAN);
+                    backend.encode(&batch, &mut found).unwrap();
+                    close(&found, &expected, TOLERANCE, &format!("thread {thread}"));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes_on() {
+    let gpu = Gpu::open();
+    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let backend = gpu.backend(head.clone(), 1);
+    for lengths in [&[3; 9][..], &[8; 20]] {
+        let error = backend.encode(&gpu.batch(lengths, 0, 1), &mut vec![0.0; lengths.len() * head.dim]).unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, Error::OutsideProfile { .. }) && text.contains("4x16") && text.contains("2x2:8x24"), "{text}");
+    }
+    let batch = gpu.batch(&[5], 0, 1);
+    let error = backend.encode(&batch, &mut vec![0.0; head.dim + 1]).unwrap_err();
+    assert!(matches!(error, Error::OutputLength { .. }), "{error}");
+    backend.encode(&batch, &mut vec![0.0; head.dim]).unwrap();
+    let narrow = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 24, None, true).unwrap();
+    let encoder = Arc::new(TensorRtEncoder::new(gpu.engine.clone()).unwrap());
+    assert!(matches!(GpuBackend::new(encoder, narrow, 1, &GpuSettings::default()), Err(Error::Setting { .. })));
+    let (shape, micros) = backend.gpu_micros(1, 6, 5).unwrap();
+    assert_eq!(shape.to_string(), "1x8");
+    assert!(micros.call > 0.0 && micros.encoder > 0.0 && micros.stage > 0.0 && micros.pool > 0.0, "{micros:?}");
+    let (_, layers) = backend.layer_times(1, 6, 2).unwrap();
+    assert!(!layers.is_empty() && layers.iter().all(|layer| !layer.name.is_empty() && layer.milliseconds >= 0.0), "{layers:?}");
+}
