@@ -165,6 +165,7 @@ impl Stream {
         if self.capturing.is_some() {
             return Err(CudaError::Argument { call: "synchronize", reason: "a capture cannot wait".to_owned() });
         }
+        let _range = crate::trace::range("wait");
         self.stream.synchronize().map_err(driver("wait for the stream"))?;
         self.release();
         Ok(())
@@ -204,6 +205,7 @@ impl Stream {
             let reason = "a graph is launched on the stream that captured it, outside a capture".to_owned();
             return Err(CudaError::Argument { call: "launch", reason });
         }
+        let _range = crate::trace::range("launch");
         for host in graph.hosts() {
             self.hold_host(host.clone());
         }
