@@ -10,6 +10,7 @@ mod cache;
 mod engine;
 mod engine_file;
 mod ffi;
+mod layers;
 mod library;
 mod profile;
 
@@ -17,5 +18,6 @@ pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProg
 pub use cache::{Cache, CacheKey};
 pub use engine::{Context, Direction, Element, Engine, IoTensor, LayerTime, ProfileRange, Runtime};
 pub use engine_file::{Build, EngineFile, Fidelity, Machine, Manifest, Model};
+pub use layers::{Layer, LayerTensor};
 pub use library::{Library, SearchPath, Version, header_version};
 pub use profile::{Profile, Shape};
