@@ -44,22 +44,27 @@ impl Engine {
     /// # Errors
     /// [`Error::TensorRt`].
     pub fn layers(&self) -> Result<Vec<Layer>> {
-        read_layers(&self.layers_json()?)
+        Layer::from_inspector(&self.layers_json()?)
     }
 }
 
-/// Reads the inspector's JSON: `{"Layers": [..]}` of names alone, or of objects.
-fn read_layers(json: &str) -> Result<Vec<Layer>> {
-    let failed = |reason: String| Error::TensorRt {
-        action: "describe the layers",
-        reason,
-        next: "This is a fault of trt-embed: please report it.",
-    };
-    // TensorRT separates the names of fused nodes by control characters, which JSON does not allow in strings.
-    let json = json.replace(|c: char| c.is_control() && !c.is_whitespace(), "+");
-    let whole: Value = serde_json::from_str(&json).map_err(|error| failed(format!("its JSON: {error}")))?;
-    let layers = whole["Layers"].as_array().ok_or_else(|| failed("its JSON has no list \"Layers\"".into()))?;
-    Ok(layers.iter().map(read_layer).collect())
+impl Layer {
+    /// Reads the inspector's JSON, as [`Engine::layers_json`] gives it: `{"Layers": [..]}` of names alone, or of objects.
+    ///
+    /// # Errors
+    /// [`Error::TensorRt`] for other JSON than that.
+    pub fn from_inspector(json: &str) -> Result<Vec<Self>> {
+        let failed = |reason: String| Error::TensorRt {
+            action: "describe the layers",
+            reason,
+            next: "This is a fault of trt-embed: please report it.",
+        };
+        // TensorRT separates the names of fused nodes by control characters, which JSON does not allow in strings.
+        let json = json.replace(|c: char| c.is_control() && !c.is_whitespace(), "+");
+        let whole: Value = serde_json::from_str(&json).map_err(|error| failed(format!("its JSON: {error}")))?;
+        let layers = whole["Layers"].as_array().ok_or_else(|| failed("its JSON has no list \"Layers\"".into()))?;
+        Ok(layers.iter().map(read_layer).collect())
+    }
 }
 
 fn read_layer(layer: &Value) -> Layer {
@@ -129,7 +134,7 @@ mod tests {
     fn names_alone_are_parted_by_profile() {
         let json = r#"{"Layers": ["Gather_0", "MatMul_1 + Add_2", "Gather_0 [profile 1]", "Reformat [profile 12] of x", ""],
             "Bindings": ["ids", "hidden", "ids [profile 1]", "hidden [profile 1]"]}"#;
-        let layers = read_layers(json).unwrap();
+        let layers = Layer::from_inspector(json).unwrap();
         let found: Vec<_> = layers.iter().map(|layer| (layer.profile, layer.name.as_str())).collect();
         assert_eq!(found, [(0, "Gather_0"), (0, "MatMul_1 + Add_2"), (1, "Gather_0"), (12, "Reformat of x"), (0, "")]);
         assert!(layers.iter().all(|layer| layer.kind.is_none() && layer.inputs.is_empty() && layer.outputs.is_empty()));
@@ -146,7 +151,7 @@ mod tests {
              "TacticName": "sm90_xmma_gemm", "TacticValue": "0x0000000000000001"},
             {"Name": "Reformat", "LayerType": "Reformat", "Outputs": [], "TacticName": ""},
             {"LayerType": "signal"}, 3]}"#;
-        let layers = read_layers(json).unwrap();
+        let layers = Layer::from_inspector(json).unwrap();
         let tensor = |name: &str, element: &str, shape: &[i64], format: &str| LayerTensor {
             name: name.into(),
             element: element.into(),
@@ -193,14 +198,14 @@ mod tests {
     fn control_characters_between_names_do_not_break_the_json() {
         for separator in ["\u{1e}", "\\u001e"] {
             let json = format!("{{\"Layers\": [{{\"Name\": \"a{separator}b\", \"Metadata\": \"c{separator}d\"}}]}}\n");
-            assert_eq!(read_layers(&json).unwrap()[0].name, "a+b");
+            assert_eq!(Layer::from_inspector(&json).unwrap()[0].name, "a+b");
         }
     }
 
     #[test]
     fn what_is_no_description_is_an_error() {
         for json in ["", "[]", "{}", "{\"Layers\": 3}", "{\"Layers\": [\"a\""] {
-            assert!(matches!(read_layers(json), Err(Error::TensorRt { .. })), "{json}");
+            assert!(matches!(Layer::from_inspector(json), Err(Error::TensorRt { .. })), "{json}");
         }
     }
 
