@@ -502,7 +502,7 @@ fn completions_version_and_help() {
     }
     let version = place.run(&["--version"]).ok();
     assert!(version.contains(env!("CARGO_PKG_VERSION")) && version.contains("features: cli cpu"), "{version}");
-    for verb in ["embed", "similarity", "export", "inspect", "bench", "completions"] {
+    for verb in ["embed", "similarity", "export", "inspect", "bench", "doctor", "completions"] {
         let help = place.run(&[verb, "--help"]).ok();
         assert!(help.contains("Examples:"), "{verb}");
     }
