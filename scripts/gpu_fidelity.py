@@ -104,9 +104,10 @@ def main() -> None:
         print(f"{stored['model']} by {arguments.backend} against {stored['made_by']}\n\n{table(rows)}")
     if miscounted:
         i = miscounted[0]
-        raise SystemExit(f"{len(miscounted)} texts have other token counts; text {i}: {counted[i]}, reference {stored['tokens'][i]}")
-    if rows[0]["min_cosine"] < arguments.min_cosine or rows[0]["nan"]:
-        raise SystemExit(f"below the bar: min cosine {rows[0]['min_cosine']:.7f} (bar {arguments.min_cosine}), {rows[0]['nan']} texts with NaN")
+        raise SystemExit(f"{len(miscounted)} texts have other token counts; text {i}: {counted[i]}, not {stored['tokens'][i]}")
+    least, nan = rows[0]["min_cosine"], rows[0]["nan"]
+    if least < arguments.min_cosine or nan:
+        raise SystemExit(f"below the bar: min cosine {least:.7f} (bar {arguments.min_cosine}), {nan} texts with NaN")
 
 
 if __name__ == "__main__":

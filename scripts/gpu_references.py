@@ -8,7 +8,8 @@ Runs on the GPU where there is one, else on the CPU. Full fp32: TF32 off, plain 
 plays no part. Texts are those of fixture_texts.py and seeded ones of their words, from three tokens to beyond the model's limit,
 with the lengths around powers of two, where buckets begin and end.
 
-The file: {"model": name, "made_by": …, "dim": n, "texts": […], "tokens": [special tokens included, cut at the limit], "vectors": [[…], …]}.
+The file: {"model": name, "made_by": versions, "dim": n, "texts": […], "tokens": […], "vectors": [[…], …]}; `tokens` has each
+text's count, special tokens included, cut at the limit.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a full-size MPNet-base folder with seeded weights: speed and fidelity at the real size, where the real model cannot be had.
+"""Writes a full-size MPNet-base folder with seeded weights: speed and fidelity at full size without the real model.
 
     scripts/get-minilm.sh                       # for its vocabulary
     pip install torch transformers sentence-transformers
@@ -32,14 +32,16 @@ LARGEST_MEAN_COSINE = 0.9
 
 
 def mpnet_tokenizer(source: Path) -> transformers.MPNetTokenizer:
-    """The tokenizer of microsoft/mpnet-base, its trap included: tokenizer.json itself cuts at 128 tokens and pads every text to 128."""
-    vocab = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    """That of microsoft/mpnet-base, its trap included: tokenizer.json itself cuts at 128 tokens and pads every text to 128."""
+    file = source / "tokenizer.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing; run scripts/get-minilm.sh or name a folder with --tokenizer")
+    vocab = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     if vocab.get("[PAD]") == 0 and len(vocab) == BERT_PIECES:
-        vocab = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3} | {piece: i + 4 for piece, i in vocab.items()} | {"<mask>": BERT_PIECES + 4}
+        first = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+        vocab = first | {piece: i + 4 for piece, i in vocab.items()} | {"<mask>": BERT_PIECES + 4}
     if vocab.get("<s>") != 0 or len(vocab) != VOCAB_SIZE:
-        raise SystemExit(
-            f"{source}/tokenizer.json has {len(vocab)} pieces; needed: MPNet's {VOCAB_SIZE} or the {BERT_PIECES} of bert-base-uncased"
-        )
+        raise SystemExit(f"{file}: {len(vocab)} pieces; needed: MPNet's {VOCAB_SIZE} or bert-base-uncased's {BERT_PIECES}")
     tokenizer = transformers.MPNetTokenizer(vocab, model_max_length=512)
     tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<unk>", special=True, normalized=True)])
     tokenizer.backend_tokenizer.enable_truncation(128)
@@ -81,8 +83,6 @@ def main() -> None:
     arguments = arguments.parse_args()
     if arguments.out.exists():
         raise SystemExit(f"{arguments.out} exists; name a new folder or remove it")
-    if not (arguments.tokenizer / "tokenizer.json").exists():
-        raise SystemExit(f"{arguments.tokenizer} has no tokenizer.json; run scripts/get-minilm.sh or name a folder with --tokenizer")
     transformers.logging.set_verbosity_error()
     write_model(arguments.out, mpnet_tokenizer(arguments.tokenizer), arguments.layers, arguments.seed)
     cosine = mean_cosine(arguments.out)
