@@ -2,7 +2,7 @@
 
 use super::Progress;
 use crate::Result;
-use crate::backend::gpu::{GpuBackend, GpuSettings};
+use crate::backend::gpu::{GpuBackend, GpuEncoder, GpuSettings};
 use crate::backend::tensorrt::{
     BuildProgress, BuildSettings, Cache, Engine, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, load_engine,
 };
@@ -43,8 +43,9 @@ pub(super) fn open(request: &Request<'_>, folder: &ModelFolder, head: Head) -> R
     };
     let runtime = Runtime::new(&library, &device)?;
     let engine = Engine::deserialize(&runtime, &file.plan)?;
-    drop(file);
     let encoder = Arc::new(TensorRtEncoder::new(engine)?);
+    file.manifest.check_plan(encoder.engine().profiles(), encoder.io().hidden_size)?;
+    drop(file);
     let mut settings = GpuSettings::default();
     if let Some(lanes) = request.lanes {
         settings.lanes = lanes;
