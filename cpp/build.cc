@@ -104,6 +104,31 @@ void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefiniti
 #endif
 }
 
+#if NV_TENSORRT_MAJOR == 8
+/// Lets the float layers whose name contains one of `names` compute in fp32, whatever is faster.
+void keep_fp32(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network, rust::Vec<rust::String> const &names) {
+    for (rust::String const &wanted : names) {
+        std::string const part(wanted);
+        bool found = false;
+        for (std::int32_t i = 0; i < network.getNbLayers(); ++i) {
+            nvinfer1::ILayer *const layer = network.getLayer(i);
+            if (std::string(layer->getName()).find(part) == std::string::npos || layer->getNbOutputs() == 0
+                || layer->getType() == nvinfer1::LayerType::kCONSTANT || layer->getOutput(0)->getType() != DataType::kFLOAT) {
+                continue;
+            }
+            layer->setPrecision(DataType::kFLOAT);
+            found = true;
+        }
+        if (!found) {
+            throw std::runtime_error("no float layer's name contains \"" + part + "\"; `trt-embed profile` shows the names");
+        }
+    }
+    if (!names.empty()) {
+        config.setFlag(nvinfer1::BuilderFlag::kOBEY_PRECISION_CONSTRAINTS);
+    }
+}
+#endif
+
 void add_profiles(nvinfer1::IBuilder &builder, nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network,
                   rust::Vec<Range> const &profiles, Capture &capture) {
     using nvinfer1::OptProfileSelector;
@@ -211,6 +236,9 @@ std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_
     }
     add_profiles(*builder, *config, *network, request.profiles, capture);
     set_arithmetic(*config, *network, request.arithmetic);
+#if NV_TENSORRT_MAJOR == 8
+    keep_fp32(*config, *network, request.fp32_layers);
+#endif
     if (request.workspace_bytes > 0) {
         config->setMemoryPoolLimit(nvinfer1::MemoryPoolType::kWORKSPACE, request.workspace_bytes);
     }

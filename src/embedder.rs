@@ -10,6 +10,7 @@ use crate::backend::{Backend, Limits};
 use crate::model::EncoderConfig;
 use crate::pooling::{Pooling, check_finite};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
+use crate::trace;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -149,7 +150,7 @@ impl Embedder {
     /// [`Error::TokenId`] when the tokenizer gives an id beyond the embedding table, [`Error::NotFinite`] when a vector is not
     /// finite, [`Error::Tokenizer`], [`Error::Backend`].
     pub fn embed<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Embeddings> {
-        self.embed_tokens(self.tokenizer.encode(texts, &self.plan)?)
+        self.embed_tokens(self.tokenize(texts)?)
     }
 
     /// As [`Embedder::embed`], into `out` of `texts.len() * dim` values.
@@ -158,7 +159,7 @@ impl Embedder {
     /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed`].
     pub fn embed_into<T: AsRef<str> + Sync>(&self, texts: &[T], out: &mut [f32]) -> Result<()> {
         self.check_output(texts.len(), out)?;
-        self.encode_batches(&self.tokenizer.encode(texts, &self.plan)?.batches, out)
+        self.encode_batches(&self.tokenize(texts)?.batches, out)
     }
 
     /// As [`Embedder::embed`] for texts that are token ids already, special tokens included.
@@ -189,6 +190,7 @@ impl Embedder {
     /// # Errors
     /// [`Error::TokenId`], [`Error::Tokenizer`].
     pub fn tokenize<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Tokenized> {
+        let _range = trace::range("tokenise");
         self.tokenizer.encode(texts, &self.plan)
     }
 
@@ -198,7 +200,7 @@ impl Embedder {
     /// See [`Embedder::embed`].
     pub fn hidden_states<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<HiddenStates>> {
         let hidden_size = self.info.config.hidden_size;
-        let tokenized = self.tokenizer.encode(texts, &self.plan)?;
+        let tokenized = self.tokenize(texts)?;
         let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
         let mut hidden = Vec::new();
         for batch in &tokenized.batches {
@@ -244,13 +246,11 @@ impl Embedder {
         if let [batch] = batches
             && batch.rows.iter().enumerate().all(|(row, &text)| row == text)
         {
-            self.backend.encode(batch, out)?;
-            return check_finite(out, dim, &batch.rows);
+            return self.encode_batch(batch, out);
         }
         let encode = |batch: &TokenBatch| {
             let mut vectors = vec![0.0; batch.batch() * dim];
-            self.backend.encode(batch, &mut vectors)?;
-            check_finite(&vectors, dim, &batch.rows).map(|()| vectors)
+            self.encode_batch(batch, &mut vectors).map(|()| vectors)
         };
         let encoded: Vec<Result<Vec<f32>>> = match &self.workers {
             Some(workers) if batches.len() > 1 => workers.install(|| batches.par_iter().map(encode).collect()),
@@ -262,6 +262,16 @@ impl Embedder {
             }
         }
         Ok(())
+    }
+
+    /// Runs `batch` into `out`, `[batch, dim]`, in the batch's row order.
+    fn encode_batch(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        {
+            let _range = trace::range("encode batch");
+            self.backend.encode(batch, out)?;
+        }
+        let _range = trace::range("finite check");
+        check_finite(out, self.info.dim, &batch.rows)
     }
 }
 

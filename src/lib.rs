@@ -16,7 +16,8 @@
 //! # Ok::<(), trt_embed::Error>(())
 //! ```
 //!
-//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (parts of the GPU backend).
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (parts of the GPU backend),
+//! `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -31,6 +32,7 @@ pub mod graph;
 pub mod model;
 pub mod pooling;
 pub mod tokens;
+mod trace;
 
 pub use embedder::{BackendChoice, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress};
 pub use error::{Error, Result};

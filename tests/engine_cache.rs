@@ -44,6 +44,7 @@ fn manifest() -> Manifest {
             seconds: 1,
             workspace_bytes: None,
             optimization_level: None,
+            fp32_layers: Vec::new(),
         },
         fidelity: None,
     }

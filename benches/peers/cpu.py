@@ -16,7 +16,6 @@ brackets, the smallest and largest round; a ratio is the median of the rounds' r
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -32,54 +31,11 @@ import numpy as np
 import onnxruntime
 import sentence_transformers
 import torch
+from mix import mixed_texts
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHAPES = ["1x16", "1x128"]
 MIXED = 64
-WORDS = (
-    "the of and in to was for on with time city water house music year school "
-    "river war team book world group state song line day film church road game life work"
-).split()
-SEED = 20_250_101
-
-
-class Seeded:
-    """The generator of src/cli/mix.rs (SplitMix64), for the same texts."""
-
-    MASK = (1 << 64) - 1
-
-    def __init__(self, seed: int):
-        self.state = seed
-
-    def next(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) & self.MASK
-        z = ((self.state ^ (self.state >> 30)) * 0xBF58476D1CE4E5B9) & self.MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & self.MASK
-        return z ^ (z >> 31)
-
-    def unit(self) -> float:
-        return (self.next() >> 11) / (1 << 53)
-
-    def normal(self) -> float:
-        return math.sqrt(-2.0 * math.log(1.0 - self.unit())) * math.cos(math.tau * self.unit())
-
-    def length(self, limit: int) -> int:
-        kind = self.unit()
-        if kind < 0.5:
-            length, most = 12.0 * math.exp(0.5 * self.normal()), 64
-        elif kind < 0.9:
-            length, most = 90.0 * math.exp(0.6 * self.normal()), 384
-        else:
-            length, most = 300.0 + 120.0 * self.normal(), 512
-        return min(max(math.floor(length + 0.5), 3), most, limit)
-
-    def text(self, words: int) -> str:
-        return " ".join(WORDS[(self.next() * len(WORDS)) >> 64] for _ in range(words))
-
-
-def mixed_texts(limit: int) -> list[str]:
-    seeded = Seeded(SEED)
-    return [seeded.text(seeded.length(limit) - 2) for _ in range(MIXED)]
 
 
 def trt_embed(binary: Path, *arguments) -> str:
@@ -146,7 +102,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     reference = sentence_transformers.SentenceTransformer(str(model), device="cpu", model_kwargs={"dtype": torch.float32})
     vocab_size = json.loads((model / "config.json").read_text())["vocab_size"]
-    texts = mixed_texts(reference.max_seq_length)
+    texts = mixed_texts(MIXED, reference.max_seq_length)
     tokens = sum(len(reference.tokenizer(text)["input_ids"]) for text in texts)
     generator = np.random.default_rng(0)
 

@@ -40,6 +40,9 @@ pub struct Args {
     /// From 0 (fast build) to 5 (fast engine) [default: TensorRT's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
     opt_level: Option<u8>,
+    /// Layers of an fp16 engine that compute in fp32: those whose name contains PART; may be given several times (TensorRT 8.6).
+    #[arg(long, value_name = "PART")]
+    fp32_layers: Vec<String>,
     /// Smallest cosine to the CPU's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32].
     #[arg(long, value_name = "X", value_parser = cosine, conflicts_with = "no_parity")]
     min_cosine: Option<f64>,
@@ -131,6 +134,7 @@ mod with_tensorrt {
         request.settings.profiles = profiles;
         request.settings.workspace_bytes = args.workspace;
         request.settings.optimization_level = args.opt_level;
+        request.settings.fp32_layers = args.fp32_layers.clone();
         request.gate = match (args.no_parity, args.min_cosine) {
             (true, _) => Gate::Off,
             (false, Some(bar)) => Gate::MinCosine(bar),

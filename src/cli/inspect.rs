@@ -1,25 +1,40 @@
-//! `trt-embed inspect`: what a model folder or an ONNX file holds.
+//! `trt-embed inspect`: what a model folder, an ONNX file or an engine file holds.
 
-use super::{output, settings};
+#[cfg(feature = "tensorrt")]
+mod engine;
+
+use super::{Usage, output, settings};
 use anyhow::{Context, Result};
 use indicatif::{HumanBytes, HumanCount};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use trt_embed::graph::onnx;
 use trt_embed::model::{DenseActivation, ModelFolder};
 
-/// Describes a model folder or an ONNX file.
+/// Describes a model folder, an ONNX file or an engine file.
+///
+/// Of an engine file it tells the manifest on any machine; inputs, outputs, profiles and layers where TensorRT can load the engine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   trt-embed inspect models/all-MiniLM-L6-v2
-  trt-embed inspect exported/model.onnx --json")]
+  trt-embed inspect exported/model.onnx --json
+  trt-embed inspect mpnet.engine --layers")]
 pub struct Args {
-    /// Model folder, hub id `org/name[@revision]`, or a file whose name ends in .onnx.
+    /// Model folder, hub id `org/name[@revision]`, or a file whose name ends in .onnx or .engine.
     #[arg(value_name = "MODEL")]
     model: String,
+    /// Lists every layer of an engine, with the types that it reads and writes; an error where the engine cannot be loaded.
+    #[arg(long)]
+    layers: bool,
+    /// The GPU that an engine is loaded on, counted from 0.
+    #[cfg(feature = "tensorrt")]
+    #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
+    device: usize,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -97,12 +112,41 @@ struct Port {
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
     let path = Path::new(&args.model);
+    if is_engine(path) {
+        return engine(path, &args);
+    }
+    if args.layers {
+        return Err(Usage(format!("--layers goes with an engine file, {} is none", args.model)).into());
+    }
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx")) && !path.is_dir() {
         let report = onnx_report(path)?;
         return output::print(&if args.json { serde_json::to_string(&report)? + "\n" } else { onnx_table(&report) });
     }
     let report = folder_report(&args.model, &settings::open_folder(&args.model)?)?;
     output::print(&if args.json { serde_json::to_string(&report)? + "\n" } else { folder_table(&report) })
+}
+
+/// Whether `path` names an engine file, by its extension or its first bytes.
+fn is_engine(path: &Path) -> bool {
+    // As the feature `tensorrt` writes them; known without it, too.
+    const MAGIC: &[u8; 8] = b"trtembed";
+    let begins_so = |mut file: File| {
+        let mut first = [0; MAGIC.len()];
+        file.read_exact(&mut first).is_ok() && &first == MAGIC
+    };
+    let named_so = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("engine"));
+    !path.is_dir() && (named_so || File::open(path).is_ok_and(begins_so))
+}
+
+#[cfg(feature = "tensorrt")]
+fn engine(path: &Path, args: &Args) -> Result<()> {
+    engine::run(path, args)
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn engine(path: &Path, _: &Args) -> Result<()> {
+    let (path, how) = (path.display(), super::doctor::HOW_TO_BUILD);
+    anyhow::bail!("{path}: this build lacks the feature `tensorrt`, which reads engine files; {how}")
 }
 
 fn folder_report(name: &str, model: &ModelFolder) -> Result<FolderReport> {
@@ -216,6 +260,17 @@ fn port(value: &onnx::ValueInfoProto) -> Port {
     }
 }
 
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims = self.shape.iter().map(|dim| match dim {
+            Value::String(name) => name.clone(),
+            Value::Null => "?".into(),
+            size => size.to_string(),
+        });
+        write!(f, "{}  {} [{}]", self.name, self.r#type, dims.collect::<Vec<_>>().join(", "))
+    }
+}
+
 fn onnx_table(report: &OnnxReport) -> String {
     let opsets = report
         .opsets
@@ -230,12 +285,7 @@ fn onnx_table(report: &OnnxReport) -> String {
     ];
     for (what, ports) in [("input", &report.inputs), ("output", &report.outputs)] {
         for port in ports {
-            let dims = port.shape.iter().map(|dim| match dim {
-                Value::String(name) => name.clone(),
-                Value::Null => "?".into(),
-                size => size.to_string(),
-            });
-            lines.push((what, format!("{}  {} [{}]", port.name, port.r#type, dims.collect::<Vec<_>>().join(", "))));
+            lines.push((what, port.to_string()));
         }
     }
     lines.push(("parameters", HumanCount(report.parameters).to_string()));

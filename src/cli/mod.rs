@@ -6,6 +6,7 @@ mod build;
 #[cfg(feature = "tensorrt")]
 mod build_progress;
 mod completions;
+mod doctor;
 mod embed;
 mod export;
 mod input;
@@ -19,13 +20,14 @@ mod similarity;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 /// Sentence embeddings from text to unit vector.
 ///
 /// Opens a Hugging Face sentence encoder (a folder, or a hub id such as sentence-transformers/all-mpnet-base-v2),
 /// exports its graph and runs it on the CPU or as a TensorRT engine.
 #[derive(Debug, Parser)]
-#[command(name = "trt-embed", version, long_version = LONG_VERSION, arg_required_else_help = true, after_help = AFTER_HELP)]
+#[command(name = "trt-embed", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = AFTER_HELP)]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -42,35 +44,32 @@ Examples:
 
 Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 130 ended by Ctrl-C.";
 
+/// The features, and whether this binary was built with them.
+const BUILT_IN: [(&str, bool); 5] = [
+    ("cli", true),
+    ("cpu", cfg!(feature = "cpu")),
+    ("hub", cfg!(feature = "hub")),
+    ("tensorrt", cfg!(feature = "tensorrt")),
+    ("nvtx", cfg!(feature = "nvtx")),
+];
+
 /// The version and the features that this binary was built with.
-const LONG_VERSION: &str = version_with_features();
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let features: String = BUILT_IN.iter().filter(|(_, is)| *is).map(|(name, _)| format!(" {name}")).collect();
+    format!("{}\nfeatures:{features}", env!("CARGO_PKG_VERSION"))
+});
 
-const fn version_with_features() -> &'static str {
-    match (cfg!(feature = "cpu"), cfg!(feature = "hub")) {
-        (true, true) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli cpu hub"),
-        (true, false) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli cpu"),
-        (false, true) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli hub"),
-        (false, false) => concat!(env!("CARGO_PKG_VERSION"), "\nfeatures: cli"),
-    }
-}
-
+// The help of each verb is the comment on its `Args`: one here would hide all but its own line.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Turns texts into vectors (JSON Lines or NumPy).
     Embed(embed::Args),
-    /// Ranks texts by their similarity to a query.
     Similarity(similarity::Args),
-    /// Writes a model as ONNX, with its configuration and tokenizer beside it.
     Export(export::Args),
-    /// Builds a TensorRT engine and compares it with the CPU.
     Build(build::Args),
-    /// Describes a model folder or an ONNX file.
     Inspect(inspect::Args),
-    /// Measures latency and throughput.
     Bench(bench::Args),
-    /// Shows where the GPU's time of a call goes.
     Profile(profile::Args),
-    /// Prints the completion script of a shell.
+    Doctor(doctor::Args),
     Completions(completions::Args),
 }
 
@@ -105,6 +104,7 @@ pub fn run() -> ExitCode {
         Verb::Inspect(args) => inspect::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Profile(args) => profile::run(args),
+        Verb::Doctor(args) => doctor::run(args),
         Verb::Completions(args) => completions::run(args, &mut Args::command()),
     };
     match ended {

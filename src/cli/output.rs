@@ -232,6 +232,11 @@ fn fault(name: &str, error: std::io::Error) -> anyhow::Error {
     if error.kind() == ErrorKind::BrokenPipe { ReaderGone.into() } else { anyhow!("cannot write {name}: {error}") }
 }
 
+/// The width that a table may have: the terminal's, none when stdout is no terminal.
+pub fn terminal_width() -> Option<usize> {
+    std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1))
+}
+
 /// Writes `text` to stdout.
 ///
 /// # Errors

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
-use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 
 /// Ranks texts by their similarity to a query.
@@ -114,7 +113,7 @@ pub fn run(args: Args) -> Result<()> {
 
     // `Reverse` sorts the best first.
     let matches: Vec<Match> = best.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();
-    output::print(&if args.json { json(&args.query, done, &matches)? } else { table(&matches, terminal_width()) })
+    output::print(&if args.json { json(&args.query, done, &matches)? } else { table(&matches, output::terminal_width()) })
 }
 
 /// Cosine of two vectors of equal length, 0 when one of them is zero. Sums in f64.
@@ -139,11 +138,6 @@ fn json(query: &str, texts: usize, matches: &[Match]) -> Result<String> {
     }
     let matches = (1..).zip(matches).map(|(rank, found)| Ranked { rank, found }).collect();
     Ok(serde_json::to_string(&Report { query, texts, matches })? + "\n")
-}
-
-/// The width that a table may have: the terminal's, none when stdout is no terminal.
-fn terminal_width() -> Option<usize> {
-    std::io::stdout().is_terminal().then(|| usize::from(console::Term::stdout().size().1))
 }
 
 /// Rank, score, index (from 0) and text; a text that exceeds `width` is cut with an ellipsis.

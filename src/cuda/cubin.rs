@@ -1,6 +1,7 @@
 //! The cubin cache: compiled kernels on disk, named by all that they depend on, checked when read, replaced whole.
 
 use super::error::Result;
+use crate::digest::hex;
 use crate::files::{AtomicFile, user_cache_folder};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -118,10 +119,6 @@ fn store(folder: &Path, path: &Path, cubin: &[u8]) -> crate::Result<()> {
         file.write_all(part).map_err(crate::Error::io("write", path))?;
     }
     file.commit()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -167,6 +167,7 @@ impl Stream {
             return Err(CudaError::Argument { call: "synchronize", reason: "a capture cannot wait".to_owned() });
         }
         count(&SYNCHRONISATIONS);
+        let _range = crate::trace::range("wait");
         self.stream.synchronize().map_err(driver("wait for the stream"))?;
         self.release();
         Ok(())
@@ -206,6 +207,7 @@ impl Stream {
             let reason = "a graph is launched on the stream that captured it, outside a capture".to_owned();
             return Err(CudaError::Argument { call: "launch", reason });
         }
+        let _range = crate::trace::range("launch");
         for host in graph.hosts() {
             self.hold_host(host.clone());
         }

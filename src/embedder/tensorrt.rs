@@ -42,14 +42,15 @@ pub(super) fn open(request: &Request<'_>, folder: &ModelFolder, head: Head) -> R
         }
     };
     let runtime = Runtime::new(&library, &device)?;
-    let encoder = TensorRtEncoder::new(Engine::deserialize(&runtime, &file.plan)?)?;
+    let engine = Engine::deserialize(&runtime, &file.plan)?;
+    let encoder = Arc::new(TensorRtEncoder::new(engine)?);
     file.manifest.check_plan(encoder.engine().profiles(), encoder.io().hidden_size)?;
     drop(file);
     let mut settings = GpuSettings::default();
     if let Some(lanes) = request.lanes {
         settings.lanes = lanes;
     }
-    Ok((GpuBackend::new(Arc::new(encoder), head, folder.config.pad_token_id, &settings)?, path))
+    Ok((GpuBackend::new(encoder, head, folder.config.pad_token_id, &settings)?, path))
 }
 
 /// A build's phases as an embedder's progress.

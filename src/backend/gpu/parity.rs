@@ -103,6 +103,8 @@ pub struct Agreement {
     pub vectors: usize,
     /// Smallest cosine of the finite vectors.
     pub min_cosine: f64,
+    /// The same of each profile; 1 where nothing was compared.
+    pub by_profile: Vec<f64>,
     /// Largest difference of a component of the finite vectors.
     pub max_abs_difference: f64,
     /// Vectors with a NaN or an infinity.
@@ -200,8 +202,9 @@ impl Reference {
     /// # Errors
     /// The executor's; [`Error::Setting`] where no profile holds even the shortest text.
     pub fn compare(&self, executor: &dyn ByProfile) -> Result<Agreement> {
-        let mut tally = Tally::new(self.rows.len());
-        for (profile, (min, max)) in executor.profiles().into_iter().enumerate() {
+        let profiles = executor.profiles();
+        let mut tally = Tally::new(self.rows.len(), profiles.len());
+        for (profile, (min, max)) in profiles.into_iter().enumerate() {
             let [most, longest] = max;
             let mut fitting: Vec<usize> = (0..self.rows.len()).filter(|&row| self.rows[row].len() <= longest).collect();
             if fitting.is_empty() {
@@ -272,13 +275,22 @@ struct Tally {
     not_finite: usize,
     max_abs_difference: f64,
     lowest: Option<(f64, Place)>,
+    by_profile: Vec<f64>,
     first_not_finite: Option<Place>,
 }
 
 impl Tally {
-    fn new(rows: usize) -> Self {
+    fn new(rows: usize, profiles: usize) -> Self {
         let compared = vec![false; rows];
-        Self { compared, vectors: 0, not_finite: 0, max_abs_difference: 0.0, lowest: None, first_not_finite: None }
+        Self {
+            compared,
+            by_profile: vec![1.0; profiles],
+            vectors: 0,
+            not_finite: 0,
+            max_abs_difference: 0.0,
+            lowest: None,
+            first_not_finite: None,
+        }
     }
 
     fn add(&mut self, row: usize, place: Place, found: &[f32], expected: &[f32]) {
@@ -292,6 +304,9 @@ impl Tally {
         let difference = found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, f64::max);
         self.max_abs_difference = self.max_abs_difference.max(difference);
         let cosine = cosine(found, expected);
+        if let Some(lowest) = self.by_profile.get_mut(place.profile) {
+            *lowest = lowest.min(cosine);
+        }
         if self.lowest.is_none_or(|(lowest, _)| cosine < lowest) {
             self.lowest = Some((cosine, place));
         }
@@ -305,6 +320,7 @@ impl Tally {
             texts: self.compared.iter().filter(|&&compared| compared).count(),
             vectors: self.vectors,
             min_cosine: self.lowest.map_or(0.0, |(cosine, _)| cosine),
+            by_profile: self.by_profile,
             max_abs_difference: self.max_abs_difference,
             not_finite: self.not_finite,
             worst,

@@ -49,6 +49,9 @@ pub struct BuildSettings {
     pub optimization_level: Option<u8>,
     /// Most streams besides the caller's.
     pub auxiliary_streams: Option<u8>,
+    /// Layers of an fp16 engine that compute in fp32: those whose name contains one of these. For TensorRT 8.6; from 10 on the types of
+    /// the graph decide.
+    pub fp32_layers: Vec<String>,
     /// What the inspector can tell later.
     pub layer_details: LayerDetails,
     /// [`Plan::timing_cache`] of an earlier build; empty, or of another GPU or version, it is started anew.
@@ -141,6 +144,10 @@ pub fn build_plan(
     if settings.profiles.is_empty() {
         return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
     }
+    if library.version().major > 8 && !settings.fp32_layers.is_empty() {
+        let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
+        return Err(Error::Setting { setting: "--fp32-layers", reason });
+    }
     let request = bridge::BuildRequest {
         onnx,
         onnx_path: settings.onnx_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -157,6 +164,7 @@ pub fn build_plan(
         optimization_level: settings.optimization_level.map_or(-1, i32::from),
         auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
         detailed_layers: settings.layer_details == LayerDetails::Full,
+        fp32_layers: settings.fp32_layers.clone(),
         timing_cache: &settings.timing_cache,
     };
     device.bind()?;

@@ -49,6 +49,7 @@ impl CacheKey {
             profiles: &'a [super::Profile],
             workspace_bytes: Option<usize>,
             optimization_level: Option<u8>,
+            fp32_layers: &'a [String],
             auxiliary_streams: Option<u8>,
             full_layer_details: bool,
         }
@@ -63,6 +64,7 @@ impl CacheKey {
             profiles: &settings.profiles,
             workspace_bytes: settings.workspace_bytes,
             optimization_level: settings.optimization_level,
+            fp32_layers: &settings.fp32_layers,
             auxiliary_streams: settings.auxiliary_streams,
             full_layer_details: settings.layer_details == super::LayerDetails::Full,
         };
@@ -288,6 +290,7 @@ mod tests {
             with(|settings| settings.profiles = vec!["1x17".parse().unwrap()]),
             with(|settings| settings.workspace_bytes = Some(1 << 30)),
             with(|settings| settings.optimization_level = Some(5)),
+            with(|settings| settings.fp32_layers = vec!["LayerNorm".into()]),
             with(|settings| settings.auxiliary_streams = Some(0)),
             with(|settings| settings.layer_details = super::super::LayerDetails::Names),
             CacheKey::new(&Machine { gpu: "NVIDIA L4".into(), ..machine.clone() }, &model, &settings()).unwrap(),

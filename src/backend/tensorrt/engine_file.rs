@@ -71,14 +71,16 @@ impl EngineFile {
         file.commit()
     }
 
-    /// Reads the manifest alone. Its hash is not checked: that needs the plan.
+    /// Reads the manifest alone. The hash is not checked, which needs the plan, but the file's length is.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Io`], [`Error::EngineFile`].
     pub fn read_manifest(path: &Path) -> Result<Manifest> {
         let mut reader = Reader::open(path)?;
         let header = reader.header()?;
-        Ok(reader.manifest(&header)?.0)
+        let (manifest, _) = reader.manifest(&header)?;
+        reader.check_length(&header)?;
+        Ok(manifest)
     }
 
     /// Reads the file. `check` sees the manifest before the plan is read.
@@ -90,16 +92,7 @@ impl EngineFile {
         let header = reader.header()?;
         let (manifest, json) = reader.manifest(&header)?;
         check(&manifest)?;
-
-        let expected = (HEADER_BYTES as u64 + json.len() as u64).checked_add(header.plan_bytes);
-        if expected != Some(reader.file_bytes) {
-            return Err(reader.damaged(format!(
-                "it has {} bytes, its header says {HEADER_BYTES} + {} + {}",
-                reader.file_bytes,
-                json.len(),
-                header.plan_bytes
-            )));
-        }
+        reader.check_length(&header)?;
         let mut plan = Vec::new();
         // The file's own length bounds the allocation.
         plan.reserve_exact(usize::try_from(header.plan_bytes).unwrap_or(0));
@@ -168,6 +161,15 @@ impl<'a> Reader<'a> {
         self.fill(&mut json, "manifest")?;
         let manifest = serde_json::from_slice(&json).map_err(|error| self.damaged(format!("its manifest: {error}")))?;
         Ok((manifest, json))
+    }
+
+    fn check_length(&self, header: &Header) -> Result<()> {
+        let Header { manifest_bytes, plan_bytes, .. } = *header;
+        if (HEADER_BYTES as u64 + manifest_bytes as u64).checked_add(plan_bytes) == Some(self.file_bytes) {
+            return Ok(());
+        }
+        let found = self.file_bytes;
+        Err(self.damaged(format!("it has {found} bytes, its header says {HEADER_BYTES} + {manifest_bytes} + {plan_bytes}")))
     }
 }
 

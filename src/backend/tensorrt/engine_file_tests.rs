@@ -36,6 +36,7 @@ fn every_truncation_and_every_changed_byte_is_an_error() {
         fs::write(&path, &whole[..length]).unwrap();
         let error = EngineFile::read(&path, anything).unwrap_err();
         assert!(matches!(error, Error::EngineFile { .. }), "{length} bytes: {error}");
+        assert_eq!(EngineFile::read_manifest(&path).unwrap_err().to_string(), error.to_string());
     }
     for place in 0..whole.len() {
         let mut bytes = whole.clone();

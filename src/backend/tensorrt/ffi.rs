@@ -30,8 +30,9 @@ impl BuildWatch<'_> {
 fn level(severity: bridge::Severity) -> log::Level {
     match severity {
         bridge::Severity::Error => log::Level::Error,
-        bridge::Severity::Warning => log::Level::Warn,
-        // TensorRT's information is a page for every load.
+        // What it warns of when it builds (int64 indices, weights that fp16 rounds) is no fault, and the parity gate sees what matters.
+        bridge::Severity::Warning => log::Level::Info,
+        // Its information is a page for every load.
         bridge::Severity::Information => log::Level::Debug,
         _ => log::Level::Trace,
     }
@@ -107,6 +108,8 @@ pub(super) mod bridge {
         /// Below 0: TensorRT's default.
         auxiliary_streams: i32,
         detailed_layers: bool,
+        /// Layers whose name contains one of these compute in fp32.
+        fp32_layers: Vec<String>,
         timing_cache: &'a [u8],
     }
 

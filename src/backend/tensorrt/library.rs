@@ -43,7 +43,7 @@ pub struct Library {
     version: Version,
     path: PathBuf,
     search: SearchPath,
-    /// Loaded by the first build. The lock also keeps builds apart: two at once would spoil each other's timing of tactics.
+    /// Loaded by the first build.
     parser: Mutex<Option<UniquePtr<bridge::ParserLibrary>>>,
 }
 
@@ -193,8 +193,10 @@ impl Library {
         &self.handle
     }
 
-    /// Runs `work` with the parser's library while no other build runs.
+    /// Runs `work` with the parser's library while no other build runs in this process.
     pub(super) fn with_parser<T>(&self, work: impl FnOnce(&bridge::ParserLibrary) -> T) -> Result<T> {
+        static ONE_BUILD: Mutex<()> = Mutex::new(());
+        let _one = ONE_BUILD.lock().unwrap_or_else(PoisonError::into_inner);
         // A panic in a build's progress leaves the library whole.
         let mut parser = self.parser.lock().unwrap_or_else(PoisonError::into_inner);
         let opened = match parser.take() {

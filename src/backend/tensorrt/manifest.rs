@@ -79,6 +79,9 @@ pub struct Build {
     pub workspace_bytes: Option<usize>,
     /// TensorRT's optimisation level, if set.
     pub optimization_level: Option<u8>,
+    /// Layers that compute in fp32, by parts of their names.
+    #[serde(default)]
+    pub fp32_layers: Vec<String>,
 }
 
 /// The first part of an engine file.
@@ -197,6 +200,7 @@ pub(super) mod tests {
                 seconds: 45,
                 workspace_bytes: None,
                 optimization_level: Some(3),
+                fp32_layers: Vec::new(),
             },
             fidelity: Some(Fidelity {
                 texts: 60,

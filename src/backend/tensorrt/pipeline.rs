@@ -226,6 +226,7 @@ impl<'a> Job<'a> {
             seconds,
             workspace_bytes: self.settings.workspace_bytes,
             optimization_level: self.settings.optimization_level,
+            fp32_layers: self.settings.fp32_layers.clone(),
         }
     }
 }
@@ -237,6 +238,9 @@ fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result
         shape: format!("number {}", place.profile),
         profiles: format!("{} profiles", settings.profiles.len()),
     })?;
+    for (profile, cosine) in settings.profiles.iter().zip(&agreement.by_profile) {
+        log::info!("profile {profile}: the smallest cosine to the CPU is {cosine:.8}");
+    }
     if !agreement.reaches(bar) {
         return Err(Error::Fidelity {
             measured: agreement.verdict(),
@@ -291,7 +295,15 @@ mod tests {
 
     fn agreement(min_cosine: f64, not_finite: usize) -> Agreement {
         let worst = Place { profile: 1, tokens: 23 };
-        Agreement { texts: 60, vectors: 300, min_cosine, max_abs_difference: 2e-3, not_finite, worst }
+        Agreement {
+            texts: 60,
+            vectors: 300,
+            by_profile: vec![min_cosine],
+            min_cosine,
+            max_abs_difference: 2e-3,
+            not_finite,
+            worst,
+        }
     }
 
     fn settings(arithmetic: Arithmetic) -> BuildSettings {

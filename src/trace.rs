@@ -1,0 +1,39 @@
+//! Names the stages of a call in Nsight's timelines (NVTX ranges), with the feature `nvtx`; without it, nothing.
+
+use std::marker::PhantomData;
+
+/// A range on this thread, from its creation to its drop; ranges within it show as a stack. Not `Send`: a range ends on the thread
+/// that it began on.
+#[must_use = "the range ends when this is dropped"]
+pub(crate) struct Range(PhantomData<*const ()>);
+
+/// Begins a range called `name`, which has no zero byte. Costs some 100 ns and an allocation, with the feature alone.
+#[cfg(feature = "nvtx")]
+pub(crate) fn range(name: &'static str) -> Range {
+    nvtx::range_push!("{name}");
+    Range(PhantomData)
+}
+
+/// Does nothing in this build.
+#[cfg(not(feature = "nvtx"))]
+#[inline(always)]
+pub(crate) fn range(_name: &'static str) -> Range {
+    Range(PhantomData)
+}
+
+#[cfg(feature = "nvtx")]
+impl Drop for Range {
+    fn drop(&mut self) {
+        nvtx::range_pop!();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_range_takes_no_room_and_nests() {
+        let outer = super::range("outer");
+        let inner = super::range("inner");
+        assert_eq!(size_of_val(&outer) + size_of_val(&inner), 0);
+    }
+}
