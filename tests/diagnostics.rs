@@ -12,19 +12,28 @@ struct Run {
     stderr: String,
 }
 
-/// Runs the command in `folder`, away from the caller's settings and GPUs: the driver, where there is one, shows none.
-fn run(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Run {
+/// The command in `folder`, away from the caller's settings.
+fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
     command.current_dir(folder).args(args);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_") || name == "RUST_LOG") {
         command.env_remove(name);
     }
-    let out = command.env("CUDA_VISIBLE_DEVICES", "-1").envs(env.iter().copied()).output().unwrap();
+    command
+}
+
+fn finish(command: &mut Command) -> Run {
+    let out = command.output().unwrap();
     Run {
         status: out.status.code().expect("ended by a signal"),
         stdout: String::from_utf8(out.stdout).unwrap(),
         stderr: String::from_utf8(out.stderr).unwrap(),
     }
+}
+
+/// Runs the command where the driver, if there is one, shows no GPU.
+fn run(folder: &Path, args: &[&str], env: &[(&str, &str)]) -> Run {
+    finish(command(folder, args).env("CUDA_VISIBLE_DEVICES", "-1").envs(env.iter().copied()))
 }
 
 fn folder() -> TempDir {
@@ -79,7 +88,10 @@ mod with_tensorrt {
     use super::*;
     use serde_json::json;
     use std::fs;
-    use trt_embed::backend::tensorrt::{EngineFile, Manifest, header_version};
+    use trt_embed::backend::tensorrt::{
+        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, build_plan, header_version,
+    };
+    use trt_embed::cuda::Device;
 
     fn manifest() -> Manifest {
         serde_json::from_value(json!({
@@ -202,6 +214,61 @@ mod with_tensorrt {
         }
         let absent = run(place.path(), &["inspect", "absent.engine"], &[]);
         assert!(absent.status == 1 && absent.stderr.contains("absent.engine"), "{}", absent.stderr);
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU and TensorRT"]
+    fn a_whole_machine_and_its_engine() {
+        let place = folder();
+        let done = finish(&mut command(place.path(), &["doctor"]));
+        assert_eq!(done.status, 0, "{}{}", done.stdout, done.stderr);
+        assert!(done.stdout.ends_with("`--backend tensorrt` works here.\n"), "{}", done.stdout);
+
+        // A tiny graph, built for the profiles that the manifest names.
+        let device = Device::open(0).unwrap();
+        let library = Library::load().unwrap();
+        let mut manifest = manifest();
+        let mut settings = BuildSettings::default();
+        settings.arithmetic = Arithmetic::Fp32;
+        settings.profiles = manifest.profiles.clone();
+        let onnx = include_bytes!("fixtures/tensorrt/tiny.onnx");
+        let plan = build_plan(&library, &device, onnx, &settings, &NoProgress).unwrap().bytes;
+        let about = device.properties();
+        manifest.machine.tensorrt = library.version().to_string();
+        manifest.machine.compute_capability = format!("{}.{}", about.compute_capability.0, about.compute_capability.1);
+        manifest.machine.gpu = about.name.clone();
+        EngineFile::write(&place.path().join("tiny.engine"), &manifest, &plan).unwrap();
+
+        let done = finish(&mut command(place.path(), &["inspect", "tiny.engine", "--json"]));
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        let engine = &serde_json::from_str::<Value>(&done.stdout).unwrap()["engine"];
+        assert_eq!(engine["inputs"][0], json!({"name": "input_ids", "type": "int32", "shape": [null, null]}));
+        assert_eq!(engine["outputs"][0]["name"], "last_hidden_state");
+        assert_eq!(engine["profiles"][0]["ranges"][0]["max"], json!([8, 512]));
+        assert_eq!(engine["profiles"][1]["ranges"][0]["min"], json!([1, 16]));
+        let layers = engine["layers"].as_array().unwrap();
+        assert!(!layers.is_empty());
+        for layer in layers {
+            assert!(layer["profile"].as_u64().unwrap() < 2, "{layer}");
+            assert!(!layer["name"].as_str().unwrap().contains("[profile"), "{layer}");
+        }
+        for profile in 0..2 {
+            let mut written =
+                layers.iter().filter(|layer| layer["profile"] == profile).flat_map(|layer| layer["outputs"].as_array());
+            assert!(written.any(|tensors| tensors.iter().any(|tensor| tensor["element"] == "float32")), "{layers:#?}");
+        }
+
+        let short = finish(&mut command(place.path(), &["inspect", "tiny.engine"])).stdout;
+        let long = finish(&mut command(place.path(), &["inspect", "tiny.engine", "--layers"])).stdout;
+        assert!(short.contains("input_ids  int32 [?, ?]") && short.contains("1: input_ids 1x16, "), "{short}");
+        assert!(long.starts_with(&short) && long.lines().count() == short.lines().count() + 2 + layers.len(), "{long}");
+
+        // An engine of another GPU is not loaded.
+        manifest.machine.gpu = "another GPU".into();
+        EngineFile::write(&place.path().join("other.engine"), &manifest, &plan).unwrap();
+        let done = finish(&mut command(place.path(), &["inspect", "other.engine"]));
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        assert!(done.stderr.contains("the engine does not fit: the GPU is another GPU"), "{}", done.stderr);
     }
 }
 
