@@ -84,7 +84,10 @@ def main() -> None:
     arguments.add_argument("--min-cosine", type=float, default=0.9999, metavar="C", help="the bar (default: %(default)s)")
     arguments.add_argument("--json", action="store_true", help="prints one JSON object instead of the table")
     arguments = arguments.parse_args()
-    stored = json.loads((arguments.references or arguments.model / "references.json").read_text(encoding="utf-8"))
+    file = arguments.references or arguments.model / "references.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing; make it with scripts/gpu_references.py")
+    stored = json.loads(file.read_text(encoding="utf-8"))
     references, tokens = np.array(stored["vectors"], dtype=np.float64), np.array(stored["tokens"])
     ours, counted = embed(arguments, stored["texts"])
     if ours.shape != references.shape:

@@ -19,7 +19,7 @@ that planning is not counted. Build trt-embed's engine with the same buckets.
 First of all every program's vectors of the same texts are compared with transformers' in fp32 (TF32 off): below --min-cosine
 nothing is measured. Measurements stop at --time-limit; what they leave out is named.
 
-Try it without a GPU: --device cpu --backend cpu --compile-mode none --shapes 1x16 --buckets 4x64 2x256 --mixed 16 --iterations 5
+Try it without a GPU: --device cpu --backend cpu --compile-mode none --shapes 1x16 --buckets 4x64 2x512 --mixed 16 --iterations 5
 """
 
 import argparse
@@ -53,7 +53,6 @@ CHECKED_TEXTS = 64
 WARM_UP = 20
 GPU_CALLS = 500
 ROUNDS = 5  # of the throughput: the median counts
-
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
