@@ -159,9 +159,10 @@ void add_profiles(nvinfer1::IBuilder &builder, nvinfer1::IBuilderConfig &config,
     }
 }
 
-/// Attaches the given cache, or an empty one where TensorRT refuses it (another version or GPU).
+/// Attaches the given cache, or an empty one where TensorRT refuses it: one of another version or GPU, and with 8.6 often its own.
 std::unique_ptr<nvinfer1::ITimingCache> attach_timing_cache(nvinfer1::IBuilderConfig &config,
                                                             rust::Slice<std::uint8_t const> bytes) {
+    Expected const refusal;
     for (std::size_t const size : {bytes.size(), std::size_t{0}}) {
         std::unique_ptr<nvinfer1::ITimingCache> cache(config.createTimingCache(size == 0 ? nullptr : bytes.data(), size));
         if (cache != nullptr && config.setTimingCache(*cache, false)) {

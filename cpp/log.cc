@@ -54,12 +54,25 @@ void Capture::append(bool is_error, char const *message) {
     }
 }
 
+thread_local bool Expected::on_thread = false;
+
+Expected::Expected() {
+    on_thread = true;
+}
+
+Expected::~Expected() {
+    on_thread = false;
+}
+
 namespace {
 
 class Logger final : public nvinfer1::ILogger {
 public:
     void log(Severity severity, nvinfer1::AsciiChar const *message) noexcept override {
         try {
+            if (Expected::on_thread) {
+                severity = Severity::kVERBOSE;
+            }
             bool const is_error = severity == Severity::kERROR || severity == Severity::kINTERNAL_ERROR;
             if (is_error || severity == Severity::kWARNING) {
                 Capture::add(is_error, message);

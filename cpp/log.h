@@ -47,6 +47,17 @@ private:
     std::string warnings_;
 };
 
+/// While a value of this type lives, errors that TensorRT logs on its thread are no faults: neither captured nor logged as errors.
+class Expected {
+public:
+    Expected();
+    ~Expected();
+    Expected(Expected const &) = delete;
+    Expected &operator=(Expected const &) = delete;
+
+    static thread_local bool on_thread;
+};
+
 /// TensorRT keeps the first logger it is given for the life of the process, so there is one and it is never destroyed.
 nvinfer1::ILogger &logger();
 

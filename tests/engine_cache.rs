@@ -38,6 +38,7 @@ fn manifest() -> Manifest {
         },
         arithmetic: Arithmetic::Fp16,
         profiles: vec!["1x16".parse().unwrap()],
+        plan_bytes: Vec::new(),
         build: Build {
             by: "a test".into(),
             cuda_driver: "13.0".into(),

@@ -48,7 +48,7 @@ fn an_engine_of_another_machine_or_model_is_refused_by_the_field() {
         (|manifest| manifest.model.graph = "0".repeat(64), "the hash of the graph"),
         (|manifest| manifest.model.tokenizer = "0".repeat(64), "the hash of the tokenizer"),
         (|manifest| manifest.model.hidden_size = 768, "the hidden size"),
-        (|manifest| manifest.profiles.truncate(1), "the plan's list of profiles"),
+        (|manifest| manifest.profiles[0] = "1x8".parse().unwrap(), "the plan's list of profiles"),
     ];
     for (change, name) in changes {
         let mut manifest = file.manifest.clone();
@@ -80,7 +80,9 @@ fn damaged_and_foreign_files_are_refused() {
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     // A plan that TensorRT itself refuses, in a file that is whole.
     let file = EngineFile::read(&path, |_| Ok(())).unwrap();
-    EngineFile::write(&other, &file.manifest, &file.plan[..file.plan.len() / 2]).unwrap();
+    let mut manifest = file.manifest.clone();
+    manifest.plan_bytes = Vec::new();
+    EngineFile::write(&other, &manifest, &file.plan[..file.plan.len() / 4]).unwrap();
     let error = builder(&other).build().unwrap_err();
     assert!(matches!(error, Error::TensorRt { action: "load the engine", .. }), "{error}");
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // this build only says what it lacks
 #[command(after_help = "\
 Shapes are written BATCHxLENGTH. A bucket serves one shape, fastest; a profile serves all shapes from MIN to MAX and is tuned for OPT.
-Without either: buckets 1x32, 1x128, 64x32 and 32x128, and a profile up to 16 of the longest texts.
+Without either: buckets for one text and for many, of 32, 128 and the most tokens that the model takes.
 
 Examples:
   trt-embed build -m sentence-transformers/all-mpnet-base-v2 -o mpnet.engine

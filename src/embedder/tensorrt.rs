@@ -2,9 +2,9 @@
 
 use super::Progress;
 use crate::Result;
-use crate::backend::gpu::{GpuBackend, GpuEncoder, GpuSettings};
+use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::backend::tensorrt::{
-    BuildProgress, BuildSettings, Cache, Engine, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, load_engine,
+    BuildProgress, BuildSettings, Cache, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, load_engine,
 };
 use crate::cuda::Device;
 use crate::model::ModelFolder;
@@ -42,9 +42,7 @@ pub(super) fn open(request: &Request<'_>, folder: &ModelFolder, head: Head) -> R
         }
     };
     let runtime = Runtime::new(&library, &device)?;
-    let engine = Engine::deserialize(&runtime, &file.plan)?;
-    let encoder = Arc::new(TensorRtEncoder::new(engine)?);
-    file.manifest.check_plan(encoder.engine().profiles(), encoder.io().hidden_size)?;
+    let encoder = Arc::new(TensorRtEncoder::load(&runtime, &file)?);
     drop(file);
     let mut settings = GpuSettings::default();
     if let Some(lanes) = request.lanes {

@@ -1,6 +1,7 @@
 //! A TensorRT engine as an encoder that lanes run: which of its tensors is what, and a context for each profile of each lane.
 
-use super::engine::{Context, Direction, Element, Engine, IoTensor};
+use super::engine::{Context, Direction, Element, Engine, IoTensor, Runtime};
+use super::engine_file::EngineFile;
 use crate::backend::gpu::{
     EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, Rectangle,
     ShapeRange,
@@ -12,16 +13,19 @@ use std::sync::Arc;
 /// Names of the hidden states, in the order they are looked for: ours and transformers', then sentence-transformers'.
 const HIDDEN_NAMES: [&str; 2] = ["last_hidden_state", "token_embeddings"];
 
-/// An engine whose inputs are token ids (with mask and token types) and whose output is hidden states.
+/// Engines of one graph whose inputs are token ids (with mask and token types) and whose output is hidden states: one engine for all
+/// profiles, or one for each.
 pub struct TensorRtEncoder {
-    engine: Arc<Engine>,
+    engines: Vec<Arc<Engine>>,
     io: EncoderIo,
     tensors: Tensors,
     profiles: Vec<ShapeRange>,
+    /// Of each profile: which engine serves it, and the profile's place there.
+    places: Vec<(usize, usize)>,
 }
 
-/// Places of the tensors in the engine.
-#[derive(Debug, Clone)]
+/// Places of the tensors in each engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Tensors {
     ids: usize,
     mask: Option<usize>,
@@ -37,6 +41,36 @@ struct Session {
 }
 
 impl TensorRtEncoder {
+    /// Loads the plans of an engine file, and checks that they are what its manifest says.
+    ///
+    /// # Errors
+    /// See [`Engine::deserialize`], [`TensorRtEncoder::new`] and [`Manifest::check_plan`](super::Manifest::check_plan).
+    pub fn load(runtime: &Arc<Runtime>, file: &EngineFile) -> Result<Self> {
+        let plans = file.manifest.split(&file.plan)?;
+        let engines = plans.into_iter().map(|plan| Engine::deserialize(runtime, plan)).collect::<Result<Vec<_>>>()?;
+        let encoder = Self::join(engines)?;
+        let profiles = encoder.engines.iter().flat_map(|engine| engine.profiles());
+        file.manifest.check_plan(profiles, encoder.io.hidden_size)?;
+        Ok(encoder)
+    }
+
+    /// One encoder of engines that were built from the same graph, profiles in their order.
+    fn join(engines: Vec<Arc<Engine>>) -> Result<Self> {
+        let mut parts = engines.into_iter().map(Self::new);
+        let mut whole = parts.next().unwrap_or_else(|| Err(unfit("it holds no plan".into())))?;
+        for part in parts {
+            let part = part?;
+            if part.io != whole.io || part.tensors != whole.tensors {
+                return Err(unfit("its plans have different inputs and outputs".into()));
+            }
+            let number = whole.engines.len();
+            whole.places.extend(part.places.iter().map(|&(_, profile)| (number, profile)));
+            whole.profiles.extend(part.profiles);
+            whole.engines.extend(part.engines);
+        }
+        Ok(whole)
+    }
+
     /// Finds the tensors of `engine`: inputs `input_ids`, `attention_mask` and `token_type_ids` (the last two may be missing), int32 or
     /// int64 `[batch, seq]`; an output `last_hidden_state` or `token_embeddings`, fp16 or fp32 `[batch, seq, hidden]`.
     ///
@@ -92,12 +126,13 @@ impl TensorRtEncoder {
                 Ok(ShapeRange { min: rectangle(&range.min)?, max: rectangle(&range.max)? })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { engine, io, tensors, profiles })
+        let places = (0..profiles.len()).map(|profile| (0, profile)).collect();
+        Ok(Self { engines: vec![engine], io, tensors, profiles, places })
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+    /// The engines.
+    pub fn engines(&self) -> &[Arc<Engine>] {
+        &self.engines
     }
 }
 
@@ -107,7 +142,7 @@ impl GpuEncoder for TensorRtEncoder {
     }
 
     fn device(&self) -> &Device {
-        self.engine.runtime().device()
+        self.engines[0].runtime().device() // never empty
     }
 
     fn io(&self) -> EncoderIo {
@@ -119,11 +154,13 @@ impl GpuEncoder for TensorRtEncoder {
     }
 
     fn scratch_bytes(&self) -> Result<usize> {
-        (0..self.profiles.len()).map(|profile| self.engine.scratch_bytes(profile)).try_fold(0, |most, bytes| Ok(most.max(bytes?)))
+        let bytes = self.places.iter().map(|&(engine, profile)| self.engines[engine].scratch_bytes(profile));
+        bytes.into_iter().try_fold(0, |most, bytes| Ok(most.max(bytes?)))
     }
 
     fn session(&self, profile: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
-        let mut context = self.engine.create_context(profile, stream, Some(memory.scratch.clone()))?;
+        let place = self.places.get(profile).ok_or_else(|| unfit(format!("it has no profile number {profile}")))?;
+        let mut context = self.engines[place.0].create_context(place.1, stream, Some(memory.scratch.clone()))?;
         let Tensors { ids, mask, token_types, hidden, others } = &self.tensors;
         set_integers(&mut context, *ids, &memory.ids)?;
         for (tensor, buffer) in [(mask, &memory.mask), (token_types, &memory.token_types)] {

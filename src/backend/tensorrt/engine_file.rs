@@ -9,7 +9,7 @@
 //! | 12..16 | length of the manifest |
 //! | 16..24 | length of the plan |
 //! | 24..56 | SHA-256 of manifest and plan |
-//! | 56.. | manifest (JSON), plan |
+//! | 56.. | manifest (JSON), plans |
 
 use super::manifest::Manifest;
 use crate::files::AtomicFile;
@@ -30,7 +30,7 @@ const MAX_MANIFEST_BYTES: u32 = 1 << 20;
 pub struct EngineFile {
     /// What the plan is.
     pub manifest: Manifest,
-    /// TensorRT's bytes.
+    /// TensorRT's bytes: all plans, one after the other ([`Manifest::split`]).
     pub plan: Vec<u8>,
 }
 

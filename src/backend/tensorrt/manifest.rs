@@ -93,8 +93,11 @@ pub struct Manifest {
     pub model: Model,
     /// In which arithmetic.
     pub arithmetic: Arithmetic,
-    /// For which shapes, in the plan's order.
+    /// For which shapes, in the plans' order.
     pub profiles: Vec<Profile>,
+    /// Bytes of each plan: one for all profiles (as where this is empty), or one for each.
+    #[serde(default)]
+    pub plan_bytes: Vec<u64>,
     /// How it was made.
     pub build: Build,
     /// How good it is, where that was measured.
@@ -141,14 +144,14 @@ impl Manifest {
     }
 
     /// Checks that the plan has the profiles and the hidden size that this manifest says. `profiles` are those of
-    /// [`Engine::profiles`](super::Engine::profiles).
+    /// [`Engine::profiles`](super::Engine::profiles), one plan's after the other's.
     ///
     /// # Errors
     /// [`Error::EngineMismatch`] for the first field that differs.
-    pub fn check_plan(&self, profiles: &[Vec<ProfileRange>], hidden_size: usize) -> Result<()> {
+    pub fn check_plan<'a>(&self, profiles: impl IntoIterator<Item = &'a Vec<ProfileRange>>, hidden_size: usize) -> Result<()> {
         let written = |shape: &[i64]| shape.iter().map(i64::to_string).collect::<Vec<_>>().join("x");
         let found: Vec<String> = profiles
-            .iter()
+            .into_iter()
             .map(|inputs| match inputs.first() {
                 Some(range) if range.min == range.max => written(&range.max),
                 Some(range) => [&range.min, &range.opt, &range.max].map(|shape| written(shape)).join(":"),
@@ -157,6 +160,30 @@ impl Manifest {
             .collect();
         mismatch("the plan's list of profiles", list(&self.profiles), found.join(", "))?;
         mismatch("the plan's hidden size", self.model.hidden_size, hidden_size)
+    }
+
+    /// Cuts `plan`, all plans one after the other, into each.
+    ///
+    /// # Errors
+    /// [`Error::EngineMismatch`] where the lengths do not add up, or there is neither one plan nor one for each profile.
+    pub fn split<'a>(&self, plan: &'a [u8]) -> Result<Vec<&'a [u8]>> {
+        if self.plan_bytes.is_empty() {
+            return Ok(vec![plan]);
+        }
+        if self.plan_bytes.len() > 1 {
+            mismatch("the number of plans", self.profiles.len(), self.plan_bytes.len())?;
+        }
+        let mut rest = plan;
+        let mut plans = Vec::with_capacity(self.plan_bytes.len());
+        for &bytes in &self.plan_bytes {
+            let cut = usize::try_from(bytes).ok().and_then(|bytes| rest.split_at_checked(bytes));
+            let Some((first, after)) = cut else { break };
+            plans.push(first);
+            rest = after;
+        }
+        let said = self.plan_bytes.iter().fold(0_u64, |sum, &bytes| sum.saturating_add(bytes));
+        mismatch("the length of the plans", said, plan.len())?;
+        Ok(plans)
     }
 
     /// Checks that the measured fidelity reaches `min_cosine`.
@@ -194,6 +221,7 @@ pub(super) mod tests {
             },
             arithmetic: Arithmetic::Fp16,
             profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
+            plan_bytes: Vec::new(),
             build: Build {
                 by: "trt-embed 0.1.0".into(),
                 cuda_driver: "13.0".into(),
@@ -265,6 +293,21 @@ pub(super) mod tests {
         profiles[0][0].max[1] = 256;
         let error = manifest().check_plan(&profiles, 384).unwrap_err().to_string();
         assert!(error.contains("1x1:1x128:8x256, 1x16, expected 1x1:1x128:8x512, 1x16"), "{error}");
+    }
+
+    #[test]
+    fn plans_are_cut_as_the_manifest_says_or_refused() {
+        let mut manifest = manifest();
+        let plan = [1_u8, 2, 3, 4, 5];
+        assert_eq!(manifest.split(&plan).unwrap(), [&plan]);
+        manifest.plan_bytes = vec![5];
+        assert_eq!(manifest.split(&plan).unwrap(), [&plan]);
+        manifest.plan_bytes = vec![2, 3];
+        assert_eq!(manifest.split(&plan).unwrap(), [&plan[..2], &plan[2..]]);
+        for wrong in [vec![2, 2], vec![2, 4], vec![6], vec![1, 1, 3], vec![u64::MAX, 6], vec![u64::MAX, u64::MAX]] {
+            manifest.plan_bytes = wrong;
+            assert!(matches!(manifest.split(&plan), Err(Error::EngineMismatch { .. })), "{:?}", manifest.plan_bytes);
+        }
     }
 
     #[test]

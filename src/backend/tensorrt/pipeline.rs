@@ -5,7 +5,7 @@ use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
 use super::manifest::{Build, Fidelity, Machine, Manifest, Model};
-use super::profile::default_profiles;
+use super::profile::{Profile, default_profiles};
 use super::proof;
 use super::source::{GraphSource, machine};
 use crate::backend::gpu::parity::Agreement;
@@ -184,38 +184,56 @@ impl<'a> Job<'a> {
             }
             None => None,
         };
-        let (plan, seconds) = self.build_plan()?;
-        let mut manifest = Manifest {
+        let start = Instant::now();
+        let plans = self.build_plans()?;
+        let seconds = start.elapsed().as_secs_f64().round() as u64;
+        let manifest = Manifest {
             machine: self.machine.clone(),
             model: self.model.clone(),
             arithmetic: self.settings.arithmetic,
             profiles: self.settings.profiles.clone(),
+            plan_bytes: plans.iter().map(|plan| plan.len() as u64).collect(),
             build: self.provenance(seconds),
             fidelity: None,
         };
+        let mut file = EngineFile { manifest, plan: plans.concat() };
+        drop(plans);
         if let (Some(bar), Some(reference)) = (self.bar, reference) {
-            manifest.fidelity = Some(phase(progress, "comparing the engine with the CPU", || {
-                let agreement = proof::compare(self.library, self.device, self.folder, &manifest, &plan, &reference)?;
+            file.manifest.fidelity = Some(phase(progress, "comparing the engine with the CPU", || {
+                let agreement = proof::compare(self.library, self.device, self.folder, &file, &reference)?;
                 fidelity(&agreement, bar, &self.settings)
             })?);
         }
-        Ok(EngineFile { manifest, plan })
+        Ok(file)
     }
 
-    /// The plan, and the seconds that building it took.
-    fn build_plan(&self) -> Result<(Vec<u8>, u64)> {
-        let progress = self.progress;
-        let graph = phase(progress, "exporting the graph", || self.source.serialise())?;
+    /// One plan for all profiles; with TensorRT 8 one for each, because plans of several profiles may fail to load there (Myelin's
+    /// "missing offset in id2offset", NVIDIA/TensorRT issue 2977).
+    fn build_plans(&self) -> Result<Vec<Vec<u8>>> {
+        let graph = phase(self.progress, "exporting the graph", || self.source.serialise())?;
         let mut settings = self.settings.clone();
         settings.onnx_path = graph.path.clone();
-        let start = Instant::now();
-        let plan =
-            phase(progress, "building the engine", || build_plan(self.library, self.device, &graph.bytes, &settings, progress))?;
+        let parts: Vec<&[Profile]> = match self.library.version().major {
+            ..10 => self.settings.profiles.chunks(1).collect(),
+            _ => vec![&self.settings.profiles],
+        };
+        let mut plans = Vec::with_capacity(parts.len());
+        for (number, profiles) in parts.iter().enumerate() {
+            settings.profiles = profiles.to_vec();
+            let name = match (parts.len(), profiles) {
+                (2.., [profile]) => format!("building the engine for {profile} ({} of {})", number + 1, parts.len()),
+                _ => "building the engine".to_owned(),
+            };
+            let build = || build_plan(self.library, self.device, &graph.bytes, &settings, self.progress);
+            let plan = phase(self.progress, &name, build)?;
+            plans.push(plan.bytes);
+            settings.timing_cache = plan.timing_cache;
+        }
         // Also for an engine that will not pass: its tactics need not be timed again.
-        if let Err(error) = self.cache.store_timing_cache(&self.machine, &plan.timing_cache) {
+        if let Err(error) = self.cache.store_timing_cache(&self.machine, &settings.timing_cache) {
             log::warn!("the next build starts without a timing cache: {error}");
         }
-        Ok((plan.bytes, start.elapsed().as_secs_f64().round() as u64))
+        Ok(plans)
     }
 
     fn provenance(&self, seconds: u64) -> Build {
@@ -278,9 +296,9 @@ fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
 }
 
 /// Runs `work` as a phase that `progress` hears of.
-fn phase<T>(progress: &dyn BuildProgress, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if progress.cancelled() {
-        return Err(Error::Cancelled { what: name });
+        return Err(Error::Cancelled { what: "making the engine" });
     }
     progress.phase_started(name, None, 0);
     let result = work();

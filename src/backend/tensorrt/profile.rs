@@ -107,20 +107,19 @@ impl Profile {
     }
 }
 
-/// What an engine serves where nobody says: buckets for single texts and for full batches, short and middling, and one wide profile
-/// for all the rest, up to 16 rows of `max_tokens` tokens. Nothing is longer than that, and no two are equal.
+/// What an engine serves where nobody says: buckets for single texts and for full batches, short, middling and of `max_tokens` tokens.
+/// Together they hold every text; batches are cut to fit them. No wide profile: TensorRT 8.6 runs those slower and less exactly.
 pub fn default_profiles(max_tokens: usize) -> Vec<Profile> {
     let longest = u32::try_from(max_tokens).unwrap_or(u32::MAX).clamp(1, i32::MAX.unsigned_abs());
-    let shape = |batch, seq: u32| Shape { batch, seq: seq.min(longest) };
-    let buckets = [shape(1, 32), shape(1, 128), shape(64, 32), shape(32, 128)].map(Profile::bucket);
-    let wide = Profile { min: shape(1, 1), opt: shape(4, 256), max: shape(16, longest) };
-    let mut profiles = Vec::new();
-    for profile in buckets.into_iter().chain([wide]) {
-        if !profiles.contains(&profile) {
-            profiles.push(profile);
+    let mut shapes: Vec<Shape> = Vec::new();
+    for (batch, seq) in [(1, 32), (1, 128), (1, longest), (64, 32), (32, 128), (8, longest)] {
+        let shape = Shape { batch, seq: seq.min(longest) };
+        // Of two for the same length, the first is the larger.
+        if !shapes.iter().any(|other| other.seq == shape.seq && (other.batch == 1) == (batch == 1)) {
+            shapes.push(shape);
         }
     }
-    profiles
+    shapes.into_iter().map(Profile::bucket).collect()
 }
 
 fn invalid(reason: String) -> Error {
@@ -259,10 +258,10 @@ mod tests {
     #[test]
     fn default_profiles_are_clipped_to_the_longest_text() {
         let written = |max_tokens| default_profiles(max_tokens).iter().map(Profile::to_string).collect::<Vec<_>>();
-        assert_eq!(written(384), ["1x32", "1x128", "64x32", "32x128", "1x1:4x256:16x384"]);
-        assert_eq!(written(200), ["1x32", "1x128", "64x32", "32x128", "1x1:4x200:16x200"]);
-        assert_eq!(written(64), ["1x32", "1x64", "64x32", "32x64", "1x1:4x64:16x64"]);
-        assert_eq!(written(24), ["1x24", "64x24", "32x24", "1x1:4x24:16x24"]);
+        assert_eq!(written(384), ["1x32", "1x128", "1x384", "64x32", "32x128", "8x384"]);
+        assert_eq!(written(128), ["1x32", "1x128", "64x32", "32x128"]);
+        assert_eq!(written(64), ["1x32", "1x64", "64x32", "32x64"]);
+        assert_eq!(written(24), ["1x24", "64x24"]);
         for max_tokens in [0, 1, 31, 33, 512, usize::MAX] {
             for profile in default_profiles(max_tokens) {
                 assert!(profile.check(max_tokens.max(1)).is_ok(), "{profile}");

@@ -1,12 +1,12 @@
 //! The proof of a new engine: its vectors beside those of the same model on the CPU.
 
 use super::encoder::TensorRtEncoder;
-use super::engine::{Engine, Runtime};
+use super::engine::Runtime;
+use super::engine_file::EngineFile;
 use super::library::Library;
-use super::manifest::Manifest;
 use super::profile::Profile;
 use crate::backend::gpu::parity::{Agreement, Reference, rows_of_all_lengths};
-use crate::backend::gpu::{GpuBackend, GpuEncoder, GpuSettings};
+use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::cuda::Device;
 use crate::model::ModelFolder;
 use crate::pooling::Head;
@@ -52,18 +52,15 @@ fn run_on_cpu(folder: &ModelFolder, _: usize, _: Vec<Vec<u32>>) -> Result<Refere
     Err(Error::NoReference { reason: "this build lacks the feature `cpu`".into() })
 }
 
-/// Loads `plan` and runs the reference's texts through each of its profiles.
+/// Loads the engine of `file` and runs the reference's texts through each of its profiles.
 pub(super) fn compare(
     library: &Arc<Library>,
     device: &Device,
     folder: &ModelFolder,
-    manifest: &Manifest,
-    plan: &[u8],
+    file: &EngineFile,
     reference: &Reference,
 ) -> Result<Agreement> {
-    let engine = Engine::deserialize(&Runtime::new(library, device)?, plan)?;
-    let encoder = TensorRtEncoder::new(engine)?;
-    manifest.check_plan(encoder.engine().profiles(), encoder.io().hidden_size)?;
+    let encoder = TensorRtEncoder::load(&Runtime::new(library, device)?, file)?;
     let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
     let executor = GpuBackend::new(Arc::new(encoder), head(folder)?, folder.config.pad_token_id, &settings)?;
     reference.compare(&executor)

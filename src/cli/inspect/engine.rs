@@ -24,7 +24,7 @@ struct Report {
 }
 
 /// What a loaded engine says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Loaded {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -87,8 +87,19 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
         gpu: device.properties().name.clone(),
     };
     let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine))?;
-    let engine = Engine::deserialize(&Runtime::new(&library, &device)?, &file.plan)?;
+    let runtime = Runtime::new(&library, &device)?;
+    let plans = file.manifest.split(&file.plan)?;
+    let engines = plans.into_iter().map(|plan| Engine::deserialize(&runtime, plan)).collect::<trt_embed::Result<Vec<_>>>()?;
+    let mut loaded = Loaded::default();
+    for engine in &engines {
+        add(&mut loaded, engine)?;
+    }
+    Ok(loaded)
+}
 
+/// Adds what one plan holds; all plans have the same inputs and outputs.
+fn add(loaded: &mut Loaded, engine: &Engine) -> trt_embed::Result<()> {
+    let first = loaded.profiles.len();
     let ports = |direction| engine.io().iter().filter(|tensor| tensor.direction == direction).map(port).collect();
     let range = |range: &ProfileRange| Range {
         name: engine.io().get(range.tensor).map(|tensor| tensor.name.clone()).unwrap_or_default(),
@@ -96,17 +107,18 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
         opt: range.opt.clone(),
         max: range.max.clone(),
     };
-    let profiles = engine.profiles().iter().enumerate().map(|(number, ranges)| {
+    for (number, ranges) in engine.profiles().iter().enumerate() {
         let scratch_bytes = engine.scratch_bytes(number)?;
-        Ok(ProfileReport { ranges: ranges.iter().map(range).collect(), scratch_bytes })
-    });
-    Ok(Loaded {
-        inputs: ports(Direction::Input),
-        outputs: ports(Direction::Output),
-        profiles: profiles.collect::<trt_embed::Result<_>>()?,
-        layer_count: engine.layer_count(),
-        layers: engine.layers()?,
-    })
+        loaded.profiles.push(ProfileReport { ranges: ranges.iter().map(range).collect(), scratch_bytes });
+    }
+    loaded.inputs = ports(Direction::Input);
+    loaded.outputs = ports(Direction::Output);
+    loaded.layer_count += engine.layer_count();
+    loaded.layers.extend(engine.layers()?.into_iter().map(|mut layer| {
+        layer.profile += first;
+        layer
+    }));
+    Ok(())
 }
 
 fn port(tensor: &IoTensor) -> Port {
