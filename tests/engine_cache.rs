@@ -57,7 +57,7 @@ fn key() -> CacheKey {
 }
 
 fn engine() -> EngineFile {
-    EngineFile { manifest: manifest(), plan: (0..PLAN_BYTES).map(|i| (i % 251) as u8).collect() }
+    EngineFile { manifest: manifest(), plan: (0..PLAN_BYTES).map(|i| (i % 251) as u8).collect::<Vec<_>>().into() }
 }
 
 /// Adds a line to the file at `path`; several processes may do so at once.

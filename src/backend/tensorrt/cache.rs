@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn engine(plan: &[u8]) -> EngineFile {
-        EngineFile { manifest: manifest(), plan: plan.to_vec() }
+        EngineFile { manifest: manifest(), plan: plan.to_vec().into() }
     }
 
     fn never() -> Result<EngineFile> {

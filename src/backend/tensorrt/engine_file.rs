@@ -5,25 +5,31 @@
 //! | bytes | what |
 //! |---|---|
 //! | 0..8 | magic `trtembed` |
-//! | 8..12 | format version, 1 |
+//! | 8..12 | format version, 2 |
 //! | 12..16 | length of the manifest |
 //! | 16..24 | length of the plan |
-//! | 24..56 | SHA-256 of manifest and plan |
+//! | 24..56 | SHA-256 of the manifest and of the SHA-256 of each 4 MiB of the plans |
 //! | 56.. | manifest (JSON), plans |
 
 use super::manifest::Manifest;
 use crate::files::AtomicFile;
+use crate::model::Mapped;
 use crate::{Error, Result};
+use prost::bytes::Bytes;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"trtembed";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const HEADER_BYTES: usize = 56;
 /// Far above any manifest: a larger length is damage, and is not allocated.
 const MAX_MANIFEST_BYTES: u32 = 1 << 20;
+
+/// Bytes of the plans that one thread hashes at a time: engines hold a gigabyte, and loading one waits for its hash.
+const PIECE_BYTES: usize = 1 << 22;
 
 /// A manifest with its plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +37,7 @@ pub struct EngineFile {
     /// What the plan is.
     pub manifest: Manifest,
     /// TensorRT's bytes: all plans, one after the other ([`Manifest::split`]).
-    pub plan: Vec<u8>,
+    pub plan: Bytes,
 }
 
 struct Header {
@@ -52,7 +58,7 @@ impl EngineFile {
             .ok()
             .filter(|&bytes| bytes <= MAX_MANIFEST_BYTES)
             .ok_or_else(|| Error::EngineFile { path: path.into(), reason: format!("its manifest has {} bytes", json.len()) })?;
-        let digest = Sha256::new().chain_update(&json).chain_update(plan).finalize();
+        let digest = digest(&json, plan);
 
         let mut file = AtomicFile::create(path)?;
         let parts: [&[u8]; 7] = [
@@ -93,16 +99,25 @@ impl EngineFile {
         let (manifest, json) = reader.manifest(&header)?;
         check(&manifest)?;
         reader.check_length(&header)?;
-        let mut plan = Vec::new();
-        // The file's own length bounds the allocation.
-        plan.reserve_exact(usize::try_from(header.plan_bytes).unwrap_or(0));
-        reader.file.read_to_end(&mut plan).map_err(Error::io("read", path))?;
-        let digest = Sha256::new().chain_update(&json).chain_update(&plan).finalize();
-        if digest[..] != header.digest {
+        // Mapped, not copied: engine files are replaced by renaming, which leaves a mapped one as it was.
+        let file = Bytes::from_owner(Mapped::open(path)?);
+        let start = HEADER_BYTES + header.manifest_bytes;
+        if file.len() as u64 != reader.file_bytes || file.len() < start {
+            return Err(reader.damaged("it changed while it was read".into()));
+        }
+        let plan = file.slice(start..);
+        if digest(&json, &plan) != header.digest {
             return Err(reader.damaged("its SHA-256 is not the one in its header".into()));
         }
         Ok(Self { manifest, plan })
     }
+}
+
+/// The hash in the header; the pieces of the plan on all cores.
+fn digest(json: &[u8], plan: &[u8]) -> [u8; 32] {
+    let pieces: Vec<_> = plan.par_chunks(PIECE_BYTES).map(Sha256::digest).collect();
+    let whole = Sha256::new().chain_update((json.len() as u64).to_le_bytes()).chain_update(json);
+    pieces.iter().fold(whole, |whole, piece| whole.chain_update(piece)).finalize().into()
 }
 
 struct Reader<'a> {

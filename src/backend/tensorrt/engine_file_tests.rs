@@ -19,10 +19,10 @@ fn anything(_: &Manifest) -> Result<()> {
 
 #[test]
 fn what_is_written_is_read() {
-    for plan in [&b""[..], b"x", &[7; 100_000]] {
+    for plan in [&b""[..], b"x", &[7; 100_000], &[9; (1 << 22) + 5]] {
         let (folder, path) = written(plan);
         let file = EngineFile::read(&path, anything).unwrap();
-        assert_eq!(file, EngineFile { manifest: manifest(), plan: plan.to_vec() });
+        assert_eq!(file, EngineFile { manifest: manifest(), plan: Bytes::copy_from_slice(plan) });
         assert_eq!(EngineFile::read_manifest(&path).unwrap(), manifest());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file is left");
     }

@@ -196,7 +196,7 @@ impl<'a> Job<'a> {
             build: self.provenance(seconds),
             fidelity: None,
         };
-        let mut file = EngineFile { manifest, plan: plans.concat() };
+        let mut file = EngineFile { manifest, plan: plans.concat().into() };
         drop(plans);
         if let (Some(bar), Some(reference)) = (self.bar, reference) {
             file.manifest.fidelity = Some(phase(progress, "comparing the engine with the CPU", || {
