@@ -16,8 +16,8 @@
 //! # Ok::<(), trt_embed::Error>(())
 //! ```
 //!
-//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (parts of the GPU backend),
-//! `nvtx` (names the stages of a call in Nsight's timelines).
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (builds TensorRT engines and
+//! runs them on NVIDIA GPUs), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

@@ -61,7 +61,7 @@ impl GpuTimes {
         let Self { gpu_shape, gpu_graph_us, gpu_encoder_us, gpu_stage_us, gpu_pool_us } = self;
         let more = wall_p50 - gpu_encoder_us;
         format!(
-            "{shape:<28} {gpu_shape:>8} {gpu_graph_us:>8.1} {gpu_encoder_us:>8.1} {gpu_stage_us:>6.1} {gpu_pool_us:>6.1} {more:>8.1}\n"
+            "{shape:<28} {gpu_shape:>8} {gpu_graph_us:>8.1} {gpu_encoder_us:>8.1} {gpu_stage_us:>6.1} {gpu_pool_us:>6.1} {more:>19.1}\n"
         )
     }
 }

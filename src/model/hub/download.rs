@@ -169,7 +169,7 @@ impl Download<'_> {
         let mut hash = Sha256::new();
         let mut content = File::open(path).map_err(Error::io("open", path))?;
         std::io::copy(&mut content, &mut HashWriter(&mut hash)).map_err(Error::io("read", path))?;
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let found = crate::digest::hex(&hash.finalize());
         if found.eq_ignore_ascii_case(etag) {
             return Ok(());
         }
