@@ -267,7 +267,9 @@ fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result
             tokens: place.tokens,
             next: match settings.arithmetic {
                 Arithmetic::Fp16 => "`trt-embed build` with --precision fp32 keeps more; with --min-cosine it accepts less.",
-                Arithmetic::Fp32 => "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less.",
+                Arithmetic::Fp32 => {
+                    "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less."
+                }
             },
         });
     }
