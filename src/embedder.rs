@@ -7,9 +7,9 @@ mod tensorrt;
 pub use builder::EmbedderBuilder;
 
 use crate::backend::{Backend, Limits};
-use crate::model::EncoderConfig;
+use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite};
-use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
+use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings};
 use crate::trace;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -72,12 +72,16 @@ pub trait Progress: Send + Sync {
 pub struct Embedder {
     info: Info,
     tokenizer: Tokenizer,
+    /// What tokenizers of other prompts are made of.
+    tokenizer_file: PathBuf,
+    tokenizer_settings: TokenizerSettings,
+    prompts: Prompts,
     backend: Arc<dyn Backend>,
     #[cfg(feature = "tensorrt")]
     gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
     plan: BatchPlan,
     /// Threads that batches are spread over, where the backend gains from several at once.
-    workers: Option<rayon::ThreadPool>,
+    workers: Option<Arc<rayon::ThreadPool>>,
 }
 
 /// Vectors of some texts, `[texts, dim]`, in input order.
@@ -213,6 +217,29 @@ impl Embedder {
             }
         }
         Ok(states)
+    }
+
+    /// The same model with the prompt of this name before every text; empty for none. Both share the executor and its memory.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a name that the model does not have; [`Error::Tokenizer`].
+    pub fn with_prompt_name(&self, name: &str) -> Result<Self> {
+        let prompt = if name.is_empty() { None } else { builder::prompt_by_name(&self.prompts, name)? };
+        let mut settings = self.tokenizer_settings.clone();
+        settings.skip_prompt = prompt.is_some() && !self.info.pooling.include_prompt;
+        settings.prompt.clone_from(&prompt);
+        Ok(Self {
+            info: Info { prompt, ..self.info.clone() },
+            tokenizer: Tokenizer::open(&self.tokenizer_file, settings.clone())?,
+            tokenizer_file: self.tokenizer_file.clone(),
+            tokenizer_settings: settings,
+            prompts: self.prompts.clone(),
+            backend: self.backend.clone(),
+            #[cfg(feature = "tensorrt")]
+            gpu: self.gpu.clone(),
+            plan: self.plan.clone(),
+            workers: self.workers.clone(),
+        })
     }
 
     /// What this embedder is made of.

@@ -226,3 +226,19 @@ fn one_embedder_serves_many_threads() {
         }
     });
 }
+
+#[test]
+fn another_prompt_shares_the_executor_and_equals_an_embedder_of_its_own() {
+    let model = fixtures().join("mpnet");
+    let open = || Embedder::builder(model.to_str().unwrap()).backend(BackendChoice::Cpu).threads(2);
+    let (plain, own) = (open().build().unwrap(), open().prompt_name("query").build().unwrap());
+    let texts = ["the cat sat", "a longer text of several words", ""];
+    let shared = plain.with_prompt_name("query").unwrap();
+    assert_eq!(shared.info().prompt.as_deref(), Some("query: "));
+    assert_eq!(shared.embed(&texts).unwrap(), own.embed(&texts).unwrap());
+    assert_ne!(shared.embed(&texts).unwrap(), plain.embed(&texts).unwrap());
+    // And back again; the first one is as it was.
+    assert_eq!(shared.with_prompt_name("").unwrap().embed(&texts).unwrap(), plain.embed(&texts).unwrap());
+    let error = plain.with_prompt_name("nowhere").unwrap_err().to_string();
+    assert!(error.contains("nowhere") && error.contains("passage, query"), "{error}");
+}

@@ -75,17 +75,14 @@ pub fn run(args: Args) -> Result<()> {
     let mut texts = Texts::open(&args.input)?;
     let bar = progress::texts(texts.size(), false);
 
-    // A prompt belongs to an embedder, so a query with another prompt is encoded by one of its own, gone before the next is made.
-    let query_settings = VectorArgs { prompt: args.query_prompt.clone().or(args.vector.prompt.clone()), ..args.vector.clone() };
-    let own_query_prompt = query_settings.prompt != args.vector.prompt;
-    let mut embedder = settings::open(&args.model, Some(&query_settings))?;
+    let embedder = settings::open(&args.model, Some(&args.vector))?;
     settings::say_backend(&args.model, &embedder);
-    let query = embedder.embed(&[&args.query]).context("the query")?;
+    let query = match args.query_prompt.as_deref() {
+        Some(name) => embedder.with_prompt_name(name)?.embed(&[&args.query]),
+        None => embedder.embed(&[&args.query]),
+    };
+    let query = query.context("the query")?;
     settings::say_truncated(query.truncated, 1, embedder.info().max_tokens);
-    if own_query_prompt {
-        drop(embedder);
-        embedder = settings::open(&args.model, Some(&args.vector))?;
-    }
 
     let mut best: BinaryHeap<Reverse<Match>> = BinaryHeap::new();
     let mut done = 0usize;

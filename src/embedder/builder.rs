@@ -4,7 +4,7 @@ use super::{BackendChoice, Embedder, Info, Normalize, Progress};
 use crate::backend::Backend;
 #[cfg(feature = "tensorrt")]
 use crate::backend::tensorrt::BuildSettings;
-use crate::model::ModelFolder;
+use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode};
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -197,17 +197,16 @@ impl EmbedderBuilder {
         };
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
         let dim = head.dim;
-        let tokenizer = Tokenizer::open(
-            &folder.tokenizer_path(),
-            TokenizerSettings {
-                max_tokens,
-                pad_token_id: folder.config.pad_token_id,
-                vocab_size: folder.config.vocab_size,
-                lower_case: folder.do_lower_case,
-                skip_prompt: prompt.is_some() && !pooling.include_prompt,
-                prompt: prompt.clone(),
-            },
-        )?;
+        let tokenizer_file = folder.tokenizer_path();
+        let tokenizer_settings = TokenizerSettings {
+            max_tokens,
+            pad_token_id: folder.config.pad_token_id,
+            vocab_size: folder.config.vocab_size,
+            lower_case: folder.do_lower_case,
+            skip_prompt: prompt.is_some() && !pooling.include_prompt,
+            prompt: prompt.clone(),
+        };
+        let tokenizer = Tokenizer::open(&tokenizer_file, tokenizer_settings.clone())?;
         let executor = self.executor(&folder, head, max_tokens)?;
         let backend = executor.backend;
         let limits = backend.limits();
@@ -217,7 +216,7 @@ impl EmbedderBuilder {
             parallelism: limits.parallelism,
             costs: backend.costs(),
         };
-        let workers = if limits.parallelism > 1 { Some(thread_pool(limits.parallelism)?) } else { None };
+        let workers = if limits.parallelism > 1 { Some(Arc::new(thread_pool(limits.parallelism)?)) } else { None };
         let info = Info {
             model: self.model,
             folder: path,
@@ -235,6 +234,9 @@ impl EmbedderBuilder {
         Ok(Embedder {
             info,
             tokenizer,
+            tokenizer_file,
+            tokenizer_settings,
+            prompts: folder.prompts,
             backend,
             #[cfg(feature = "tensorrt")]
             gpu: executor.gpu,
@@ -244,21 +246,11 @@ impl EmbedderBuilder {
     }
 
     fn prompt_text(&self, folder: &ModelFolder) -> Result<Option<String>> {
-        let prompts = &folder.prompts;
-        let name = match &self.prompt {
-            Some(PromptChoice::Text(text)) => return Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-            Some(PromptChoice::Name(name)) => Some(name),
-            None => prompts.default_name.as_ref(),
-        };
-        let Some(name) = name else { return Ok(None) };
-        let Some(text) = prompts.by_name.get(name) else {
-            let known = match prompts.by_name.len() {
-                0 => "the model has no prompts".into(),
-                _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
-            };
-            return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
-        };
-        Ok(Some(text.clone()).filter(|text| !text.is_empty()))
+        match &self.prompt {
+            Some(PromptChoice::Text(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(PromptChoice::Name(name)) => prompt_by_name(&folder.prompts, name),
+            None => folder.prompts.default_name.as_ref().map_or(Ok(None), |name| prompt_by_name(&folder.prompts, name)),
+        }
     }
 
     fn token_limit(&self, folder: &ModelFolder) -> Result<usize> {
@@ -336,6 +328,18 @@ impl EmbedderBuilder {
         let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
         Err(Error::Backend { backend: "cpu", reason })
     }
+}
+
+/// The text of the prompt called `name`; none where it is empty.
+pub(super) fn prompt_by_name(prompts: &Prompts, name: &str) -> Result<Option<String>> {
+    let Some(text) = prompts.by_name.get(name) else {
+        let known = match prompts.by_name.len() {
+            0 => "the model has no prompts".into(),
+            _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
+        };
+        return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
+    };
+    Ok(Some(text.clone()).filter(|text| !text.is_empty()))
 }
 
 fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
