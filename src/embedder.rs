@@ -9,7 +9,7 @@ pub use builder::EmbedderBuilder;
 use crate::backend::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite};
-use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings};
+use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
 use crate::trace;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -72,9 +72,6 @@ pub trait Progress: Send + Sync {
 pub struct Embedder {
     info: Info,
     tokenizer: Tokenizer,
-    /// What tokenizers of other prompts are made of.
-    tokenizer_file: PathBuf,
-    tokenizer_settings: TokenizerSettings,
     prompts: Prompts,
     backend: Arc<dyn Backend>,
     #[cfg(feature = "tensorrt")]
@@ -225,14 +222,9 @@ impl Embedder {
     /// [`Error::Setting`] for a name that the model does not have; [`Error::Tokenizer`].
     pub fn with_prompt_name(&self, name: &str) -> Result<Self> {
         let prompt = if name.is_empty() { None } else { builder::prompt_by_name(&self.prompts, name)? };
-        let mut settings = self.tokenizer_settings.clone();
-        settings.skip_prompt = prompt.is_some() && !self.info.pooling.include_prompt;
-        settings.prompt.clone_from(&prompt);
         Ok(Self {
+            tokenizer: self.tokenizer.with_prompt(prompt.clone())?,
             info: Info { prompt, ..self.info.clone() },
-            tokenizer: Tokenizer::open(&self.tokenizer_file, settings.clone())?,
-            tokenizer_file: self.tokenizer_file.clone(),
-            tokenizer_settings: settings,
             prompts: self.prompts.clone(),
             backend: self.backend.clone(),
             #[cfg(feature = "tensorrt")]

@@ -1,38 +1,16 @@
 //! What a warm call must not do, counted. Alone in its file: the counts are the process's.
 #![cfg(all(feature = "tensorrt", feature = "cpu"))]
 
+#[path = "common/counting.rs"]
+mod counting;
 #[path = "common/small_gpu.rs"]
 mod small_gpu;
 
+use counting::allocations;
 use small_gpu::Gpu;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use trt_embed::backend::Backend;
 use trt_embed::cuda::counters;
 use trt_embed::pooling::PoolingMode;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: the system's allocator, counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
@@ -49,11 +27,11 @@ fn a_warm_call_allocates_nothing_and_waits_once() {
             backend.encode(&batch, &mut out).unwrap();
         }
         let free = backend.device().memory().unwrap().free;
-        let (heap, before) = (ALLOCATIONS.get(), counters());
+        let (heap, before) = (allocations(), counters());
         for _ in 0..CALLS {
             backend.encode(&batch, &mut out).unwrap();
         }
-        let (allocated, after) = (ALLOCATIONS.get() - heap, counters());
+        let (allocated, after) = (allocations() - heap, counters());
         assert_eq!(allocated, 0, "allocations on the heap in {CALLS} calls of {lengths:?}");
         assert_eq!(after.device_allocations, before.device_allocations);
         assert_eq!(after.pinned_allocations, before.pinned_allocations);

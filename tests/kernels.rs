@@ -2,9 +2,11 @@
 //!
 //! Run on a machine with a GPU: `cargo test --features tensorrt --test kernels -- --ignored`.
 
+#[path = "common/counting.rs"]
+mod counting;
+
+use counting::allocations;
 use half::f16;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use trt_embed::cuda::{
     CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PinnedBuffer, PoolJob,
     PoolPlan, PoolShape, StageJob, Stream,
@@ -663,30 +665,6 @@ fn the_cubin_cache_is_used_and_healed() {
     }
 }
 
-/// Counts what each thread allocates.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is the system allocator's, unchanged; the count is a plain thread-local number without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 #[test]
 #[ignore = "needs an NVIDIA GPU and NVRTC"]
 fn a_warm_call_allocates_nothing() {
@@ -718,7 +696,7 @@ fn a_warm_call_allocates_nothing() {
         gpu.stream.synchronize().unwrap();
     }
     let mut got = [0.0; 768];
-    let before = ALLOCATIONS.get();
+    let before = allocations();
     for _ in 0..100 {
         gpu.stream.launch(&graph).unwrap();
         gpu.stream.synchronize().unwrap();
@@ -726,7 +704,7 @@ fn a_warm_call_allocates_nothing() {
         enqueue(&mut gpu.stream, &mut vector).unwrap();
         gpu.stream.synchronize().unwrap();
     }
-    assert_eq!(ALLOCATIONS.get() - before, 0, "heap allocations");
+    assert_eq!(allocations() - before, 0, "heap allocations");
     lengths_in.write(0, &[128]).unwrap();
     gpu.stream.launch(&graph).unwrap();
     gpu.stream.synchronize().unwrap();

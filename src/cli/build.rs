@@ -1,7 +1,7 @@
 //! `trt-embed build`: a model as a TensorRT engine, compared with the CPU before it is kept.
 
+use super::settings::EnginePrecision;
 use anyhow::Result;
-use clap::ValueEnum;
 use std::path::PathBuf;
 
 /// Builds a TensorRT engine for this machine's GPU.
@@ -26,8 +26,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
     /// Arithmetic of the engine.
-    #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = Precision::Fp16)]
-    precision: Precision,
+    #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = EnginePrecision::Fp16)]
+    precision: EnginePrecision,
     /// Shapes that one profile serves, e.g. 1x1:8x128:32x512; may be given several times.
     #[arg(long, value_name = "MIN:OPT:MAX")]
     profile: Vec<String>,
@@ -55,15 +55,6 @@ pub struct Args {
     /// The engine file.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-}
-
-/// `--precision`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// 32-bit floats, without TF32
-    Fp32,
-    /// 16-bit floats where they are faster
-    Fp16,
 }
 
 /// `2GiB`, `512MB` or a number of bytes.
@@ -107,30 +98,22 @@ pub use with_tensorrt::run;
 mod with_tensorrt {
     use super::super::output::{self, Target};
     use super::super::{Usage, build_progress, settings};
-    use super::{Args, Precision};
+    use super::Args;
     use anyhow::Result;
     use indicatif::HumanBytes;
     use std::path::{Path, PathBuf};
-    use trt_embed::backend::tensorrt::{
-        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine, default_profiles,
-    };
+    use trt_embed::backend::tensorrt::{Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine};
     use trt_embed::cuda::Device;
     use trt_embed::model::ModelFolder;
 
     /// Runs the verb: what can go wrong at once first, then what takes minutes.
     pub fn run(args: Args) -> Result<()> {
-        let mut profiles = profiles(&args)?;
+        let profiles = profiles(&args)?;
         let output = output_file(&args.output)?;
         let folder = folder(&args)?;
-        if profiles.is_empty() {
-            profiles = default_profiles(folder.max_tokens());
-        }
         let mut request = EngineRequest::new(&folder);
         request.onnx = args.onnx.as_deref();
-        request.settings.arithmetic = match args.precision {
-            Precision::Fp32 => Arithmetic::Fp32,
-            Precision::Fp16 => Arithmetic::Fp16,
-        };
+        request.settings.arithmetic = args.precision.arithmetic();
         request.settings.profiles = profiles;
         request.settings.workspace_bytes = args.workspace;
         request.settings.optimization_level = args.opt_level;

@@ -25,7 +25,11 @@ pub fn step(message: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    spin(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()), message.to_owned())
+}
+
+/// Lets `bar` turn beside `message` and the time.
+fn spin(bar: ProgressBar, message: String) -> ProgressBar {
     bar.set_style(style("{spinner} {msg} [{elapsed}]"));
     bar.set_message(message);
     bar.enable_steady_tick(Duration::from_millis(120));
@@ -72,11 +76,7 @@ impl trt_embed::Progress for Downloads {
         if !std::io::stderr().is_terminal() {
             return super::say(what);
         }
-        let bar = self.bars.add(ProgressBar::new_spinner());
-        bar.set_style(style("{spinner} {msg} [{elapsed}]"));
-        bar.set_message(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(120));
-        *step = Some(bar);
+        *step = Some(spin(self.bars.add(ProgressBar::new_spinner()), what.to_owned()));
     }
 }
 

@@ -80,7 +80,7 @@ pub enum Backend {
     TensorRt,
 }
 
-/// `--engine-precision`.
+/// `--engine-precision`, and `--precision` of `build`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EnginePrecision {
     /// 32-bit floats, TF32 off
@@ -120,6 +120,18 @@ pub enum PoolingArg {
     /// The last token
     #[value(name = "lasttoken")]
     LastToken,
+}
+
+#[cfg(feature = "tensorrt")]
+impl EnginePrecision {
+    /// As the builder takes it.
+    pub fn arithmetic(self) -> trt_embed::backend::tensorrt::Arithmetic {
+        use trt_embed::backend::tensorrt::Arithmetic;
+        match self {
+            Self::Fp32 => Arithmetic::Fp32,
+            Self::Fp16 => Arithmetic::Fp16,
+        }
+    }
 }
 
 impl PoolingArg {
@@ -208,12 +220,8 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
 
 #[cfg(feature = "tensorrt")]
 fn with_precision(builder: EmbedderBuilder, precision: EnginePrecision) -> Result<EmbedderBuilder> {
-    use trt_embed::backend::tensorrt::{Arithmetic, BuildSettings};
-    let mut settings = BuildSettings::default();
-    settings.arithmetic = match precision {
-        EnginePrecision::Fp32 => Arithmetic::Fp32,
-        EnginePrecision::Fp16 => Arithmetic::Fp16,
-    };
+    let mut settings = trt_embed::backend::tensorrt::BuildSettings::default();
+    settings.arithmetic = precision.arithmetic();
     Ok(builder.build_settings(settings))
 }
 

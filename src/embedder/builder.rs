@@ -3,7 +3,9 @@
 use super::{BackendChoice, Embedder, Info, Normalize, Progress};
 use crate::backend::Backend;
 #[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::BuildSettings;
+use crate::backend::tensorrt::{BuildSettings, Library};
+#[cfg(feature = "tensorrt")]
+use crate::cuda::Device;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode};
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
@@ -197,16 +199,17 @@ impl EmbedderBuilder {
         };
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
         let dim = head.dim;
-        let tokenizer_file = folder.tokenizer_path();
-        let tokenizer_settings = TokenizerSettings {
-            max_tokens,
-            pad_token_id: folder.config.pad_token_id,
-            vocab_size: folder.config.vocab_size,
-            lower_case: folder.do_lower_case,
-            skip_prompt: prompt.is_some() && !pooling.include_prompt,
-            prompt: prompt.clone(),
-        };
-        let tokenizer = Tokenizer::open(&tokenizer_file, tokenizer_settings.clone())?;
+        let tokenizer = Tokenizer::open(
+            &folder.tokenizer_path(),
+            TokenizerSettings {
+                max_tokens,
+                pad_token_id: folder.config.pad_token_id,
+                vocab_size: folder.config.vocab_size,
+                lower_case: folder.do_lower_case,
+                skip_prompt: !pooling.include_prompt,
+                prompt: prompt.clone(),
+            },
+        )?;
         let executor = self.executor(&folder, head, max_tokens)?;
         let backend = executor.backend;
         let limits = backend.limits();
@@ -234,8 +237,6 @@ impl EmbedderBuilder {
         Ok(Embedder {
             info,
             tokenizer,
-            tokenizer_file,
-            tokenizer_settings,
             prompts: folder.prompts,
             backend,
             #[cfg(feature = "tensorrt")]
@@ -272,40 +273,36 @@ impl EmbedderBuilder {
                 setting: "--engine",
                 reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
             }),
-            (BackendChoice::Auto, None) => match self.tensorrt_is_there() {
-                Ok(()) => self.tensorrt(folder, head),
-                Err(reason) => self.cpu(folder, head, max_tokens, reason),
+            #[cfg(feature = "tensorrt")]
+            (BackendChoice::Auto, None) => match super::tensorrt::find(self.device) {
+                Ok(found) => self.tensorrt(found, folder, head),
+                Err(error) => self.cpu(folder, head, max_tokens, Some(error.to_string())),
             },
-            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => self.tensorrt(folder, head),
+            #[cfg(feature = "tensorrt")]
+            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => {
+                self.tensorrt(super::tensorrt::find(self.device)?, folder, head)
+            }
+            #[cfg(not(feature = "tensorrt"))]
+            (BackendChoice::Auto, None) => self.cpu(folder, head, max_tokens, None),
+            #[cfg(not(feature = "tensorrt"))]
+            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => {
+                let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
+                Err(Error::Backend { backend: "tensorrt", reason })
+            }
         }
     }
 
-    /// Whether this build and machine can run TensorRT, or what the machine lacks.
-    fn tensorrt_is_there(&self) -> Result<(), Option<String>> {
-        #[cfg(feature = "tensorrt")]
-        return super::tensorrt::check(self.device).map_err(|error| Some(error.to_string()));
-        #[cfg(not(feature = "tensorrt"))]
-        return Err(None);
-    }
-
     #[cfg(feature = "tensorrt")]
-    fn tensorrt(&self, folder: &ModelFolder, head: Head) -> Result<Executor> {
+    fn tensorrt(&self, found: (Device, Arc<Library>), folder: &ModelFolder, head: Head) -> Result<Executor> {
         let request = super::tensorrt::Request {
             engine: self.engine.as_deref(),
-            device: self.device,
             lanes: self.lanes,
             build: &self.build,
             progress: self.progress.as_ref(),
         };
-        let (gpu, engine) = super::tensorrt::open(&request, folder, head)?;
+        let (gpu, engine) = super::tensorrt::open(found, &request, folder, head)?;
         let gpu = Arc::new(gpu);
         Ok(Executor { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None })
-    }
-
-    #[cfg(not(feature = "tensorrt"))]
-    fn tensorrt(&self, _: &ModelFolder, _: Head) -> Result<Executor> {
-        let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
-        Err(Error::Backend { backend: "tensorrt", reason })
     }
 
     #[cfg(feature = "cpu")]

@@ -16,23 +16,26 @@ use std::sync::Arc;
 pub(super) struct Request<'a> {
     /// An engine file; without it, the cache's.
     pub engine: Option<&'a Path>,
-    pub device: usize,
     pub lanes: Option<usize>,
     /// How an engine is built for the cache.
     pub build: &'a BuildSettings,
     pub progress: Option<&'a Arc<dyn Progress>>,
 }
 
-/// Whether TensorRT can be used on this machine.
-pub(super) fn check(device: usize) -> Result<()> {
-    Device::open(device)?;
-    Library::load().map(drop)
+/// GPU `device` and TensorRT, where this machine has them.
+pub(super) fn find(device: usize) -> Result<(Device, Arc<Library>)> {
+    // The device first: TensorRT 8.6 crashes where no driver is usable.
+    let device = Device::open(device)?;
+    Ok((device, Library::load()?))
 }
 
 /// The backend, and the file that its engine came from.
-pub(super) fn open(request: &Request<'_>, folder: &ModelFolder, head: Head) -> Result<(GpuBackend, PathBuf)> {
-    let device = Device::open(request.device)?;
-    let library = Library::load()?;
+pub(super) fn open(
+    (device, library): (Device, Arc<Library>),
+    request: &Request<'_>,
+    folder: &ModelFolder,
+    head: Head,
+) -> Result<(GpuBackend, PathBuf)> {
     let (file, path) = match request.engine {
         Some(path) => (load_engine(path, &library, &device, folder)?, path.to_path_buf()),
         None => {

@@ -1,14 +1,10 @@
 //! A graph's identity: one hash over its nodes and over its weights as they are stored.
 
-use crate::digest::hex;
+use crate::digest::{PIECE_BYTES, hex, of_pieces};
 use crate::graph::Graph;
 use crate::graph::constant::{Constant, Values};
 use prost::Message;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-
-/// Bytes that one thread hashes at a time: the largest tensor, the word embeddings, is a fifth of a model.
-const PIECE_BYTES: usize = 1 << 22;
 
 impl Graph {
     /// SHA-256 that tells graphs apart: it changes with every node, weight, factor and type, and is the same for every opening of
@@ -19,8 +15,7 @@ impl Graph {
         header.producer_version.clear();
         let constants: Vec<(String, &[u8])> =
             self.constants.iter().map(|constant| (description(constant), stored_bytes(constant))).collect();
-        let pieces: Vec<&[u8]> = constants.iter().flat_map(|(_, bytes)| bytes.chunks(PIECE_BYTES)).collect();
-        let hashes: Vec<_> = pieces.par_iter().map(Sha256::digest).collect();
+        let hashes = of_pieces(constants.iter().map(|(_, bytes)| *bytes));
 
         let mut whole = Sha256::new();
         // The length keeps neighbours apart: "ab" + "c" is not "a" + "bc".

@@ -58,7 +58,7 @@ pub struct Tokenized {
 ///
 /// Texts are passed on as they are, as sentence-transformers 6.2 does (older releases stripped surrounding whitespace, which the BERT
 /// pre-tokenizer drops in any case).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     settings: TokenizerSettings,
@@ -125,12 +125,25 @@ impl Tokenizer {
         };
         inner.with_truncation(Some(truncation)).map_err(as_error)?;
         let cuts_at_whitespace = cuts_at_whitespace(&inner);
-        let mut tokenizer = Self { inner, settings, skip: 0, cuts_at_whitespace };
-        tokenizer.settings.prompt = tokenizer.settings.prompt.filter(|prompt| !prompt.is_empty());
-        if let (true, Some(prompt)) = (tokenizer.settings.skip_prompt, tokenizer.settings.prompt.as_deref()) {
-            tokenizer.skip = tokenizer.prompt_length(prompt)?;
-        }
-        Ok(tokenizer)
+        let prompt = settings.prompt.clone();
+        Self { inner, settings, skip: 0, cuts_at_whitespace }.prompted(prompt)
+    }
+
+    /// The same tokenizer with another prompt, or none.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the prompt cannot be encoded.
+    pub fn with_prompt(&self, prompt: Option<String>) -> Result<Self> {
+        self.clone().prompted(prompt)
+    }
+
+    fn prompted(mut self, prompt: Option<String>) -> Result<Self> {
+        self.settings.prompt = prompt.filter(|prompt| !prompt.is_empty());
+        self.skip = match (self.settings.skip_prompt, self.settings.prompt.as_deref()) {
+            (true, Some(prompt)) => self.prompt_length(prompt)?,
+            _ => 0,
+        };
+        Ok(self)
     }
 
     /// Most tokens of a text, special tokens and prompt included.

@@ -123,7 +123,7 @@ impl GpuBackend {
     /// # Errors
     /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::Cuda`]; what the executor says.
     pub fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let shape = self.fit(profile, batch)?;
+        let shape = self.fit(profile, batch.batch(), batch.seq)?;
         let expected = batch.batch() * self.head.dim;
         if out.len() != expected {
             return Err(Error::OutputLength { expected, found: out.len(), texts: batch.batch(), dim: self.head.dim });
@@ -144,7 +144,7 @@ impl GpuBackend {
     /// [`Error::OutsideProfile`]; [`Error::Cuda`]; what the executor says.
     pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, GpuMicros)> {
         let profile = self.choose(batch, seq)?;
-        let shape = self.profiles()[profile].fit(batch, seq).ok_or_else(|| self.outside(batch, seq))?;
+        let shape = self.fit(profile, batch, seq)?;
         Ok((shape, self.with_lane(|lane| lane.measure(profile, shape, runs))?))
     }
 
@@ -155,7 +155,7 @@ impl GpuBackend {
     /// As [`GpuBackend::gpu_micros`].
     pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Vec<LayerTime>)> {
         let profile = self.choose(batch, seq)?;
-        let shape = self.profiles()[profile].fit(batch, seq).ok_or_else(|| self.outside(batch, seq))?;
+        let shape = self.fit(profile, batch, seq)?;
         Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
     }
 
@@ -169,9 +169,10 @@ impl GpuBackend {
         cheapest.map(|(profile, _)| profile).ok_or_else(|| self.outside(batch, seq))
     }
 
-    fn fit(&self, profile: usize, batch: &TokenBatch) -> Result<Rectangle> {
+    /// The shape that such a batch is run at in one profile.
+    fn fit(&self, profile: usize, batch: usize, seq: usize) -> Result<Rectangle> {
         let range = self.profiles().get(profile);
-        range.and_then(|range| range.fit(batch.batch(), batch.seq)).ok_or_else(|| self.outside(batch.batch(), batch.seq))
+        range.and_then(|range| range.fit(batch, seq)).ok_or_else(|| self.outside(batch, seq))
     }
 
     fn outside(&self, batch: usize, seq: usize) -> Error {
@@ -191,7 +192,7 @@ impl Backend for GpuBackend {
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         let profile = self.choose(batch.batch(), batch.seq)?;
-        let shape = self.fit(profile, batch)?;
+        let shape = self.fit(profile, batch.batch(), batch.seq)?;
         let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
         let width = self.head.hidden_size;
         for (row, states) in out.chunks_exact_mut(batch.seq * width).enumerate() {

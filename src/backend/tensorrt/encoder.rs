@@ -10,8 +10,8 @@ use crate::cuda::{Device, DeviceBuffer, Stream};
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// Names of the hidden states, in the order they are looked for: ours and transformers', then sentence-transformers'.
-const HIDDEN_NAMES: [&str; 2] = ["last_hidden_state", "token_embeddings"];
+/// Names that exporters give to hidden states, in the order they are looked for: ours and transformers', then sentence-transformers'.
+pub(super) const HIDDEN_STATES: [&str; 2] = ["last_hidden_state", "token_embeddings"];
 
 /// Engines of one graph whose inputs are token ids (with mask and token types) and whose output is hidden states: one engine for all
 /// profiles, or one for each.
@@ -87,10 +87,10 @@ impl TensorRtEncoder {
             }
         }
         let (ids, id_type) = ids.ok_or_else(|| unfit("it has no input input_ids".into()))?;
-        let hidden = HIDDEN_NAMES
+        let hidden = HIDDEN_STATES
             .iter()
             .find_map(|name| engine.tensor(name))
-            .ok_or_else(|| unfit(format!("it has none of the outputs {}", HIDDEN_NAMES.join(", "))))?;
+            .ok_or_else(|| unfit(format!("it has none of the outputs {}", HIDDEN_STATES.join(", "))))?;
         let tensor = &engine.io()[hidden];
         let hidden_size = match (tensor.shape.as_slice(), tensor.direction) {
             (&[_, _, size], Direction::Output) if size > 0 => usize::try_from(size).unwrap_or(0),

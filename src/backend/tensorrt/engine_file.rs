@@ -12,11 +12,11 @@
 //! | 56.. | manifest (JSON), plans |
 
 use super::manifest::Manifest;
+use crate::digest::of_pieces;
 use crate::files::AtomicFile;
 use crate::model::Mapped;
 use crate::{Error, Result};
 use prost::bytes::Bytes;
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -27,9 +27,6 @@ const FORMAT: u32 = 2;
 const HEADER_BYTES: usize = 56;
 /// Far above any manifest: a larger length is damage, and is not allocated.
 const MAX_MANIFEST_BYTES: u32 = 1 << 20;
-
-/// Bytes of the plans that one thread hashes at a time: engines hold a gigabyte, and loading one waits for its hash.
-const PIECE_BYTES: usize = 1 << 22;
 
 /// A manifest with its plan.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,9 +112,8 @@ impl EngineFile {
 
 /// The hash in the header; the pieces of the plan on all cores.
 fn digest(json: &[u8], plan: &[u8]) -> [u8; 32] {
-    let pieces: Vec<_> = plan.par_chunks(PIECE_BYTES).map(Sha256::digest).collect();
     let whole = Sha256::new().chain_update((json.len() as u64).to_le_bytes()).chain_update(json);
-    pieces.iter().fold(whole, |whole, piece| whole.chain_update(piece)).finalize().into()
+    of_pieces([plan]).iter().fold(whole, |whole, piece| whole.chain_update(piece)).finalize().into()
 }
 
 struct Reader<'a> {

@@ -1,5 +1,6 @@
 //! What an engine is built from and for: the graph, exported or read from an ONNX file, and the identity of model and machine.
 
+use super::encoder::HIDDEN_STATES;
 use super::library::Library;
 use super::manifest::{Machine, Manifest, Model, Source};
 use crate::cuda::Device;
@@ -15,8 +16,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// Names that exporters give to hidden states.
-const HIDDEN_STATES: [&str; 2] = ["last_hidden_state", "token_embeddings"];
 /// Inputs that an encoder must have, and one that it may have.
 const INPUTS: [&str; 3] = ["input_ids", "attention_mask", "token_type_ids"];
 const REQUIRED_INPUTS: usize = 2;

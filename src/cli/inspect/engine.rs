@@ -9,8 +9,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trt_embed::backend::tensorrt::{
-    Arithmetic, Direction, Element, Engine, EngineFile, IoTensor, Layer, LayerTensor, Library, Machine, Manifest, ProfileRange,
-    Runtime,
+    Arithmetic, Direction, Element, Engine, EngineFile, IoTensor, Layer, LayerTensor, Library, Manifest, ProfileRange, Runtime,
+    machine,
 };
 use trt_embed::cuda::Device;
 
@@ -80,13 +80,7 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
     // First of all: TensorRT 8.6 crashes where no driver is usable.
     let device = Device::open(device)?;
     let library = Library::load()?;
-    let (major, minor) = device.properties().compute_capability;
-    let machine = Machine {
-        tensorrt: library.version().to_string(),
-        compute_capability: format!("{major}.{minor}"),
-        gpu: device.properties().name.clone(),
-    };
-    let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine))?;
+    let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine(&library, &device)))?;
     let runtime = Runtime::new(&library, &device)?;
     let plans = file.manifest.split(&file.plan)?;
     let engines = plans.into_iter().map(|plan| Engine::deserialize(&runtime, plan)).collect::<trt_embed::Result<Vec<_>>>()?;
