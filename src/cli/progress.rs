@@ -1,4 +1,4 @@
-//! Progress bars: on stderr, and only when it is a terminal.
+//! Progress on stderr: bars on a terminal, and elsewhere a line for each step that may take minutes.
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::HashMap;
@@ -36,12 +36,12 @@ fn spin(bar: ProgressBar, message: String) -> ProgressBar {
     bar
 }
 
-/// One bar a file that the hub sends.
+/// One bar a file that the hub sends, and a spinner or a line for each slow step.
 pub fn downloads() -> Arc<dyn trt_embed::Progress> {
     Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default(), step: Mutex::default() })
 }
 
-/// Bars of downloads under way, by file name.
+/// Bars of downloads under way, by file name, and of the step under way.
 struct Downloads {
     bars: MultiProgress,
     by_file: Mutex<HashMap<String, ProgressBar>>,
