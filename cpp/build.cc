@@ -76,10 +76,24 @@ bool has_half(nvinfer1::INetworkDefinition const &network) {
     return false;
 }
 
+bool is_quantised(nvinfer1::INetworkDefinition const &network) {
+    for (std::int32_t i = 0; i < network.getNbLayers(); ++i) {
+        if (network.getLayer(i)->getType() == nvinfer1::LayerType::kQUANTIZE) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /// fp32 means exact fp32: TF32, which TensorRT allows by itself, keeps 10 bits of mantissa.
 void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition &network, Arithmetic arithmetic) {
     config.clearFlag(nvinfer1::BuilderFlag::kTF32);
-    bool const wants_half = arithmetic == Arithmetic::Fp16;
+    bool const wants_int8 = arithmetic == Arithmetic::Int8;
+    bool const wants_half = arithmetic == Arithmetic::Fp16 || wants_int8;
+    if (is_quantised(network) != wants_int8) {
+        throw std::runtime_error(wants_int8 ? "the graph has no QuantizeLinear: int8 wants a graph with Q/DQ pairs"
+                                            : "the graph is quantised: build it with --precision int8");
+    }
     bool const graph_has_half = has_half(network);
     if (graph_has_half && !wants_half) {
         throw std::runtime_error("the graph holds fp16 tensors: build it with --precision fp16, or export it as fp32");
@@ -87,6 +101,9 @@ void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefiniti
 #if NV_TENSORRT_MAJOR == 8
     if (wants_half) {
         config.setFlag(nvinfer1::BuilderFlag::kFP16);
+        if (wants_int8) {
+            config.setFlag(nvinfer1::BuilderFlag::kINT8);
+        }
         // Outputs keep the graph's type unless told otherwise, at the price of a conversion after the last layer.
         for (std::int32_t i = 0; i < network.getNbOutputs(); ++i) {
             nvinfer1::ITensor *const output = network.getOutput(i);

@@ -1,11 +1,21 @@
-//! Names the stages of a call in Nsight's timelines (NVTX ranges), with the feature `nvtx`; without it, nothing.
+//! Names the stages of a call in Nsight's timelines (NVTX ranges), with the feature `nvtx`, and notes how long the stages of loading
+//! take.
 
 use std::marker::PhantomData;
+use std::time::Instant;
 
 /// A range on this thread, from its creation to its drop; ranges within it show as a stack. Not `Send`: a range ends on the thread
 /// that it began on.
 #[must_use = "the range ends when this is dropped"]
 pub(crate) struct Range(PhantomData<*const ()>);
+
+/// Does `work`, a stage of loading, and notes its time for the log at level debug.
+pub(crate) fn stage<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+    let (_range, start) = (range(name), Instant::now());
+    let result = work();
+    log::debug!("{name}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    result
+}
 
 /// Begins a range called `name`, which has no zero byte. The nvtx crate copies the name at every call, profiler or not.
 #[cfg(feature = "nvtx")]

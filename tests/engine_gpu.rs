@@ -37,8 +37,9 @@ impl BuildProgress for Phases {
 }
 
 impl Phases {
+    /// Whether a phase began whose name begins so: with TensorRT 8 a build's names its profile.
     fn has(&self, name: &str) -> bool {
-        self.0.lock().unwrap().iter().any(|phase| phase == name)
+        self.0.lock().unwrap().iter().any(|phase| phase.starts_with(name))
     }
 }
 

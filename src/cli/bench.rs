@@ -171,7 +171,8 @@ pub fn run(args: Args) -> Result<()> {
     let first_vector_s = start.elapsed().as_secs_f64();
     settings::say_backend(&args.model, &embedder);
     let info = embedder.info();
-    let shapes = shapes(&args.shape, info.max_tokens)?;
+    let longest = longest(&embedder);
+    let shapes = shapes(&args.shape, longest)?;
     let bar = progress::step("measuring");
     let mut seeded = Seeded::new(SEED);
 
@@ -193,7 +194,7 @@ pub fn run(args: Args) -> Result<()> {
         bar.set_message(format!("ids to vectors, {shape}"));
         report.shapes.push(ids_to_vector(&embedder, shape, &args, &mut seeded)?);
     }
-    let mut lengths: Vec<usize> = TEXT_TOKENS.iter().map(|tokens| *tokens.min(&info.max_tokens)).collect();
+    let mut lengths: Vec<usize> = TEXT_TOKENS.iter().map(|tokens| *tokens.min(&longest)).collect();
     lengths.dedup();
     for tokens in lengths {
         bar.set_message(format!("text to vector, {tokens} tokens"));
@@ -207,10 +208,16 @@ pub fn run(args: Args) -> Result<()> {
     output::print(&if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report) })
 }
 
-/// The shapes asked for, or the default ones cut to the model's limit.
+/// Tokens of the longest text that is measured: an engine may serve shorter ones than the model.
+fn longest(embedder: &Embedder) -> usize {
+    let info = embedder.info();
+    info.max_tokens.min(info.limits.max_seq)
+}
+
+/// The shapes asked for, or the default ones cut to the longest text.
 fn shapes(asked: &[Shape], max_tokens: usize) -> Result<Vec<Shape>> {
     if let Some(shape) = asked.iter().find(|shape| shape.seq > max_tokens) {
-        bail!("--shape {shape}: {} tokens are more than the {max_tokens} that the model takes", shape.seq);
+        bail!("--shape {shape}: {} tokens are more than the {max_tokens} that model and engine take", shape.seq);
     }
     if !asked.is_empty() {
         return Ok(asked.to_vec());
@@ -291,7 +298,7 @@ fn text_to_vector(embedder: &Embedder, tokens: usize, args: &Args, seeded: &mut 
 fn mixed(embedder: &Embedder, texts: usize) -> Result<MixedReport> {
     // A generator of its own: the mix does not depend on what was measured before.
     let mut seeded = Seeded::new(SEED);
-    let limit = embedder.info().max_tokens;
+    let limit = longest(embedder);
     let texts: Vec<String> = (0..texts)
         .map(|_| {
             let tokens = seeded.length(limit);

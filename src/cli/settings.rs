@@ -87,6 +87,8 @@ pub enum EnginePrecision {
     Fp32,
     /// 16-bit floats where TensorRT finds them faster
     Fp16,
+    /// As fp16, with the linears in 8-bit integers
+    Int8,
 }
 
 /// `--normalize`.
@@ -130,6 +132,7 @@ impl EnginePrecision {
         match self {
             Self::Fp32 => Arithmetic::Fp32,
             Self::Fp16 => Arithmetic::Fp16,
+            Self::Int8 => Arithmetic::Int8,
         }
     }
 }

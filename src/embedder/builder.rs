@@ -49,6 +49,14 @@ struct Executor {
     reason: Option<String>,
 }
 
+#[cfg(feature = "tensorrt")]
+impl Executor {
+    fn of_gpu(gpu: crate::backend::gpu::GpuBackend, engine: PathBuf) -> Self {
+        let gpu = Arc::new(gpu);
+        Self { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None }
+    }
+}
+
 impl EmbedderBuilder {
     pub(super) fn new(model: String) -> Self {
         Self {
@@ -275,12 +283,15 @@ impl EmbedderBuilder {
             }),
             #[cfg(feature = "tensorrt")]
             (BackendChoice::Auto, None) => match super::tensorrt::find(self.device) {
-                Ok(found) => self.tensorrt(found, folder, head),
+                Ok(found) => self.cached_engine(&found, folder, head),
                 Err(error) => self.cpu(folder, head, max_tokens, Some(error.to_string())),
             },
             #[cfg(feature = "tensorrt")]
-            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => {
-                self.tensorrt(super::tensorrt::find(self.device)?, folder, head)
+            (BackendChoice::TensorRt, None) => self.cached_engine(&super::tensorrt::find(self.device)?, folder, head),
+            #[cfg(feature = "tensorrt")]
+            (BackendChoice::TensorRt | BackendChoice::Auto, Some(file)) => {
+                let gpu = super::tensorrt::open_file(self.device, file, &self.gpu_request(), folder, head)?;
+                Ok(Executor::of_gpu(gpu, file.clone()))
             }
             #[cfg(not(feature = "tensorrt"))]
             (BackendChoice::Auto, None) => self.cpu(folder, head, max_tokens, None),
@@ -293,16 +304,14 @@ impl EmbedderBuilder {
     }
 
     #[cfg(feature = "tensorrt")]
-    fn tensorrt(&self, found: (Device, Arc<Library>), folder: &ModelFolder, head: Head) -> Result<Executor> {
-        let request = super::tensorrt::Request {
-            engine: self.engine.as_deref(),
-            lanes: self.lanes,
-            build: &self.build,
-            progress: self.progress.as_ref(),
-        };
-        let (gpu, engine) = super::tensorrt::open(found, &request, folder, head)?;
-        let gpu = Arc::new(gpu);
-        Ok(Executor { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None })
+    fn cached_engine(&self, found: &(Device, Arc<Library>), folder: &ModelFolder, head: Head) -> Result<Executor> {
+        let (gpu, engine) = super::tensorrt::open_cached(found, &self.gpu_request(), folder, head)?;
+        Ok(Executor::of_gpu(gpu, engine))
+    }
+
+    #[cfg(feature = "tensorrt")]
+    fn gpu_request(&self) -> super::tensorrt::Request<'_> {
+        super::tensorrt::Request { lanes: self.lanes, build: &self.build, progress: self.progress.as_ref() }
     }
 
     #[cfg(feature = "cpu")]

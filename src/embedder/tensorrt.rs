@@ -4,18 +4,17 @@ use super::Progress;
 use crate::Result;
 use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::backend::tensorrt::{
-    BuildProgress, BuildSettings, Cache, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, load_engine,
+    BuildProgress, BuildSettings, Cache, EngineFile, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, machine,
 };
 use crate::cuda::Device;
 use crate::model::ModelFolder;
 use crate::pooling::Head;
+use crate::trace::stage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What is to be opened.
 pub(super) struct Request<'a> {
-    /// An engine file; without it, the cache's.
-    pub engine: Option<&'a Path>,
     pub lanes: Option<usize>,
     /// How an engine is built for the cache.
     pub build: &'a BuildSettings,
@@ -25,33 +24,56 @@ pub(super) struct Request<'a> {
 /// GPU `device` and TensorRT, where this machine has them.
 pub(super) fn find(device: usize) -> Result<(Device, Arc<Library>)> {
     // The device first: TensorRT 8.6 crashes where no driver is usable.
-    let device = Device::open(device)?;
-    Ok((device, Library::load()?))
+    let device = stage("opening the GPU", || Device::open(device))?;
+    Ok((device, stage("opening TensorRT", Library::load)?))
 }
 
-/// The backend, and the file that its engine came from.
-pub(super) fn open(
-    (device, library): (Device, Arc<Library>),
+/// The backend on GPU `device` with the engine in the file at `path`.
+pub(super) fn open_file(
+    device: usize,
+    path: &Path,
+    request: &Request<'_>,
+    folder: &ModelFolder,
+    head: Head,
+) -> Result<GpuBackend> {
+    // Side by side: the driver takes as long to start as a gigabyte to be read and hashed.
+    let read = || stage("reading the engine", || EngineFile::read(path, |manifest| manifest.check_folder(folder)));
+    let (found, file) = rayon::join(|| find(device), read);
+    let (device, library) = found?;
+    let file = file?;
+    file.manifest.check_machine(&machine(&library, &device))?;
+    start(&(device, library), file, request, folder, head)
+}
+
+/// The backend with the engine of the cache, which is built where it is not there, and the file that it came from.
+pub(super) fn open_cached(
+    found: &(Device, Arc<Library>),
     request: &Request<'_>,
     folder: &ModelFolder,
     head: Head,
 ) -> Result<(GpuBackend, PathBuf)> {
-    let (file, path) = match request.engine {
-        Some(path) => (load_engine(path, &library, &device, folder)?, path.to_path_buf()),
-        None => {
-            let mut wanted = EngineRequest::new(folder);
-            wanted.settings = request.build.clone();
-            cached_engine(&library, &device, &Cache::from_env()?, &wanted, &Steps(request.progress))?
-        }
-    };
-    let runtime = Runtime::new(&library, &device)?;
-    let encoder = Arc::new(TensorRtEncoder::load(&runtime, &file)?);
+    let (device, library) = found;
+    let mut wanted = EngineRequest::new(folder);
+    wanted.settings = request.build.clone();
+    let (file, path) = cached_engine(library, device, &Cache::from_env()?, &wanted, &Steps(request.progress))?;
+    Ok((start(found, file, request, folder, head)?, path))
+}
+
+fn start(
+    (device, library): &(Device, Arc<Library>),
+    file: EngineFile,
+    request: &Request<'_>,
+    folder: &ModelFolder,
+    head: Head,
+) -> Result<GpuBackend> {
+    let runtime = Runtime::new(library, device)?;
+    let encoder = stage("loading the engine", || TensorRtEncoder::load(&runtime, &file))?;
     drop(file);
     let mut settings = GpuSettings::default();
     if let Some(lanes) = request.lanes {
         settings.lanes = lanes;
     }
-    Ok((GpuBackend::new(encoder, head, folder.config.pad_token_id, &settings)?, path))
+    GpuBackend::new(Arc::new(encoder), head, folder.config.pad_token_id, &settings)
 }
 
 /// A build's phases as an embedder's progress.

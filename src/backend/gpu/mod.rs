@@ -18,9 +18,11 @@ use crate::backend::{Backend, Limits};
 use crate::cuda::{CubinCache, Device, Kernels};
 use crate::pooling::Head;
 use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
+use crate::trace::stage;
 use crate::{Error, Result};
 use lane::{DevicePooling, Lane, LaneParts};
 use pool::Pool;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Runs of each shape when its time is measured at load.
@@ -75,15 +77,14 @@ impl GpuBackend {
             true => DevicePooling { modes: head.pooling.modes.clone(), dim: head.dim, normalise: head.normalize },
             false => DevicePooling { modes: head.pooling.modes.clone(), dim: head.pooled_width(), normalise: false },
         };
-        let kernels = Kernels::load(&device, &settings.cubins)?;
+        let kernels = stage("loading the kernels", || Kernels::load(&device, &settings.cubins))?;
         let pad = i32::try_from(pad_token_id).unwrap_or(0);
         let parts = LaneParts { encoder, kernels, pooling, pad };
-        let mut lanes = Vec::new();
-        for _ in 0..settings.lanes.max(1) {
-            lanes.push(Box::new(Lane::new(&parts)?));
-        }
+        let new_lane = |_| Ok(Box::new(Lane::new(&parts)?));
+        let lanes = || (0..settings.lanes.max(1)).into_par_iter().map(new_lane).collect::<Result<Vec<_>>>();
+        let mut lanes = stage("making the lanes", lanes)?;
         let costs = match lanes.first_mut() {
-            Some(lane) => measure(lane, parts.encoder.profiles())?,
+            Some(lane) => stage("measuring the shapes", || measure(lane, parts.encoder.profiles()))?,
             None => ShapeCosts::default(),
         };
         let most = |of: fn(&ShapeRange) -> usize| parts.encoder.profiles().iter().map(of).max().unwrap_or(0);

@@ -22,6 +22,8 @@ pub enum Arithmetic {
     /// Half precision where TensorRT finds it faster.
     #[default]
     Fp16,
+    /// As [`Arithmetic::Fp16`], with 8-bit integers between the Q/DQ pairs of a quantised graph.
+    Int8,
 }
 
 /// How much of each layer an engine's inspector can tell.
@@ -117,6 +119,7 @@ impl fmt::Display for Arithmetic {
         out.write_str(match self {
             Self::Fp32 => "fp32",
             Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -148,12 +151,16 @@ pub fn build_plan(
         let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
         return Err(Error::Setting { setting: "--fp32-layers", reason });
     }
+    if settings.arithmetic == Arithmetic::Int8 {
+        check_int8(device)?;
+    }
     let request = bridge::BuildRequest {
         onnx,
         onnx_path: settings.onnx_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         arithmetic: match settings.arithmetic {
             Arithmetic::Fp32 => bridge::Arithmetic::Fp32,
             Arithmetic::Fp16 => bridge::Arithmetic::Fp16,
+            Arithmetic::Int8 => bridge::Arithmetic::Int8,
         },
         profiles: settings
             .profiles
@@ -174,6 +181,22 @@ pub fn build_plan(
     }
     let plan = built.map_err(|exception| failure("build the engine", &exception))?;
     Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
+}
+
+/// Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
+fn check_int8(device: &Device) -> Result<()> {
+    let properties = device.properties();
+    if has_int8(properties.compute_capability) {
+        return Ok(());
+    }
+    let ((major, minor), name) = (properties.compute_capability, &properties.name);
+    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic: use fp16");
+    Err(Error::Setting { setting: "--precision int8", reason })
+}
+
+/// Whether GPUs of this compute capability multiply 8-bit integers (`dp4a` or tensor cores).
+fn has_int8(capability: (u32, u32)) -> bool {
+    capability >= (6, 1) && capability != (6, 2)
 }
 
 /// A failed call as an error with a next step.
@@ -203,4 +226,19 @@ pub fn exit_during_build(status: i32) -> ! {
     crate::files::discard_unfinished();
     bridge::end_process(status);
     std::process::abort()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_int8;
+
+    #[test]
+    fn gpus_that_compute_fp16_alone_are_known() {
+        for capability in [(5, 3), (6, 0), (6, 2)] {
+            assert!(!has_int8(capability), "{capability:?}");
+        }
+        for capability in [(6, 1), (7, 0), (7, 5), (8, 0), (9, 0), (12, 0)] {
+            assert!(has_int8(capability), "{capability:?}");
+        }
+    }
 }

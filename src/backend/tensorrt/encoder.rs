@@ -8,6 +8,7 @@ use crate::backend::gpu::{
 };
 use crate::cuda::{Device, DeviceBuffer, Stream};
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Names that exporters give to hidden states, in the order they are looked for: ours and transformers', then sentence-transformers'.
@@ -47,7 +48,8 @@ impl TensorRtEncoder {
     /// See [`Engine::deserialize`], [`TensorRtEncoder::new`] and [`Manifest::check_plan`](super::Manifest::check_plan).
     pub fn load(runtime: &Arc<Runtime>, file: &EngineFile) -> Result<Self> {
         let plans = file.manifest.split(&file.plan)?;
-        let engines = plans.into_iter().map(|plan| Engine::deserialize(runtime, plan)).collect::<Result<Vec<_>>>()?;
+        // Side by side: a plan's weights are unpacked on the host before they go to the device.
+        let engines = plans.into_par_iter().map(|plan| Engine::deserialize(runtime, plan)).collect::<Result<Vec<_>>>()?;
         let encoder = Self::join(engines)?;
         let profiles = encoder.engines.iter().flat_map(|engine| engine.profiles());
         file.manifest.check_plan(profiles, encoder.io.hidden_size)?;

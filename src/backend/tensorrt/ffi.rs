@@ -79,6 +79,7 @@ pub(super) mod bridge {
     enum Arithmetic {
         Fp32,
         Fp16,
+        Int8,
     }
 
     #[derive(Debug)]

@@ -45,11 +45,13 @@ pub struct EngineRequest<'a> {
 }
 
 impl Gate {
-    /// The smallest cosine that passes; `None` where nothing is compared. The standard leaves fp16 its 11 bits and fp32 its rounding.
+    /// The smallest cosine that passes; `None` where nothing is compared. The standard leaves fp16 its 11 bits, fp32 its rounding
+    /// and int8 what quantisation costs a text.
     pub fn bar(self, arithmetic: Arithmetic) -> Option<f64> {
         match (self, arithmetic) {
             (Self::Standard, Arithmetic::Fp32) => Some(0.99999),
             (Self::Standard, Arithmetic::Fp16) => Some(0.9999),
+            (Self::Standard, Arithmetic::Int8) => Some(0.99),
             (Self::MinCosine(bar), _) => Some(bar),
             (Self::Off, _) => None,
         }
@@ -267,6 +269,7 @@ fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result
             tokens: place.tokens,
             next: match settings.arithmetic {
                 Arithmetic::Fp16 => "`trt-embed build` with --precision fp32 keeps more; with --min-cosine it accepts less.",
+                Arithmetic::Int8 => "`trt-embed build` with --precision fp16 keeps more; with --min-cosine it accepts less.",
                 Arithmetic::Fp32 => {
                     "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less."
                 }
@@ -292,7 +295,7 @@ fn rounded(digits: String) -> f64 {
 /// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
 fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
     match arithmetic {
-        Arithmetic::Fp16 if library.version().major >= 10 => Precision::Fp16,
+        Arithmetic::Fp16 | Arithmetic::Int8 if library.version().major >= 10 => Precision::Fp16,
         _ => Precision::Fp32,
     }
 }

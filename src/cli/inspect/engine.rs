@@ -268,6 +268,7 @@ fn arithmetic_name(arithmetic: Arithmetic) -> &'static str {
     match arithmetic {
         Arithmetic::Fp32 => "fp32",
         Arithmetic::Fp16 => "fp16",
+        Arithmetic::Int8 => "int8",
         _ => "other",
     }
 }
