@@ -212,7 +212,7 @@ impl Graph {
 
 /// Shapes, indices and scalars stay in the model: shape inference reads them.
 fn is_external(constant: &Constant) -> bool {
-    !matches!(constant.values, Values::Ints(_)) && !constant.dims.is_empty()
+    !matches!(constant.values, Values::Ints(_) | Values::Zeros) && !constant.dims.is_empty()
 }
 
 fn tensor_header(constant: &Constant) -> TensorProto {
