@@ -181,11 +181,9 @@ impl Calibration {
             return Err(Error::CalibrationMismatch { field: "model", expected, found });
         }
         match method {
-            Some(method) if method != self.method => Err(Error::CalibrationMismatch {
-                field: "method",
-                expected: method.to_string(),
-                found: self.method.to_string(),
-            }),
+            Some(method) if method != self.method => {
+                Err(Error::CalibrationMismatch { field: "method", expected: method.to_string(), found: self.method.to_string() })
+            }
             _ => Ok(()),
         }
     }

@@ -59,7 +59,7 @@ impl Histogram {
         if self.amax == 0.0 {
             return;
         }
-        // The largest power of two with which amax still lies in the last bin or before. Subnormal magnitudes share the first bin.
+        // The smallest power of two with which amax still lies in the last bin or before. Subnormal magnitudes share the first bin.
         let exponent = (f64::from(self.amax) / BINS as f64).log2().floor() as i32 + 1;
         let width = 2f32.powi(exponent.max(f32::MIN_EXP));
         if self.width == 0.0 {
@@ -100,7 +100,7 @@ impl Histogram {
         self.edge(bin.map_or(BINS, |bin| bin + 1), 1)
     }
 
-    /// `bins` widths of `1 << merged` bins, at most the largest magnitude.
+    /// The upper edge of `bins` bins, each as wide as `each` of the histogram's; at most the largest magnitude.
     fn edge(&self, bins: usize, each: usize) -> f32 {
         (self.width * (bins * each) as f32).min(self.amax)
     }

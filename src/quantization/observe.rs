@@ -113,7 +113,8 @@ pub fn calibrate_with(
         tell(batch);
         Ok(histograms)
     };
-    let histograms = batches.par_iter().map(measure).try_reduce(BTreeMap::new, |all, more| Ok(merge(all, more, Histogram::merge)))?;
+    let histograms =
+        batches.par_iter().map(measure).try_reduce(BTreeMap::new, |all, more| Ok(merge(all, more, Histogram::merge)))?;
     let measured = histograms.into_par_iter().map(|(name, histogram)| {
         let reaches = |what: String| Error::Calibration {
             reason: format!("tensor \"{name}\" {what}; are the weights damaged, or all texts empty?"),
@@ -209,7 +210,11 @@ fn smoothing_factors(
     let factors = reach.iter().filter_map(|(name, reach)| {
         let columns = columns.get(name.as_str())?;
         let factor = |(x, w): (&f32, &f32)| {
-            if !x.is_finite() || *x < SMALLEST || *w < SMALLEST { 1.0 } else { (x.powf(alpha) / w.powf(1.0 - alpha)).max(SMALLEST) }
+            if !x.is_finite() || *x < SMALLEST || *w < SMALLEST {
+                1.0
+            } else {
+                (x.powf(alpha) / w.powf(1.0 - alpha)).max(SMALLEST)
+            }
         };
         Some((name.clone(), reach.iter().zip(columns).map(factor).collect()))
     });
