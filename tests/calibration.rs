@@ -10,7 +10,9 @@ use trt_embed::backend::{Backend, CpuBackend};
 use trt_embed::graph::{Graph, Precision};
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::Head;
-use trt_embed::quantization::{Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with};
+use trt_embed::quantization::{
+    Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with, fit, sensitivity,
+};
 use trt_embed::tokens::TokenBatch;
 use trt_embed::{Error, Result};
 
@@ -195,6 +197,34 @@ fn too_little_data_and_settings_out_of_bounds_are_refused() {
     }
     assert!(matches!(Samples::from_ids(&model, vec![vec![]]), Err(Error::Setting { .. })));
     assert!(matches!(Samples::from_ids(&model, vec![vec![1], vec![9_999_999]]), Err(Error::TokenId { text: 1, .. })));
+}
+
+#[test]
+fn the_fewest_groups_stay_in_float_that_reach_the_bar() {
+    let model = model("mpnet");
+    let calibration = run(&model, &settings(Method::MinMax, None));
+    let texts = samples(&model);
+    let loose = fit(&model, &calibration, &texts, 0.5).unwrap();
+    assert!(loose.quantization.float.is_empty() && loose.report.groups.is_empty());
+    let groups = sensitivity(&model, &calibration, &texts).unwrap();
+    assert_eq!(groups.len(), 4 * model.config.num_hidden_layers);
+    assert!(groups.is_sorted_by(|a, b| a.alone.mean <= b.alone.mean));
+    assert_eq!(groups.iter().map(|report| report.group.linears.len()).sum::<usize>(), 6 * model.config.num_hidden_layers);
+
+    // A bar between all in INT8 and the least sensitive group alone.
+    let bar = (loose.report.all_int8.min + groups.last().unwrap().alone.min) / 2.0;
+    let fitted = fit(&model, &calibration, &texts, bar).unwrap();
+    assert!(fitted.report.chosen.min >= bar && !fitted.quantization.float.is_empty());
+    let kept: usize = fitted.report.groups.iter().filter(|report| report.float).map(|report| report.group.linears.len()).sum();
+    assert_eq!(kept, fitted.quantization.float.len());
+    assert!(kept < 6 * model.config.num_hidden_layers);
+    assert_eq!(
+        fitted.report.to_string().matches("kept in float").count(),
+        fitted.report.groups.iter().filter(|r| r.float).count()
+    );
+
+    let error = fit(&model, &calibration, &texts, 1.1).unwrap_err();
+    assert!(matches!(error, Error::QuantizedFidelity { bar: 1.1, .. }), "{error}");
 }
 
 fn place() -> TempDir {

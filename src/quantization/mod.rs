@@ -4,11 +4,15 @@
 //! [`Graph::quantized`](crate::graph::Graph::quantized) builds the INT8 graph from its [`Quantization`](crate::graph::Quantization).
 
 mod calibration;
+#[cfg(feature = "cpu")]
+mod fidelity;
 mod histogram;
 mod observe;
 mod samples;
 
 pub use calibration::{Calibration, CalibrationSettings, Method, ModelIdentity};
+#[cfg(feature = "cpu")]
+pub use fidelity::{Cosines, Fitted, Group, GroupReport, QuantizationReport, fit, sensitivity};
 #[cfg(feature = "cpu")]
 pub use observe::{CpuObserver, calibrate};
 pub use observe::{Observer, calibrate_with};
