@@ -49,7 +49,7 @@ pub struct CalibrationSettings {
 
 impl Default for CalibrationSettings {
     fn default() -> Self {
-        Self { method: Method::Percentile(99.99), smoothing: None }
+        Self { method: Method::MinMax, smoothing: None }
     }
 }
 

@@ -5,8 +5,8 @@ use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
 use crate::{Error, Result};
 
-/// Fewest samples that a calibration takes. With texts of some ten tokens these are about 10^5 values of each tensor: enough for the
-/// percentile 99.99 to rest on ten of them.
+/// Fewest samples that a calibration takes. Texts of some ten tokens then give about 10^5 values of each tensor: the percentile 99.999
+/// rests on one of them, and fewer texts would leave ranges to chance altogether.
 pub const MIN_SAMPLES: usize = 32;
 
 /// Rows of token ids, special tokens included. The ids alone are held: some kilobytes a text at most.
