@@ -254,6 +254,52 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
+    /// A model's ranges for INT8 cannot be measured or used.
+    #[error("calibration: {reason}")]
+    Calibration {
+        /// What is wrong, where, and what to do about it.
+        reason: String,
+    },
+    /// Token ids to calibrate with are not what they must be.
+    #[error("{}: {reason}", path.display())]
+    CalibrationData {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        reason: String,
+    },
+    /// A calibration file is damaged or not one.
+    #[error("{}: not a readable calibration file: {reason}; make it again with `trt-embed calibrate`", path.display())]
+    CalibrationFile {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A calibration was made for another model or with another method.
+    #[error("the calibration does not fit: {field} is {found}, expected {expected}; make it again with `trt-embed calibrate`")]
+    CalibrationMismatch {
+        /// The field of the calibration file.
+        field: &'static str,
+        /// What this model or call needs.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// No INT8 graph of the model is true enough to it.
+    #[error(
+        "INT8 is not true to the model: the smallest cosine is {cosine:.5} with {tried}, at least {bar} is asked for; {next}"
+    )]
+    QuantizedFidelity {
+        /// The smallest cosine reached.
+        cosine: f64,
+        /// The smallest cosine that passes.
+        bar: f64,
+        /// What was quantised then.
+        tried: String,
+        /// What to do about it.
+        next: &'static str,
+    },
     /// The caller asked to stop.
     #[error("{what} was cancelled; nothing was written")]
     Cancelled {

@@ -31,6 +31,7 @@ pub mod files;
 pub mod graph;
 pub mod model;
 pub mod pooling;
+pub mod quantization;
 pub mod tokens;
 mod trace;
 

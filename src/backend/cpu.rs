@@ -1,6 +1,6 @@
 //! The CPU backend: the exported graph run by `tract`.
 
-use crate::backend::{Backend, Limits, cpu_ops};
+use crate::backend::{Backend, Limits, cpu_ops, cpu_quantize};
 use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
 use crate::pooling::Head;
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::data_resolver::ModelDataResolver;
 use tract_onnx::prelude::{
-    Framework, InferenceModelExt, IntoRunnable, TValue, Tensor, TractError, TractResult, TypedRunnableModel, tvec,
+    Framework, InferenceModelExt, IntoRunnable, TValue, TVec, Tensor, TractError, TractResult, TypedRunnableModel, tvec,
 };
 
 /// Tokens of one batch, padding included. Larger batches leave the cache: twice this runs mixed texts a quarter slower, half of it at
@@ -24,6 +24,8 @@ pub struct CpuBackend {
     plan: Arc<TypedRunnableModel>,
     head: Head,
     limits: Limits,
+    /// Names of the outputs after the hidden states.
+    observed: Vec<String>,
 }
 
 impl CpuBackend {
@@ -35,9 +37,20 @@ impl CpuBackend {
     pub fn new(config: &EncoderConfig, weights: Weights, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
         let graph = Graph::new(config, &weights, Precision::Fp32)?;
         drop(weights);
+        Self::from_graph(graph, head, max_seq, threads)
+    }
+
+    /// Prepares any fp32 graph, quantised and observed ones too.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when `tract` refuses the graph.
+    pub fn from_graph(graph: Graph, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
+        let observed = graph.outputs().skip(1).map(str::to_owned).collect();
         let model = graph.encode_with_external_data(HERE)?;
         let mut onnx = tract_onnx::onnx();
         onnx.op_register.insert("LayerNormalization", cpu_ops::layer_norm);
+        onnx.op_register.insert("QuantizeLinear", cpu_quantize::quantize);
+        onnx.op_register.insert("DequantizeLinear", cpu_quantize::dequantize);
         onnx.provider = Arc::new(GraphConstants { graph });
         let proto = onnx.proto_model_for_read(&mut model.as_slice()).map_err(failed)?;
         let parsed = onnx.parse(&proto, Some(HERE)).map_err(failed)?;
@@ -46,16 +59,32 @@ impl CpuBackend {
         cpu_ops::replace_adds(&mut model);
         let plan = model.into_runnable().map_err(failed)?;
         let limits = Limits { max_batch: MAX_BATCH, max_seq, batch_tokens: BATCH_TOKENS, parallelism: threads };
-        Ok(Self { plan, head, limits })
+        Ok(Self { plan, head, limits, observed })
+    }
+
+    /// Runs a graph made by [`Graph::observed`] and shows `visit` each tensor that feeds a linear: its name and its values
+    /// `[batch, seq, channels]`, those of padding included. Any other graph shows nothing.
+    ///
+    /// # Errors
+    /// As [`Backend::encode`].
+    pub fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()> {
+        for (name, tensor) in self.observed.iter().zip(self.run_all(batch)?.iter().skip(1)) {
+            visit(name, values(tensor)?);
+        }
+        Ok(())
     }
 
     /// Hidden states `[batch, seq, hidden]`.
     fn run(&self, batch: &TokenBatch) -> Result<TValue> {
+        Ok(self.run_all(batch)?.swap_remove(0))
+    }
+
+    /// Hidden states, then what the graph lets see beside them.
+    fn run_all(&self, batch: &TokenBatch) -> Result<TVec<TValue>> {
         let shape = [batch.batch(), batch.seq];
         let ids = Tensor::from_shape(&shape, &batch.ids).map_err(failed)?;
         let mask = Tensor::from_shape(&shape, &attention_mask(batch)).map_err(failed)?;
-        let mut outputs = self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)?;
-        Ok(outputs.swap_remove(0))
+        self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)
     }
 }
 

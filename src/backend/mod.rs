@@ -10,6 +10,8 @@ pub mod tensorrt;
 #[cfg(feature = "cpu")]
 mod cpu_ops;
 #[cfg(feature = "cpu")]
+mod cpu_quantize;
+#[cfg(feature = "cpu")]
 pub use cpu::CpuBackend;
 
 use crate::Result;

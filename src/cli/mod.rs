@@ -5,6 +5,8 @@ mod bench_gpu;
 mod build;
 #[cfg(feature = "tensorrt")]
 mod build_progress;
+#[cfg(feature = "cpu")]
+mod calibrate;
 mod completions;
 mod doctor;
 mod embed;
@@ -12,6 +14,8 @@ mod export;
 mod input;
 mod inspect;
 mod mix;
+#[cfg(feature = "cpu")]
+mod npy;
 mod output;
 mod profile;
 mod progress;
@@ -64,6 +68,8 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 enum Verb {
     Embed(embed::Args),
     Similarity(similarity::Args),
+    #[cfg(feature = "cpu")]
+    Calibrate(calibrate::Args),
     Export(export::Args),
     Build(build::Args),
     Inspect(inspect::Args),
@@ -99,6 +105,8 @@ pub fn run() -> ExitCode {
     let ended = match args.verb {
         Verb::Embed(args) => embed::run(args),
         Verb::Similarity(args) => similarity::run(args),
+        #[cfg(feature = "cpu")]
+        Verb::Calibrate(args) => calibrate::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Build(args) => build::run(args),
         Verb::Inspect(args) => inspect::run(args),

@@ -1,12 +1,11 @@
 //! BERT: absolute positions from 0, token type 0 added to every token.
 
 use crate::Result;
+use crate::graph::Graph;
 use crate::graph::blocks::{Builder, LayerNames};
-use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
 
-pub(super) fn build(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Graph> {
-    let mut graph = Builder::new(config, weights, precision);
+pub(super) fn build(mut graph: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Graph> {
     let mut x = graph.embeddings(positions(config, weights)?, config)?;
     let mask = graph.attention_mask();
     for layer in 0..config.num_hidden_layers {

@@ -6,9 +6,10 @@
 use crate::Result;
 use crate::graph::constant::{Constant, Values};
 use crate::graph::onnx::{
-    AttributeProto, Dim, ElementType, GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto,
-    StringStringEntryProto, ValueInfoProto,
+    AttributeProto, Dim, ElementType, GraphProto, IR_VERSION, IR_VERSION_FP16_SCALES, ModelProto, NodeProto, OPSET,
+    OPSET_FP16_SCALES, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto,
 };
+use crate::graph::quantization::{Linear, Quantization, Role};
 use crate::graph::{Graph, Precision};
 use crate::model::{Activation, EncoderConfig, Weights};
 use std::collections::HashSet;
@@ -20,11 +21,15 @@ const MASKED: f32 = -1e4;
 /// A graph under construction.
 pub(super) struct Builder<'w> {
     weights: &'w Weights,
-    float: ElementType,
+    pub(super) float: ElementType,
     nodes: Vec<NodeProto>,
     constants: Vec<Constant>,
-    names: HashSet<String>,
+    pub(super) names: HashSet<String>,
     header: ModelProto,
+    quantization: Option<&'w Quantization>,
+    linears: Vec<Linear>,
+    /// Layers built so far.
+    layers: usize,
 }
 
 /// Tensor names of one layer, without `.weight` and `.bias`.
@@ -60,10 +65,33 @@ impl<'w> Builder<'w> {
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
             metadata_props: vec![note("family", family.into()), note("precision", precision.to_string())],
         };
-        Self { weights, float, nodes: Vec::new(), constants: Vec::new(), names: HashSet::new(), header }
+        Self {
+            weights,
+            float,
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            names: HashSet::new(),
+            header,
+            quantization: None,
+            linears: Vec::new(),
+            layers: 0,
+        }
     }
 
-    fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+    /// With linears in INT8.
+    pub fn quantized(mut self, quantization: &'w Quantization) -> Self {
+        self.quantization = Some(quantization);
+        if self.float == ElementType::Float16 {
+            // Earlier operator sets know float32 scales only.
+            self.header.ir_version = IR_VERSION_FP16_SCALES;
+            self.header.opset_import[0].version = OPSET_FP16_SCALES;
+        }
+        let note = StringStringEntryProto { key: "linears".into(), value: "int8".into() };
+        self.header.metadata_props.push(note);
+        self
+    }
+
+    pub(super) fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
         let output = format!("{name}.{op}");
         let new = self.names.insert(output.clone());
         debug_assert!(new, "two nodes are called {output}");
@@ -78,7 +106,7 @@ impl<'w> Builder<'w> {
         output
     }
 
-    fn constant(&mut self, name: &str, dims: &[usize], element: ElementType, values: Values) -> String {
+    pub(super) fn constant(&mut self, name: &str, dims: &[usize], element: ElementType, values: Values) -> String {
         if self.names.insert(name.to_string()) {
             self.constants.push(Constant { name: name.into(), dims: dims.to_vec(), element, values });
         }
@@ -89,7 +117,7 @@ impl<'w> Builder<'w> {
         self.constant(name, &[values.len()], ElementType::Int64, Values::Ints(values.to_vec()))
     }
 
-    fn scalar(&mut self, name: &str, value: f32) -> String {
+    pub(super) fn scalar(&mut self, name: &str, value: f32) -> String {
         self.constant(name, &[], self.float, Values::Floats(vec![value]))
     }
 
@@ -103,12 +131,20 @@ impl<'w> Builder<'w> {
     }
 
     /// `x W^T + b` for the stored `[out, in]` weight, both times `factor`.
-    fn linear(&mut self, name: &str, x: &str, inputs: usize, outputs: usize, factor: f32) -> Result<String> {
+    fn linear(&mut self, role: Role, name: &str, x: &str, inputs: usize, outputs: usize, factor: f32) -> Result<String> {
+        let linear = Linear { name: name.into(), input: x.into(), layer: self.layers, role, inputs, outputs };
+        self.linears.push(linear);
         let weight = format!("{name}.weight");
         let view = self.weights.tensor(&weight, &[outputs, inputs])?;
-        let weight = self.constant(&weight, &[inputs, outputs], self.float, Values::Transposed { view, factor });
+        let (x, weight) = match self.quantization {
+            Some(quantization) if !quantization.float.contains(name) => {
+                let range = Self::range(quantization, x, inputs)?;
+                (self.quantized_input(x, range)?, self.quantized_weight(name, view, factor, range)?)
+            }
+            _ => (x.into(), self.constant(&weight, &[inputs, outputs], self.float, Values::Transposed { view, factor })),
+        };
         let bias = self.stored(&format!("{name}.bias"), &[outputs], factor)?;
-        let product = self.node("MatMul", name, &[x, &weight], vec![]);
+        let product = self.node("MatMul", name, &[&x, &weight], vec![]);
         Ok(self.node("Add", name, &[&product, &bias], vec![]))
     }
 
@@ -174,19 +210,20 @@ impl<'w> Builder<'w> {
         let attended = self.attention(names, x, bias, config)?;
         let sum = self.node("Add", &format!("{}.residual", names.attention_output), &[&attended, x], vec![]);
         let x = self.layer_norm(&names.attention_norm, &sum, config)?;
-        let wide = self.linear(&names.intermediate, &x, config.hidden_size, config.intermediate_size, 1.0)?;
+        let wide = self.linear(Role::Ffn1, &names.intermediate, &x, config.hidden_size, config.intermediate_size, 1.0)?;
         let wide = self.activation(&names.intermediate, &wide, config.activation);
-        let narrow = self.linear(&names.output, &wide, config.intermediate_size, config.hidden_size, 1.0)?;
+        let narrow = self.linear(Role::Ffn2, &names.output, &wide, config.intermediate_size, config.hidden_size, 1.0)?;
         let sum = self.node("Add", &format!("{}.residual", names.output), &[&narrow, &x], vec![]);
+        self.layers += 1;
         self.layer_norm(&names.output_norm, &sum, config)
     }
 
     fn attention(&mut self, names: &LayerNames, x: &str, bias: &str, config: &EncoderConfig) -> Result<String> {
         let hidden = config.hidden_size;
         let scale = 1.0 / (config.head_size() as f32).sqrt();
-        let query = self.linear(&names.query, x, hidden, hidden, scale)?;
-        let key = self.linear(&names.key, x, hidden, hidden, 1.0)?;
-        let value = self.linear(&names.value, x, hidden, hidden, 1.0)?;
+        let query = self.linear(Role::Query, &names.query, x, hidden, hidden, scale)?;
+        let key = self.linear(Role::Key, &names.key, x, hidden, hidden, 1.0)?;
+        let value = self.linear(Role::Value, &names.value, x, hidden, hidden, 1.0)?;
         let query = self.heads(&names.query, &query, &[0, 2, 1, 3], config);
         let key = self.heads(&names.key, &key, &[0, 2, 3, 1], config);
         let value = self.heads(&names.value, &value, &[0, 2, 1, 3], config);
@@ -199,7 +236,7 @@ impl<'w> Builder<'w> {
         let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
         let shape = self.ints("merged_heads", &[0, 0, hidden as i64]);
         let context = self.node("Reshape", name, &[&context, &shape], vec![]);
-        self.linear(name, &context, hidden, hidden, 1.0)
+        self.linear(Role::AttentionOutput, name, &context, hidden, hidden, 1.0)
     }
 
     /// `[batch, sequence, hidden]` to heads, transposed by `perm` of `[batch, sequence, heads, head size]`.
@@ -250,6 +287,6 @@ impl<'w> Builder<'w> {
         if let Some(graph) = &mut self.header.graph {
             graph.node = self.nodes;
         }
-        Graph { header: self.header, constants: self.constants }
+        Graph { header: self.header, constants: self.constants, linears: self.linears }
     }
 }

@@ -20,10 +20,14 @@ pub(super) enum Values {
     Stored { view: TensorView, factor: f32 },
     /// A stored `[out, in]` matrix, written as `[in, out]`, times a factor.
     Transposed { view: TensorView, factor: f32 },
+    /// A stored `[out, in]` matrix, each column times its own factor.
+    Columns { view: TensorView, columns: Vec<f32> },
     /// Values made while the graph was built.
     Floats(Vec<f32>),
     /// Shapes and indices.
     Ints(Vec<i64>),
+    /// Zeros of any type: zero points.
+    Zeros,
 }
 
 impl Constant {
@@ -40,6 +44,10 @@ impl Constant {
         out.reserve(self.size());
         match &self.values {
             Values::Ints(values) => out.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            Values::Zeros => out.resize(out.len() + self.size(), 0),
+            Values::Columns { view, columns } => {
+                self.write_floats(view.to_f32().iter().zip(columns.iter().cycle()).map(|(value, column)| value * column), out)?;
+            }
             Values::Floats(values) => self.write_floats(values.iter().copied(), out)?,
             Values::Stored { view, factor } => {
                 // Multiplying by 1 changes no value, so that unscaled weights are written exactly.

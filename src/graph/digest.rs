@@ -46,6 +46,12 @@ fn description(constant: &Constant) -> String {
     let (kind, stored, factor) = match &constant.values {
         Values::Stored { view, factor } => ("stored", view.dtype.to_string(), *factor),
         Values::Transposed { view, factor } => ("transposed", view.dtype.to_string(), *factor),
+        // The factors count as bits of the description: there are few of them.
+        Values::Columns { view, columns } => {
+            let bits: String = columns.iter().map(|column| format!(".{:08x}", column.to_bits())).collect();
+            ("columns", format!("{}{bits}", view.dtype), 1.0)
+        }
+        Values::Zeros => ("made", "zeros".into(), 1.0),
         Values::Floats(_) => ("made", "F32".into(), 1.0),
         Values::Ints(_) => ("made", "I64".into(), 1.0),
     };
@@ -55,10 +61,11 @@ fn description(constant: &Constant) -> String {
 
 fn stored_bytes(constant: &Constant) -> &[u8] {
     match &constant.values {
-        Values::Stored { view, .. } | Values::Transposed { view, .. } => view.bytes(),
+        Values::Stored { view, .. } | Values::Transposed { view, .. } | Values::Columns { view, .. } => view.bytes(),
         // In the machine's byte order: little-endian wherever there is a GPU.
         Values::Floats(values) => bytemuck::cast_slice(values),
         Values::Ints(values) => bytemuck::cast_slice(values),
+        Values::Zeros => &[],
     }
 }
 

@@ -51,25 +51,32 @@ const COMPANIONS: [&str; 6] =
 /// A weight that is missing, misshapen or too large for `precision`; a file that cannot be written.
 pub fn export_to_folder(model: &ModelFolder, precision: Precision, folder: &Path) -> Result<Export> {
     let weights = model.weights()?;
-    let graph = Graph::new(&model.config, &weights, precision)?;
-    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let mut files = Vec::new();
-    for name in COMPANIONS {
-        let source = model.encoder.join(name);
-        if source.is_file() {
-            let contents = std::fs::read(&source).map_err(Error::io("read", source))?;
-            let path = folder.join(name);
-            let mut file = AtomicFile::create(&path)?;
-            file.write_all(&contents).map_err(Error::io("write", &path))?;
-            file.commit()?;
-            files.push(ExportedFile { path, bytes: contents.len() as u64 });
-        }
-    }
-    files.extend(graph.write(&folder.join("model.onnx"))?);
-    Ok(Export { files })
+    Graph::new(&model.config, &weights, precision)?.export_to_folder(model, folder)
 }
 
 impl Graph {
+    /// As [`export_to_folder`], for this graph of `model`.
+    ///
+    /// # Errors
+    /// As [`Graph::encode`]; a file that cannot be written.
+    pub fn export_to_folder(&self, model: &ModelFolder, folder: &Path) -> Result<Export> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let mut files = Vec::new();
+        for name in COMPANIONS {
+            let source = model.encoder.join(name);
+            if source.is_file() {
+                let contents = std::fs::read(&source).map_err(Error::io("read", source))?;
+                let path = folder.join(name);
+                let mut file = AtomicFile::create(&path)?;
+                file.write_all(&contents).map_err(Error::io("write", &path))?;
+                file.commit()?;
+                files.push(ExportedFile { path, bytes: contents.len() as u64 });
+            }
+        }
+        files.extend(self.write(&folder.join("model.onnx"))?);
+        Ok(Export { files })
+    }
+
     /// The model as protobuf bytes with every constant inside; `None` where protobuf's limit of 2 GiB does not allow that.
     ///
     /// # Errors
@@ -212,7 +219,7 @@ impl Graph {
 
 /// Shapes, indices and scalars stay in the model: shape inference reads them.
 fn is_external(constant: &Constant) -> bool {
-    !matches!(constant.values, Values::Ints(_)) && !constant.dims.is_empty()
+    !matches!(constant.values, Values::Ints(_) | Values::Zeros) && !constant.dims.is_empty()
 }
 
 fn tensor_header(constant: &Constant) -> TensorProto {

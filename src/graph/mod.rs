@@ -1,8 +1,9 @@
 //! Encoder graphs: configuration and weights to ONNX. Knows no executor and no device.
 //!
 //! The contract of every exported graph: inputs `input_ids` and `attention_mask`, INT32 `[batch, sequence]`, rows padded on
-//! the right; output `last_hidden_state` `[batch, sequence, hidden]`; opset 17. To add a family, write one file beside
-//! `mpnet.rs` and name it in [`Graph::new`].
+//! the right; output `last_hidden_state` `[batch, sequence, hidden]`; opset 17 (see
+//! [`Graph::quantized`] for INT8). To add a family, write one file beside
+//! `mpnet.rs` and name it in `Graph::build`.
 
 mod bert;
 mod blocks;
@@ -11,13 +12,16 @@ mod digest;
 mod export;
 mod mpnet;
 pub mod onnx;
+mod quantization;
 
 pub use export::{Export, ExportedFile, export_to_folder};
+pub use quantization::{Linear, Quantization, Range, Role};
 
 use crate::model::{EncoderConfig, Family, Weights};
 use crate::{Error, Result};
+use blocks::Builder;
 use constant::Constant;
-use onnx::ModelProto;
+use onnx::{Dim, ModelProto};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -70,6 +74,7 @@ pub struct Graph {
     /// The model without its constants.
     header: ModelProto,
     constants: Vec<Constant>,
+    linears: Vec<Linear>,
 }
 
 impl Graph {
@@ -78,9 +83,13 @@ impl Graph {
     /// # Errors
     /// A tensor that is missing or misshapen, see [`Weights::tensor`].
     pub fn new(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Self> {
+        Self::build(Builder::new(config, weights, precision), config, weights)
+    }
+
+    fn build(builder: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Self> {
         match config.family {
-            Family::MpNet => mpnet::build(config, weights, precision),
-            Family::Bert => bert::build(config, weights, precision),
+            Family::MpNet => mpnet::build(builder, config, weights),
+            Family::Bert => bert::build(builder, config, weights),
         }
     }
 }

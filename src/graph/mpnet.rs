@@ -1,15 +1,14 @@
 //! MPNet: a relative position bias shared by all layers; positions start after the padding id.
 
 use crate::Result;
+use crate::graph::Graph;
 use crate::graph::blocks::{Builder, LayerNames};
-use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
 
 /// Distances from here on share the last bucket (`max_distance` of transformers' `MPNetEncoder.relative_position_bucket`).
 const MAX_DISTANCE: f64 = 128.0;
 
-pub(super) fn build(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Graph> {
-    let mut graph = Builder::new(config, weights, precision);
+pub(super) fn build(mut graph: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Graph> {
     let mut x = graph.embeddings(positions(config, weights)?, config)?;
     let mask = graph.attention_mask();
     let bias = graph.position_bias(bias_table(config, weights)?, &mask, config);

@@ -12,6 +12,10 @@ use std::path::Path;
 pub const IR_VERSION: i64 = 8;
 /// The opset of exported graphs: the newest that TensorRT 8.6 reads.
 pub const OPSET: i64 = 17;
+/// The opset of INT8 graphs with fp16 scales, the first whose QuantizeLinear takes them.
+pub const OPSET_FP16_SCALES: i64 = 19;
+/// IR version that ONNX pairs with [`OPSET_FP16_SCALES`].
+pub const IR_VERSION_FP16_SCALES: i64 = 9;
 
 /// A model: one graph and the operator sets that it uses.
 #[derive(Clone, PartialEq, Message)]
@@ -202,6 +206,8 @@ pub struct StringStringEntryProto {
 pub enum ElementType {
     /// f32.
     Float32 = 1,
+    /// i8.
+    Int8 = 3,
     /// i32.
     Int32 = 6,
     /// i64.
@@ -214,6 +220,7 @@ impl ElementType {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
+            Self::Int8 => 1,
             Self::Float16 => 2,
             Self::Float32 | Self::Int32 => 4,
             Self::Int64 => 8,

@@ -1,0 +1,119 @@
+//! `trt-embed calibrate`: the ranges of a model's activations, for INT8.
+
+use super::input::{ChunkLimits, InputArgs, Texts};
+use super::{Usage, npy, output, progress, settings};
+use anyhow::Result;
+use clap::ValueEnum;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use trt_embed::model::ModelFolder;
+use trt_embed::quantization::{CalibrationSettings, Method, Samples, calibrate};
+
+/// Measures how far a model's activations reach over sample texts, for `export --precision int8`.
+///
+/// Runs the fp32 model on the CPU, on all cores. Texts are read as `embed` reads them; some hundred that are like those to be embedded
+/// are enough. Padding never counts. An output file that exists is replaced.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  trt-embed calibrate -m models/all-MiniLM-L6-v2 -i lines.txt -o calibration.json
+  trt-embed calibrate -m models/all-MiniLM-L6-v2 --npy ids -o calibration.json --method entropy")]
+pub struct Args {
+    /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`.
+    #[arg(short, long, env = "TRT_EMBED_MODEL", value_name = "MODEL")]
+    model: String,
+    #[command(flatten)]
+    input: InputArgs,
+    /// Folder with `input_ids.npy` and `attention_mask.npy` (int64 or int32, [samples, seq]) instead of texts.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["input", "texts"])]
+    npy: Option<PathBuf>,
+    /// File to write.
+    #[arg(short, long, value_name = "FILE", default_value = "calibration.json")]
+    output: PathBuf,
+    /// How a range is found from a tensor's values.
+    #[arg(long, value_enum, default_value_t = MethodArg::Minmax)]
+    method: MethodArg,
+    /// Percentage of the values that a range holds, with `--method percentile` [default: 99.999].
+    #[arg(long, value_name = "P")]
+    percentile: Option<f64>,
+    /// Moves the reach of channels into the weights before ranges are measured (SmoothQuant), with this alpha between 0 and 1.
+    #[arg(long, value_name = "ALPHA")]
+    smooth_quant: Option<f32>,
+    /// Most texts that are taken; what follows them is not read.
+    #[arg(long, value_name = "N", default_value = "4096")]
+    max_samples: NonZeroUsize,
+}
+
+/// `--method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodArg {
+    /// The largest magnitude
+    Minmax,
+    /// The magnitude that all but a few values stay below
+    Percentile,
+    /// The cut that loses the least information (Kullback-Leibler)
+    Entropy,
+}
+
+/// `--percentile` where none is given: the best of those measured (docs/quantization.md).
+const PERCENTILE: f64 = 99.999;
+/// Bytes of text that are tokenized at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Runs the verb.
+pub fn run(args: Args) -> Result<()> {
+    let method = match (args.method, args.percentile) {
+        (MethodArg::Percentile, Some(percentile)) => Method::Percentile(percentile),
+        (_, Some(_)) => return Err(Usage("--percentile goes with --method percentile".into()).into()),
+        (MethodArg::Percentile, None) => Method::Percentile(PERCENTILE),
+        (MethodArg::Minmax, None) => Method::MinMax,
+        (MethodArg::Entropy, None) => Method::Entropy,
+    };
+    let settings = CalibrationSettings { method, smoothing: args.smooth_quant };
+    let most = args.max_samples.get();
+    // What is wrong with the input is found before the model is loaded.
+    let (model, samples) = match &args.npy {
+        Some(folder) => {
+            let rows = npy::read(folder, most)?;
+            let model = settings::open_folder(&args.model)?;
+            let samples = Samples::from_ids(&model, rows)?;
+            (model, samples)
+        }
+        None => {
+            let texts = Texts::open(&args.input)?;
+            let model = settings::open_folder(&args.model)?;
+            let samples = read_texts(texts, &model, most)?;
+            (model, samples)
+        }
+    };
+    let bar = progress::texts(Some(0), true);
+    let tell = |done: usize, total: usize| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+        bar.set_message(format!("{done} of {total} texts"));
+    };
+    let calibration = calibrate(&model, &samples, &settings, &tell)?;
+    bar.finish_and_clear();
+    calibration.write(&args.output)?;
+    output::print(&format!(
+        "{} tensors, {} texts, {} tokens, {}: {}\n",
+        calibration.ranges.len(),
+        calibration.samples,
+        calibration.tokens,
+        calibration.method,
+        args.output.display()
+    ))
+}
+
+fn read_texts(mut texts: Texts, model: &ModelFolder, most: usize) -> Result<Samples> {
+    let mut samples = Samples::default();
+    while samples.len() < most {
+        let chunk = texts.next_chunk(ChunkLimits { texts: most - samples.len(), bytes: CHUNK_BYTES })?;
+        if chunk.is_empty() {
+            break;
+        }
+        let first = samples.len();
+        samples.extend(Samples::from_texts(model, &chunk).map_err(|error| super::embed::number_from(first, error))?);
+    }
+    Ok(samples)
+}

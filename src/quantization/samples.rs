@@ -1,0 +1,93 @@
+//! What a calibration runs over: rows of token ids.
+
+use crate::model::ModelFolder;
+use crate::pooling::Head;
+use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
+use crate::{Error, Result};
+
+/// Fewest samples that a calibration takes. Texts of some ten tokens then give about 10^5 values of each tensor: the percentile 99.999
+/// rests on one of them, and fewer texts would leave ranges to chance altogether.
+pub const MIN_SAMPLES: usize = 32;
+
+/// Rows of token ids, special tokens included. The ids alone are held: some kilobytes a text at most.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Samples {
+    rows: Vec<Vec<u32>>,
+}
+
+impl Samples {
+    /// Tokenizes texts as [`Embedder`](crate::Embedder) does, with the model's default prompt.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`], [`Error::TokenId`].
+    pub fn from_texts<T: AsRef<str> + Sync>(model: &ModelFolder, texts: &[T]) -> Result<Self> {
+        let prompts = &model.prompts;
+        let prompt = prompts.default_name.as_ref().and_then(|name| prompts.by_name.get(name)).cloned();
+        let mut settings = TokenizerSettings::new(model.max_tokens(), model.config.pad_token_id, model.config.vocab_size);
+        settings.lower_case = model.do_lower_case;
+        settings.prompt = prompt;
+        let tokenizer = Tokenizer::open(&model.tokenizer_path(), settings)?;
+        let mut rows = vec![Vec::new(); texts.len()];
+        for batch in tokenizer.encode(texts, &BatchPlan::new(64, 4096, 1))?.batches {
+            for ((ids, &length), &row) in batch.ids.chunks_exact(batch.seq).zip(&batch.lengths).zip(&batch.rows) {
+                rows[row] = ids[..length as usize].iter().map(|&id| id as u32).collect();
+            }
+        }
+        Ok(Self { rows })
+    }
+
+    /// Takes rows of ids, special tokens included, none of them padding.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a row that is empty or longer than the model's positions, [`Error::TokenId`].
+    pub fn from_ids(model: &ModelFolder, rows: Vec<Vec<u32>>) -> Result<Self> {
+        let limit = model.config.max_tokens();
+        for (row, ids) in rows.iter().enumerate() {
+            if !(1..=limit).contains(&ids.len()) {
+                let reason = format!("row {row} has {} ids; 1 to {limit} are accepted", ids.len());
+                return Err(Error::Setting { setting: "ids", reason });
+            }
+            let vocab_size = model.config.vocab_size;
+            if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+                return Err(Error::TokenId { id, text: row, vocab_size });
+            }
+        }
+        Ok(Self { rows })
+    }
+
+    /// Adds other samples after these.
+    pub fn extend(&mut self, more: Self) {
+        self.rows.extend(more.rows);
+    }
+
+    /// Keeps the first `samples`.
+    pub fn truncate(&mut self, samples: usize) {
+        self.rows.truncate(samples);
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Tokens of all samples together.
+    pub fn tokens(&self) -> u64 {
+        self.rows.iter().map(|row| row.len() as u64).sum()
+    }
+
+    /// Batches of at most `tokens` padded tokens, longest rows first.
+    pub(super) fn batches(&self, model: &ModelFolder, tokens: usize) -> Result<Vec<TokenBatch>> {
+        let (pad, vocabulary) = (model.config.pad_token_id, model.config.vocab_size);
+        batches_from_ids(&self.rows, pad, vocabulary, 0, &BatchPlan::new(64, tokens, 1))
+    }
+}
+
+/// All that follows the encoder in `model`, as its folder has it.
+pub(super) fn head(model: &ModelFolder) -> Result<Head> {
+    Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize)
+}

@@ -1,0 +1,344 @@
+//! Ranges of activations: the library's calibration, its file, and the command around it.
+
+mod cli_model;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+use trt_embed::backend::{Backend, CpuBackend};
+use trt_embed::graph::{Graph, Precision};
+use trt_embed::model::ModelFolder;
+use trt_embed::pooling::Head;
+use trt_embed::quantization::{
+    Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with, fit, sensitivity,
+};
+use trt_embed::tokens::TokenBatch;
+use trt_embed::{Error, Result};
+
+fn model(name: &str) -> ModelFolder {
+    ModelFolder::open(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// Rows of very different lengths, so that most batches hold padding.
+fn samples(model: &ModelFolder) -> Samples {
+    let limit = model.config.max_tokens();
+    let row = |n: usize| (0..1 + n * 7 % limit).map(|i| ((i * 31 + n * 17) % model.config.vocab_size) as u32).collect();
+    Samples::from_ids(model, (0..40).map(row).collect()).unwrap()
+}
+
+fn settings(method: Method, smoothing: Option<f32>) -> CalibrationSettings {
+    CalibrationSettings { method, smoothing }
+}
+
+fn run(model: &ModelFolder, settings: &CalibrationSettings) -> Calibration {
+    calibrate(model, &samples(model), settings, &|_, _| ()).unwrap()
+}
+
+/// Shows 1 at every token, but 1000 at padding and what `odd` says for the first value.
+struct Constant<'m> {
+    model: &'m ModelFolder,
+    odd: Option<f32>,
+}
+
+impl Observer for Constant<'_> {
+    fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()> {
+        let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
+        for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
+            let row = |length: &u32| {
+                let length = *length as usize * channels;
+                (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+            };
+            let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
+            match self.odd {
+                Some(0.0) if place == 2 => values.fill(0.0),
+                Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
+                _ => {}
+            }
+            visit(name, &values);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn padding_never_counts() {
+    let model = model("bert");
+    for method in [Method::MinMax, Method::Percentile(100.0)] {
+        let observer = Constant { model: &model, odd: None };
+        let found = calibrate_with(&observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
+        assert_eq!(found.ranges.len(), 4 * model.config.num_hidden_layers);
+        assert!(found.ranges.values().all(|range| range.amax == 1.0), "{:?}", found.ranges);
+    }
+}
+
+#[test]
+fn tensors_that_give_no_range_are_named() {
+    let model = model("bert");
+    let graph = Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
+    let name = graph.observed_tensors()[2].0.to_owned();
+    for odd in [f32::NAN, f32::INFINITY, 0.0] {
+        let observer = Constant { model: &model, odd: Some(odd) };
+        let error = calibrate_with(&observer, &model, &samples(&model), &CalibrationSettings::default(), &|_, _| ()).unwrap_err();
+        assert!(matches!(error, Error::Calibration { .. }) && error.to_string().contains(&name), "{odd}: {error}");
+    }
+}
+
+#[test]
+fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
+    for name in ["bert", "mpnet"] {
+        let model = model(name);
+        let graph = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+        let head = Head::new(model.pooling.clone(), vec![], model.config.hidden_size, None, false).unwrap();
+        let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1).unwrap();
+        let mut expected: BTreeMap<String, f32> = BTreeMap::new();
+        let limit = model.config.max_tokens();
+        for n in 0..40usize {
+            let row: Vec<u32> = (0..1 + n * 7 % limit).map(|i| ((i * 31 + n * 17) % model.config.vocab_size) as u32).collect();
+            let mut batch = TokenBatch::default();
+            batch.refill(&[row], model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+            backend
+                .observe(&batch, &mut |name, values| {
+                    let amax = expected.entry(name.to_owned()).or_default();
+                    *amax = values.iter().fold(*amax, |amax, value| amax.max(value.abs()));
+                })
+                .unwrap();
+        }
+        let found = run(&model, &settings(Method::MinMax, None));
+        assert_eq!(found.ranges.len(), expected.len());
+        for (tensor, range) in &found.ranges {
+            // A row's values depend on its batch by rounding alone.
+            assert!((range.amax - expected[tensor]).abs() <= 1e-5 * expected[tensor], "{tensor}: {range:?} {}", expected[tensor]);
+        }
+    }
+}
+
+#[test]
+fn smoothing_with_alpha_one_makes_every_channel_reach_to_one() {
+    let model = model("bert");
+    let smooth = run(&model, &settings(Method::MinMax, Some(1.0)));
+    for range in smooth.ranges.values() {
+        assert!((range.amax - 1.0).abs() < 1e-5, "{range:?}");
+        assert!(range.smoothing.is_some());
+    }
+}
+
+#[test]
+fn a_calibrated_graph_is_near_the_model() {
+    let model = model("mpnet");
+    let head = || Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, true).unwrap();
+    let vectors = |graph| {
+        let backend = CpuBackend::from_graph(graph, head(), model.config.max_tokens(), 1).unwrap();
+        let rows: Vec<Vec<u32>> = (1..9u32).map(|n| (0..n).map(|i| i * 13 + n).collect()).collect();
+        let mut batch = TokenBatch::default();
+        batch.refill(&rows, model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+        let mut out = vec![0.0; batch.batch() * head().dim];
+        backend.encode(&batch, &mut out).unwrap();
+        out
+    };
+    let weights = model.weights().unwrap();
+    let reference = vectors(Graph::new(&model.config, &weights, Precision::Fp32).unwrap());
+    for smoothing in [None, Some(0.5)] {
+        let quantization = run(&model, &settings(Method::MinMax, smoothing)).quantization([]);
+        let found = vectors(Graph::quantized(&model.config, &weights, Precision::Fp32, &quantization).unwrap());
+        for (a, b) in reference.chunks_exact(head().dim).zip(found.chunks_exact(head().dim)) {
+            let cosine: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+            assert!(cosine > 0.98, "{smoothing:?}: {cosine}");
+        }
+    }
+}
+
+#[test]
+fn the_file_comes_back_as_written_and_faults_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("calibration.json");
+    let bert = model("bert");
+    let calibration = run(&bert, &settings(Method::Percentile(99.5), Some(0.5)));
+    calibration.write(&path).unwrap();
+    assert_eq!(Calibration::read(&path).unwrap(), calibration);
+    calibration.check(&bert, None).unwrap();
+    calibration.check(&bert, Some(Method::Percentile(99.5))).unwrap();
+    let other = calibration.check(&model("mpnet"), None).unwrap_err();
+    assert!(matches!(other, Error::CalibrationMismatch { field: "model", .. }), "{other}");
+    let method = calibration.check(&bert, Some(Method::Entropy)).unwrap_err();
+    assert!(matches!(method, Error::CalibrationMismatch { field: "method", .. }), "{method}");
+
+    let json = std::fs::read_to_string(&path).unwrap();
+    let field = "\"amax\": ";
+    let amax = json.find(field).unwrap() + field.len();
+    let end = amax + json[amax..].find(|c: char| c == ',' || c.is_whitespace()).unwrap();
+    let faulty = [
+        json[..json.len() / 2].to_owned(),
+        json.replacen("\"format\": 1", "\"format\": 2", 1),
+        json.replacen("\"tokens\"", "\"token\"", 1),
+        format!("{}-1.0{}", &json[..amax], &json[end..]),
+        String::new(),
+    ];
+    for text in faulty {
+        assert_ne!(text, json);
+        std::fs::write(&path, text).unwrap();
+        assert!(matches!(Calibration::read(&path), Err(Error::CalibrationFile { .. })));
+    }
+}
+
+#[test]
+fn too_little_data_and_settings_out_of_bounds_are_refused() {
+    let model = model("bert");
+    let mut few = samples(&model);
+    few.truncate(31);
+    let error = calibrate(&model, &few, &CalibrationSettings::default(), &|_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("31 texts") && error.contains("at least 32"), "{error}");
+    for bad in [
+        settings(Method::Percentile(0.0), None),
+        settings(Method::Percentile(f64::NAN), None),
+        settings(Method::MinMax, Some(1.5)),
+    ] {
+        assert!(matches!(calibrate(&model, &samples(&model), &bad, &|_, _| ()), Err(Error::Setting { .. })));
+    }
+    assert!(matches!(Samples::from_ids(&model, vec![vec![]]), Err(Error::Setting { .. })));
+    assert!(matches!(Samples::from_ids(&model, vec![vec![1], vec![9_999_999]]), Err(Error::TokenId { text: 1, .. })));
+}
+
+#[test]
+fn the_fewest_groups_stay_in_float_that_reach_the_bar() {
+    let model = model("mpnet");
+    let calibration = run(&model, &settings(Method::MinMax, None));
+    let texts = samples(&model);
+    let loose = fit(&model, &calibration, &texts, 0.5).unwrap();
+    assert!(loose.quantization.float.is_empty() && loose.report.groups.is_empty());
+    let groups = sensitivity(&model, &calibration, &texts).unwrap();
+    assert_eq!(groups.len(), 4 * model.config.num_hidden_layers);
+    assert!(groups.is_sorted_by(|a, b| a.alone.mean <= b.alone.mean));
+    assert_eq!(groups.iter().map(|report| report.group.linears.len()).sum::<usize>(), 6 * model.config.num_hidden_layers);
+
+    // A bar between all in INT8 and the least sensitive group alone.
+    let bar = (loose.report.all_int8.min + groups.last().unwrap().alone.min) / 2.0;
+    let fitted = fit(&model, &calibration, &texts, bar).unwrap();
+    assert!(fitted.report.chosen.min >= bar && !fitted.quantization.float.is_empty());
+    let kept: usize = fitted.report.groups.iter().filter(|report| report.float).map(|report| report.group.linears.len()).sum();
+    assert_eq!(kept, fitted.quantization.float.len());
+    assert!(kept < 6 * model.config.num_hidden_layers);
+    assert_eq!(
+        fitted.report.to_string().matches("kept in float").count(),
+        fitted.report.groups.iter().filter(|r| r.float).count()
+    );
+
+    let error = fit(&model, &calibration, &texts, 1.1).unwrap_err();
+    assert!(matches!(error, Error::QuantizedFidelity { bar: 1.1, .. }), "{error}");
+}
+
+fn place() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    cli_model::write(&folder.path().join("model"));
+    let lines: String = (0..40).map(|i| format!("the cat sat on mat {i} {}\n", "dog ran ".repeat(i % 5))).collect();
+    std::fs::write(folder.path().join("lines.txt"), lines).unwrap();
+    folder
+}
+
+fn command(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_")) {
+        command.env_remove(name);
+    }
+    command.current_dir(folder).args(args).output().unwrap()
+}
+
+/// The command's stderr; it must have ended with `status`.
+fn stderr(folder: &Path, status: i32, args: &[&str]) -> String {
+    let out = command(folder, args);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(status), "{args:?}: {said}");
+    said
+}
+
+#[test]
+fn the_command_calibrates_and_exports_int8() {
+    let folder = place();
+    let at = folder.path();
+    stderr(at, 0, &["calibrate", "-m", "model", "-i", "lines.txt", "-o", "c.json", "--method", "minmax"]);
+    let calibration = Calibration::read(&at.join("c.json")).unwrap();
+    assert_eq!((calibration.samples, calibration.method), (40, Method::MinMax));
+    stderr(at, 0, &["export", "-m", "model", "-o", "out", "--precision", "int8", "--calibration", "c.json"]);
+    let count = |file: &str| {
+        let model = trt_embed::graph::onnx::read_model(&at.join(file)).unwrap();
+        model.graph.unwrap().node.iter().filter(|node| node.op_type == "QuantizeLinear").count()
+    };
+    // Four tensors and six weights.
+    assert_eq!(count("out/model.onnx"), 10);
+    let keep = ["--keep-float", "encoder.layer.0.output.dense", "--keep-float", "encoder.layer.0.attention.self.key"];
+    let args = [&["export", "-m", "model", "-o", "kept", "--precision", "int8", "--calibration", "c.json"][..], &keep].concat();
+    stderr(at, 0, &args);
+    // The weight and the tensor of ffn2, the weight of the keys.
+    assert_eq!(count("kept/model.onnx"), 7);
+    let said = stderr(
+        at,
+        1,
+        &["export", "-m", "model", "-o", "x", "--precision", "int8", "--calibration", "c.json", "--keep-float", "no"],
+    );
+    assert!(said.contains("\"no\" is no linear"), "{said}");
+    stderr(at, 2, &["export", "-m", "model", "-o", "x", "--precision", "int8"]);
+    stderr(at, 2, &["export", "-m", "model", "-o", "x", "--calibration", "c.json"]);
+    stderr(at, 2, &["calibrate", "-m", "model", "-i", "lines.txt", "--method", "entropy", "--percentile", "99"]);
+    assert!(stderr(at, 1, &["calibrate", "-m", "model", "one text"]).contains("1 texts are too few"));
+}
+
+/// A NumPy file of format version 1.
+fn npy(path: &Path, descr: &str, shape: &str, data: &[u8]) {
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    let header = format!("{header:<117}\n");
+    let bytes = [b"\x93NUMPY\x01\x00", &118u16.to_le_bytes()[..], header.as_bytes(), data].concat();
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn i64s(values: &[i64]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn token_ids_come_from_numpy_files_and_their_faults_are_located() {
+    let folder = place();
+    let at = folder.path();
+    let (ids, mask) = (at.join("input_ids.npy"), at.join("attention_mask.npy"));
+    let good_ids: Vec<i64> = (0..40 * 3).map(|i| 4 + i % 10).collect();
+    let good_mask: Vec<i64> = (0..40 * 3).map(|i| i64::from(i % 3 < 2)).collect();
+    let args = ["calibrate", "-m", "model", "--npy", ".", "-o", "c.json"];
+    let put = |ids_values: &[i64], mask_values: &[i64]| {
+        npy(&ids, "<i8", "(40, 3)", &i64s(ids_values));
+        npy(&mask, "<i8", "(40, 3)", &i64s(mask_values));
+    };
+    put(&good_ids, &good_mask);
+    stderr(at, 0, &args);
+    assert_eq!(Calibration::read(&at.join("c.json")).unwrap().tokens, 80);
+    let int32: Vec<u8> = good_ids.iter().flat_map(|&value| (value as i32).to_le_bytes()).collect();
+    npy(&ids, "<i4", "(40, 3)", &int32);
+    stderr(at, 0, &args);
+
+    let with = |values: &[i64], place: usize, value: i64| {
+        let mut values = values.to_vec();
+        values[place] = value;
+        values
+    };
+    let faults = [
+        (with(&good_ids, 7, -3), good_mask.clone(), "row 2, column 1 is -3"),
+        (with(&good_ids, 6, 1_000_000), good_mask.clone(), "1000000 (text 2)"),
+        (good_ids.clone(), with(&good_mask, 4, 2), "row 1, column 1 is 2; 0 or 1"),
+        (good_ids.clone(), with(&good_mask, 3, 0), "row 1 has a 0 in column 0 before a 1 in column 1"),
+        (good_ids.clone(), with(&with(&good_mask, 3, 0), 4, 0), "row 1 has no token"),
+    ];
+    for (ids, mask, expected) in faults {
+        put(&ids, &mask);
+        let said = stderr(at, 1, &args);
+        assert!(said.contains(expected), "{said}");
+    }
+    put(&good_ids, &good_mask);
+    npy(&mask, "<i8", "(20, 6)", &i64s(&good_mask));
+    assert!(stderr(at, 1, &args).contains("its shape is [20, 6], that of input_ids.npy [40, 3]"));
+    npy(&ids, "<i8", "(120,)", &i64s(&good_ids));
+    assert!(stderr(at, 1, &args).contains("[samples, seq] is expected"));
+    npy(&ids, "<f8", "(40, 3)", &i64s(&good_ids));
+    assert!(stderr(at, 1, &args).contains("int64 or int32 is expected"));
+    npy(&ids, "<i8", "(40, 3)", &i64s(&good_ids[..100]));
+    assert!(stderr(at, 1, &args).contains("it ends before"));
+    std::fs::write(&ids, "text").unwrap();
+    assert!(stderr(at, 1, &args).contains("not a NumPy file"));
+}
