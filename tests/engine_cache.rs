@@ -46,8 +46,10 @@ fn manifest() -> Manifest {
             workspace_bytes: None,
             optimization_level: None,
             fp32_layers: Vec::new(),
+            float_linears: Vec::new(),
         },
         fidelity: None,
+        speed: Vec::new(),
     }
 }
 

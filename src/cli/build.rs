@@ -16,7 +16,8 @@ Without either: buckets for one text and for many, of 32, 128 and the most token
 Examples:
   trt-embed build -m sentence-transformers/all-mpnet-base-v2 -o mpnet.engine
   trt-embed build -m models/all-MiniLM-L6-v2 --precision fp32 --profile 1x1:1x128:1x512 --bucket 64x64 -o minilm.engine
-  trt-embed build --onnx optimum/model.onnx -o model.engine")]
+  trt-embed build --onnx optimum/model.onnx -o model.engine
+  trt-embed build -m models/all-MiniLM-L6-v2 --precision int8 --calibration calibration.json -o minilm-int8.engine")]
 pub struct Args {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`. May be left out where --onnx names a
     /// file in such a folder, or in a folder within it.
@@ -28,6 +29,13 @@ pub struct Args {
     /// Arithmetic of the engine.
     #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = EnginePrecision::Fp16)]
     precision: EnginePrecision,
+    /// Ranges of the model's activations, made by `trt-embed calibrate`, for --precision int8.
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Linears that an int8 engine leaves in fp16, e.g. encoder.layer.0.output.dense; may be given several times [default: the fewest
+    /// with which the model in INT8 reaches --min-cosine on the CPU].
+    #[arg(long, value_name = "NAME", requires = "calibration")]
+    keep_float: Vec<String>,
     /// Shapes that one profile serves, e.g. 1x1:8x128:32x512; may be given several times.
     #[arg(long, value_name = "MIN:OPT:MAX")]
     profile: Vec<String>,
@@ -43,7 +51,7 @@ pub struct Args {
     /// Layers of an fp16 engine that compute in fp32: those whose name contains PART; may be given several times (TensorRT 8.6).
     #[arg(long, value_name = "PART")]
     fp32_layers: Vec<String>,
-    /// Smallest cosine to the CPU's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32].
+    /// Smallest cosine to the CPU's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32, 0.99 for int8].
     #[arg(long, value_name = "X", value_parser = cosine, conflicts_with = "no_parity")]
     min_cosine: Option<f64>,
     /// Writes the engine without comparing it.
@@ -97,14 +105,22 @@ pub use with_tensorrt::run;
 #[cfg(feature = "tensorrt")]
 mod with_tensorrt {
     use super::super::output::{self, Target};
-    use super::super::{Usage, build_progress, settings};
+    #[cfg(feature = "cpu")]
+    use super::super::progress;
+    use super::super::{Usage, build_progress, say, settings};
     use super::Args;
     use anyhow::Result;
     use indicatif::HumanBytes;
     use std::path::{Path, PathBuf};
-    use trt_embed::backend::tensorrt::{Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine};
+    use trt_embed::backend::tensorrt::{
+        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, Speed, build_engine,
+    };
     use trt_embed::cuda::Device;
+    use trt_embed::graph::Quantization;
     use trt_embed::model::ModelFolder;
+    use trt_embed::quantization::Calibration;
+    #[cfg(feature = "cpu")]
+    use trt_embed::quantization::{Samples, fit};
 
     /// Runs the verb: what can go wrong at once first, then what takes minutes.
     pub fn run(args: Args) -> Result<()> {
@@ -123,6 +139,8 @@ mod with_tensorrt {
             (false, Some(bar)) => Gate::MinCosine(bar),
             (false, None) => Gate::Standard,
         };
+        let quantization = quantization(&args, &folder, request.gate.bar(request.settings.arithmetic))?;
+        request.quantization = quantization.as_ref();
         request.check()?;
         let device = Device::open(args.device)?;
         let library = Library::load()?;
@@ -133,7 +151,34 @@ mod with_tensorrt {
         progress.finish();
         let engine = built?;
         EngineFile::write(&output, &engine.manifest, &engine.plan)?;
-        output::print(&summary(&args.output, engine.plan.len() as u64, &engine.manifest))
+        output::print(&summary(&args.output, engine.plan.len() as u64, &engine.manifest))?;
+        let slower = engine.manifest.speed.iter().filter(|speed| speed.micros > speed.fp16_micros).count();
+        if slower > 0 {
+            let all = engine.manifest.speed.len();
+            say(&format!(
+                "int8 is slower than fp16 at {slower} of {all} shapes: `trt-embed build` with --precision fp16 is faster there"
+            ));
+        }
+        Ok(())
+    }
+
+    /// How the linears are quantised: as told, or so that the model keeps to the bar on the CPU, where that can be measured.
+    fn quantization(args: &Args, folder: &ModelFolder, bar: Option<f64>) -> Result<Option<Quantization>> {
+        let Some(path) = &args.calibration else { return Ok(None) };
+        let calibration = Calibration::read(path)?;
+        calibration.check(folder, None)?;
+        #[cfg(feature = "cpu")]
+        if let (Some(bar), true) = (bar, args.keep_float.is_empty()) {
+            let spinner = progress::step("choosing what INT8 may take");
+            let fitted = fit(folder, &calibration, &Samples::of_all_lengths(folder)?, bar);
+            spinner.finish_and_clear();
+            let fitted = fitted?;
+            say(&format!("quantisation on the CPU: {}", fitted.report.to_string().trim_end()));
+            return Ok(Some(fitted.quantization));
+        }
+        #[cfg(not(feature = "cpu"))]
+        let _ = bar;
+        Ok(Some(calibration.quantization(args.keep_float.iter().cloned())))
     }
 
     fn profiles(args: &Args) -> Result<Vec<Profile>> {
@@ -198,6 +243,19 @@ mod with_tensorrt {
             ("profiles", profiles),
             ("fidelity", fidelity),
         ];
+        let mut lines: Vec<(&str, String)> = lines.into();
+        if manifest.arithmetic == Arithmetic::Int8 {
+            lines.push((
+                "in fp16",
+                match manifest.build.float_linears.as_slice() {
+                    [] => "no linear".into(),
+                    some => some.join(", "),
+                },
+            ));
+        }
+        for Speed { profile, micros, fp16_micros } in &manifest.speed {
+            lines.push(("speed", format!("{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)));
+        }
         lines.iter().map(|(name, value)| format!("{name:<9}  {value}\n")).collect()
     }
 }

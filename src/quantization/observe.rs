@@ -93,7 +93,7 @@ pub fn calibrate_with(
             smoothing_factors(model, &graph, &reach, alpha)?
         }
     };
-    let measure = |batch: &TokenBatch| {
+    let measure = |batch: &TokenBatch| -> Result<_> {
         let mut histograms: BTreeMap<String, Histogram> = BTreeMap::new();
         let mut smoothed = Vec::new();
         observer.observe(batch, &mut |name, values| {

@@ -55,6 +55,18 @@ impl Samples {
         Ok(Self { rows })
     }
 
+    /// The texts that engines are compared with: one of every length up to the model's limit.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`], [`Error::TokenId`].
+    #[cfg(feature = "tensorrt")]
+    pub fn of_all_lengths(model: &ModelFolder) -> Result<Self> {
+        let mut settings = TokenizerSettings::new(model.max_tokens(), model.config.pad_token_id, model.config.vocab_size);
+        settings.lower_case = model.do_lower_case;
+        let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer_path(), settings)?)?;
+        Ok(Self { rows })
+    }
+
     /// Adds other samples after these.
     pub fn extend(&mut self, more: Self) {
         self.rows.extend(more.rows);

@@ -26,6 +26,13 @@ pub enum Source {
     /// Exported by this crate from the model folder, with weights of this type. [`Model::graph`] is
     /// [`Graph::digest`](crate::graph::Graph::digest).
     Exported(Precision),
+    /// As `Exported`, with linears in INT8.
+    Quantised {
+        /// Type of the weights that are not quantised.
+        precision: Precision,
+        /// [`Graph::digest`](crate::graph::Graph::digest) of the graph without Q/DQ pairs.
+        base: String,
+    },
     /// An ONNX file of this name. [`Model::graph`] is its SHA-256, or that of `SHA-256  NAME` lines for it and its data files.
     Onnx(String),
 }
@@ -82,6 +89,20 @@ pub struct Build {
     /// Layers that compute in fp32, by parts of their names.
     #[serde(default)]
     pub fp32_layers: Vec<String>,
+    /// Linears of an int8 engine that are not quantised.
+    #[serde(default)]
+    pub float_linears: Vec<String>,
+}
+
+/// The GPU's time of the encoder at a profile's largest shape, beside an fp16 engine's in the same run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// The profile.
+    pub profile: Profile,
+    /// Microseconds of this engine.
+    pub micros: f64,
+    /// Microseconds in fp16.
+    pub fp16_micros: f64,
 }
 
 /// The first part of an engine file.
@@ -102,6 +123,9 @@ pub struct Manifest {
     pub build: Build,
     /// How good it is, where that was measured.
     pub fidelity: Option<Fidelity>,
+    /// How fast an int8 engine is beside fp16; empty for others, and where it was not measured.
+    #[serde(default)]
+    pub speed: Vec<Speed>,
 }
 
 fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Result<()> {
@@ -132,6 +156,11 @@ impl Manifest {
         mismatch("the longest row", model.positions, self.model.positions)?;
         mismatch("the hash of the tokenizer", &model.tokenizer, &self.model.tokenizer)?;
         mismatch("the hash of the graph", &model.graph, &self.model.graph)
+    }
+
+    /// Checks that what was quantised is the graph with the hash `expected`.
+    pub(super) fn check_base(&self, base: &str, expected: &str) -> Result<()> {
+        mismatch("the hash of the graph before quantisation", expected, base)
     }
 
     /// Checks that the plan was built in this arithmetic for these profiles.
@@ -229,7 +258,9 @@ pub(super) mod tests {
                 workspace_bytes: None,
                 optimization_level: Some(3),
                 fp32_layers: Vec::new(),
+                float_linears: Vec::new(),
             },
+            speed: Vec::new(),
             fidelity: Some(Fidelity {
                 texts: 60,
                 reference: "cpu".into(),

@@ -27,7 +27,7 @@ pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Ru
 pub use engine_file::EngineFile;
 pub use layers::{Layer, LayerTensor};
 pub use library::{Library, SearchPath, Version, header_version};
-pub use manifest::{Build, Fidelity, Machine, Manifest, Model, Source};
+pub use manifest::{Build, Fidelity, Machine, Manifest, Model, Source, Speed};
 pub use pipeline::{EngineRequest, Gate, build_engine, cached_engine, load_engine};
 pub use profile::{Profile, Shape, default_profiles};
 pub use source::machine;

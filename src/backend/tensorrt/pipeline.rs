@@ -4,18 +4,21 @@ use super::builder::{Arithmetic, BuildProgress, BuildSettings, build_plan};
 use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
-use super::manifest::{Build, Fidelity, Machine, Manifest, Model};
+use super::manifest::{Build, Fidelity, Machine, Manifest, Model, Speed};
 use super::profile::{Profile, default_profiles};
 use super::proof;
 use super::source::{GraphSource, machine};
 use crate::backend::gpu::parity::Agreement;
 use crate::cuda::Device;
-use crate::graph::Precision;
+use crate::graph::{Precision, Quantization};
 use crate::model::ModelFolder;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Runs of each shape when int8 is timed beside fp16.
+const SPEED_RUNS: usize = 50;
 
 /// What a new engine must show before it is kept: its vectors beside those of the model on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -40,6 +43,8 @@ pub struct EngineRequest<'a> {
     pub onnx: Option<&'a Path>,
     /// How to build. Without profiles it is [`default_profiles`]; a timing cache comes from the engine cache.
     pub settings: BuildSettings,
+    /// Ranges of activations, for an int8 engine of `folder`'s own graph; a graph from `onnx` brings its Q/DQ pairs.
+    pub quantization: Option<&'a Quantization>,
     /// What the engine must show.
     pub gate: Gate,
 }
@@ -61,16 +66,25 @@ impl Gate {
 impl<'a> EngineRequest<'a> {
     /// An engine of `folder`, in fp16 for the default profiles.
     pub fn new(folder: &'a ModelFolder) -> Self {
-        Self { folder, onnx: None, settings: BuildSettings::default(), gate: Gate::default() }
+        Self { folder, onnx: None, settings: BuildSettings::default(), quantization: None, gate: Gate::default() }
     }
 
     /// Checks what needs neither TensorRT nor a GPU: the profiles, and that there is a reference where the gate wants one.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a profile beyond the model's positions; [`Error::NoReference`].
+    /// [`Error::Setting`] for a profile beyond the model's positions, and for int8 without ranges; [`Error::NoReference`].
     pub fn check(&self) -> Result<()> {
         for profile in &self.settings.profiles {
             profile.check(self.folder.config.max_tokens())?;
+        }
+        let int8 = self.settings.arithmetic == Arithmetic::Int8;
+        if int8 && self.onnx.is_none() && self.quantization.is_none() {
+            let reason = "int8 needs the ranges of activations: make them with `trt-embed calibrate`".into();
+            return Err(Error::Setting { setting: "--calibration", reason });
+        }
+        if self.quantization.is_some() && (!int8 || self.onnx.is_some()) {
+            let reason = "it goes with --precision int8 and the model's own graph, not with --onnx".into();
+            return Err(Error::Setting { setting: "--calibration", reason });
         }
         match self.gate {
             Gate::Off => Ok(()),
@@ -93,8 +107,48 @@ pub fn build_engine(
 ) -> Result<EngineFile> {
     request.check()?;
     let job = Job::new(library, device, cache, request, progress)?;
-    let _lock = cache.lock(progress)?;
-    job.build()
+    let lock = cache.lock(progress)?;
+    let mut engine = job.build()?;
+    drop(lock);
+    if request.quantization.is_some() {
+        let half = half_precision(library, device, cache, request, progress)?;
+        let compare = || compare_speed(&job, &engine, &half);
+        engine.manifest.speed = phase(progress, "measuring int8 beside fp16", compare)?;
+    }
+    Ok(engine)
+}
+
+/// The same engine in fp16, out of the cache, to compare an int8 one with. Its fidelity is not asked for.
+fn half_precision(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn BuildProgress,
+) -> Result<EngineFile> {
+    let mut half = EngineRequest { quantization: None, gate: Gate::Off, ..request.clone() };
+    half.settings.arithmetic = Arithmetic::Fp16;
+    Ok(cached_engine(library, device, cache, &half, progress)?.0)
+}
+
+/// Both engines' times at the largest shape of each profile, on the same GPU one after the other.
+fn compare_speed(job: &Job<'_>, engine: &EngineFile, half: &EngineFile) -> Result<Vec<Speed>> {
+    let profiles = &engine.manifest.profiles;
+    let micros = |file: &EngineFile| {
+        let backend = proof::executor(job.library, job.device, job.folder, file)?;
+        let time = |profile: &Profile| {
+            let shape = profile.max();
+            Ok(backend.gpu_micros(shape.batch as usize, shape.seq as usize, SPEED_RUNS)?.1.encoder)
+        };
+        profiles.iter().map(time).collect::<Result<Vec<f64>>>()
+    };
+    let times = micros(engine)?.into_iter().zip(micros(half)?);
+    let speed = |(&profile, (micros, fp16_micros))| Speed {
+        profile,
+        micros: rounded(format!("{micros:.1}")),
+        fp16_micros: rounded(format!("{fp16_micros:.1}")),
+    };
+    Ok(profiles.iter().zip(times).map(speed).collect())
 }
 
 /// The engine that `request` asks for out of `cache`, which it is built into where it is not there, and where it lies.
@@ -137,6 +191,7 @@ struct Job<'a> {
     folder: &'a ModelFolder,
     progress: &'a dyn BuildProgress,
     settings: BuildSettings,
+    float_linears: Vec<String>,
     bar: Option<f64>,
     source: GraphSource,
     machine: Machine,
@@ -160,13 +215,17 @@ impl<'a> Job<'a> {
         if settings.timing_cache.is_empty() {
             settings.timing_cache = cache.timing_cache(&machine);
         }
-        let source = phase(progress, "reading the model", || match request.onnx {
-            Some(path) => GraphSource::open(path, folder),
-            None => GraphSource::export(folder, graph_precision(library, settings.arithmetic)),
+        let precision = graph_precision(library, settings.arithmetic);
+        let source = phase(progress, "reading the model", || match (request.onnx, request.quantization) {
+            (Some(path), _) => GraphSource::open(path, folder),
+            (None, Some(quantization)) => GraphSource::quantise(folder, precision, quantization),
+            (None, None) => GraphSource::export(folder, precision),
         })?;
         let model = phase(progress, "hashing the model", || source.model(folder))?;
         let bar = request.gate.bar(settings.arithmetic);
-        Ok(Self { library, device, cache, folder, progress, settings, bar, source, machine, model })
+        let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
+        let float_linears = float_linears.unwrap_or_default();
+        Ok(Self { library, device, cache, folder, progress, settings, float_linears, bar, source, machine, model })
     }
 
     /// Whether an engine with this manifest is what was asked for.
@@ -197,6 +256,7 @@ impl<'a> Job<'a> {
             plan_bytes: plans.iter().map(|plan| plan.len() as u64).collect(),
             build: self.provenance(seconds),
             fidelity: None,
+            speed: Vec::new(),
         };
         let mut file = EngineFile { manifest, plan: plans.concat().into() };
         drop(plans);
@@ -247,6 +307,7 @@ impl<'a> Job<'a> {
             workspace_bytes: self.settings.workspace_bytes,
             optimization_level: self.settings.optimization_level,
             fp32_layers: self.settings.fp32_layers.clone(),
+            float_linears: self.float_linears.clone(),
         }
     }
 }

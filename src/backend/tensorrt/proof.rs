@@ -60,10 +60,14 @@ pub(super) fn compare(
     file: &EngineFile,
     reference: &Reference,
 ) -> Result<Agreement> {
+    reference.compare(&executor(library, device, folder, file)?)
+}
+
+/// The engine of `file` with one lane.
+pub(super) fn executor(library: &Arc<Library>, device: &Device, folder: &ModelFolder, file: &EngineFile) -> Result<GpuBackend> {
     let encoder = TensorRtEncoder::load(&Runtime::new(library, device)?, file)?;
     let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
-    let executor = GpuBackend::new(Arc::new(encoder), head(folder)?, folder.config.pad_token_id, &settings)?;
-    reference.compare(&executor)
+    GpuBackend::new(Arc::new(encoder), head(folder)?, folder.config.pad_token_id, &settings)
 }
 
 /// The model's own: an override of pooling is no part of an engine.

@@ -7,7 +7,7 @@ use crate::cuda::Device;
 use crate::digest::hex;
 use crate::files::TemporaryFolder;
 use crate::graph::onnx::{self, ModelProto, TensorProto, ValueInfoProto};
-use crate::graph::{Graph, Precision};
+use crate::graph::{Graph, Precision, Quantization};
 use crate::model::{Mapped, ModelFolder};
 use crate::{Error, Result};
 use prost::bytes::Bytes;
@@ -24,6 +24,8 @@ const REQUIRED_INPUTS: usize = 2;
 pub(super) enum GraphSource {
     /// Weights still in the model folder's files.
     Exported(Graph, Precision),
+    /// The same with Q/DQ pairs, and the hash of the graph without them.
+    Quantised { graph: Graph, precision: Precision, base: String },
     /// Mapped, so that what is hashed is what is built.
     File { path: PathBuf, bytes: Bytes, digest: String },
 }
@@ -40,6 +42,14 @@ impl GraphSource {
     /// The graph of `folder`, with weights of type `precision`.
     pub fn export(folder: &ModelFolder, precision: Precision) -> Result<Self> {
         Ok(Self::Exported(Graph::new(&folder.config, &folder.weights()?, precision)?, precision))
+    }
+
+    /// As [`GraphSource::export`], with linears in INT8.
+    pub fn quantise(folder: &ModelFolder, precision: Precision, quantization: &Quantization) -> Result<Self> {
+        let weights = folder.weights()?;
+        let graph = Graph::quantized(&folder.config, &weights, precision, quantization)?;
+        let base = Graph::new(&folder.config, &weights, precision)?.digest_hex();
+        Ok(Self::Quantised { graph, precision, base })
     }
 
     /// The graph in the file at `path`, which must be an encoder of `folder`'s width.
@@ -59,6 +69,9 @@ impl GraphSource {
     pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
         let (source, graph) = match self {
             Self::Exported(graph, precision) => (Source::Exported(*precision), graph.digest_hex()),
+            Self::Quantised { graph, precision, base } => {
+                (Source::Quantised { precision: *precision, base: base.clone() }, graph.digest_hex())
+            }
             Self::File { path, digest, .. } => {
                 let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
                 (Source::Onnx(name), digest.clone())
@@ -69,7 +82,7 @@ impl GraphSource {
 
     pub fn serialise(&self) -> Result<Serialised> {
         let graph = match self {
-            Self::Exported(graph, _) => graph,
+            Self::Exported(graph, _) | Self::Quantised { graph, .. } => graph,
             Self::File { path, bytes, .. } => {
                 return Ok(Serialised { bytes: bytes.clone(), path: Some(path.clone()), _folder: None });
             }
@@ -98,15 +111,18 @@ pub fn machine(library: &Library, device: &Device) -> Machine {
 
 impl Manifest {
     /// Checks that the plan computes the model in `folder`: its sizes, its tokenizer and, where the graph was exported from a model
-    /// folder, its graph and weights. A graph from an ONNX file is not compared: the folder may not have that file.
+    /// folder, its graph and weights (an INT8 graph's before quantisation). A graph from an ONNX file is not compared: the folder may not have that file.
     ///
     /// # Errors
     /// [`Error::EngineMismatch`] for the first field that differs; what opening the weights says.
     pub fn check_folder(&self, folder: &ModelFolder) -> Result<()> {
         // Without the weights first, which take longer to hash.
         self.check_model(&model(folder, self.model.source.clone(), self.model.graph.clone())?)?;
-        match self.model.source {
-            Source::Exported(precision) => self.check_model(&GraphSource::export(folder, precision)?.model(folder)?),
+        match &self.model.source {
+            Source::Exported(precision) => self.check_model(&GraphSource::export(folder, *precision)?.model(folder)?),
+            Source::Quantised { precision, base } => {
+                self.check_base(base, &GraphSource::export(folder, *precision)?.model(folder)?.graph)
+            }
             Source::Onnx(_) => Ok(()),
         }
     }
