@@ -2,7 +2,6 @@
 //! take.
 
 use std::marker::PhantomData;
-use std::time::Instant;
 
 /// A range on this thread, from its creation to its drop; ranges within it show as a stack. Not `Send`: a range ends on the thread
 /// that it began on.
@@ -10,8 +9,9 @@ use std::time::Instant;
 pub(crate) struct Range(PhantomData<*const ()>);
 
 /// Does `work`, a stage of loading, and notes its time for the log at level debug.
+#[cfg(feature = "tensorrt")]
 pub(crate) fn stage<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
-    let (_range, start) = (range(name), Instant::now());
+    let (_range, start) = (range(name), std::time::Instant::now());
     let result = work();
     log::debug!("{name}: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     result

@@ -252,10 +252,15 @@ mod with_tensorrt {
             assert!(layer["profile"].as_u64().unwrap() < 2, "{layer}");
             assert!(!layer["name"].as_str().unwrap().contains("[profile"), "{layer}");
         }
+        // TensorRT 8.6 tells no types where one of the profiles is dynamic.
         for profile in 0..2 {
-            let mut written =
-                layers.iter().filter(|layer| layer["profile"] == profile).flat_map(|layer| layer["outputs"].as_array());
-            assert!(written.any(|tensors| tensors.iter().any(|tensor| tensor["element"] == "float32")), "{layers:#?}");
+            let of_profile = layers.iter().filter(|layer| layer["profile"] == profile);
+            let mut written = of_profile.filter_map(|layer| layer["outputs"].as_array()).flatten();
+            let is_output = |tensor: &Value| {
+                let element = tensor["element"].as_str().unwrap();
+                tensor["name"] == "last_hidden_state" && (element == "float32" || element.starts_with("N/A"))
+            };
+            assert!(written.any(is_output), "{layers:#?}");
         }
 
         let short = finish(&mut command(place.path(), &["inspect", "tiny.engine"])).stdout;
