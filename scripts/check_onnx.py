@@ -5,10 +5,12 @@
     scripts/check_onnx.py --binary target/release/trt-embed --minilm models/all-MiniLM-L6-v2
 
 Hidden states at real positions must equal PyTorch's, kept in tests/fixtures, to 1e-4 in fp32: all texts in one padded batch and
-each text alone. A file of fp16 types must equal them to what rounding to 11 bits allows.
+each text alone. A file of fp16 types must equal them to what rounding to 11 bits allows. INT8 files, calibrated on the texts of
+fixture_texts.py, must load, run and keep the direction of the mean hidden states.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,10 +19,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+from fixture_texts import MINILM
 from safetensors.numpy import load_file
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 FP32_BAR = 1e-4
+# Mean cosine of pooled vectors with every linear in INT8: scales that are wrong, or on the wrong axis, end far below.
+INT8_BAR = 0.95
 
 
 def fp16_bar(layers: int, texts: list) -> float:
@@ -74,6 +79,33 @@ def largest_difference(path: Path, texts: list, pad_id: int) -> float:
     return max([run(texts)] + [run([text]) for text in texts])
 
 
+def export(binary: Path, folder: Path, output: str, precision: str, *more: str) -> Path:
+    command = [binary, "export", "--model", folder, "--output", output, "--precision", precision, *more]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    return Path(output) / "model.onnx"
+
+
+def int8_cosine(binary: Path, folder: Path, texts: list) -> float:
+    """Mean cosine of mean-pooled hidden states, the INT8 file's beside PyTorch's."""
+    with tempfile.TemporaryDirectory() as output:
+        lines, ranges = Path(output, "texts.jsonl"), Path(output, "calibration.json")
+        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in MINILM), encoding="utf-8")
+        command = [binary, "calibrate", "--model", folder, "--input", lines, "--output", ranges]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        path = export(binary, folder, output, "int8", "--calibration", str(ranges))
+        check_form(path, "int8")
+        options = onnxruntime.SessionOptions()
+        # Optimised, ONNX Runtime turns Q/DQ into integer products with another rounding.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        cosines = []
+        for ids, expected in texts:
+            inputs = {"input_ids": ids[None].astype(np.int32), "attention_mask": np.ones((1, len(ids)), np.int32)}
+            a, b = session.run(["last_hidden_state"], inputs)[0][0].mean(0), expected.mean(0)
+            cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+        return float(np.mean(cosines))
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--binary", type=Path, default=Path("target/release/trt-embed"), help="default: %(default)s")
@@ -97,9 +129,7 @@ def main() -> int:
     for folder, texts, pad_id, layers in models:
         for precision in ("fp32", "fp16"):
             with tempfile.TemporaryDirectory() as output:
-                command = [arguments.binary, "export", "--model", folder, "--output", output, "--precision", precision]
-                subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
-                path = Path(output) / "model.onnx"
+                path = export(arguments.binary, folder, output, precision)
                 check_form(path, precision)
                 if texts is None:
                     print(f"{folder.name:20} {precision}: checker passes")
@@ -109,6 +139,11 @@ def main() -> int:
                 verdict = "ok" if found <= bar else "TOO LARGE"
                 failures += found > bar
                 print(f"{folder.name:20} {precision}: checker passes; largest difference to PyTorch {found:.2e} (bar {bar:.1e}) {verdict}")
+        if texts is not None:
+            found = int8_cosine(arguments.binary, folder, texts)
+            verdict = "ok" if found >= INT8_BAR else "TOO SMALL"
+            failures += found < INT8_BAR
+            print(f"{folder.name:20} int8: checker passes; mean cosine to PyTorch {found:.5f} (bar {INT8_BAR}) {verdict}")
     return 1 if failures else 0
 
 
