@@ -89,7 +89,7 @@ mod with_tensorrt {
     use serde_json::json;
     use std::fs;
     use trt_embed::backend::tensorrt::{
-        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, build_plan, header_version,
+        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, Speed, build_plan, header_version,
     };
     use trt_embed::cuda::Device;
 
@@ -214,6 +214,29 @@ mod with_tensorrt {
         }
         let absent = run(place.path(), &["inspect", "absent.engine"], &[]);
         assert!(absent.status == 1 && absent.stderr.contains("absent.engine"), "{}", absent.stderr);
+    }
+
+    #[test]
+    fn an_int8_engine_tells_what_stayed_in_fp16_and_how_fast_it_is_beside_it() {
+        let place = folder();
+        let mut manifest = manifest();
+        manifest.arithmetic = Arithmetic::Int8;
+        manifest.build.float_linears = vec!["encoder.layer.0.output.dense".into(), "encoder.layer.1.output.dense".into()];
+        manifest.speed = vec![Speed { profile: manifest.profiles[1], micros: 230.6, fp16_micros: 141.2 }];
+        EngineFile::write(&place.path().join("int8.engine"), &manifest, b"plan").unwrap();
+        let done = run(place.path(), &["inspect", "int8.engine"], &[]);
+        assert_eq!(done.status, 0, "{}", done.stderr);
+        let lines: Vec<Vec<&str>> = done.stdout.lines().map(|line| line.splitn(2, "  ").map(str::trim).collect()).collect();
+        for expected in [
+            ["arithmetic", "int8"],
+            ["in fp16", "encoder.layer.0.output.dense, encoder.layer.1.output.dense"],
+            ["speed", "1x16: 230.6 us, fp16 141.2 us (1.63)"],
+        ] {
+            assert!(lines.iter().any(|line| line.as_slice() == expected), "no {expected:?} in {}", done.stdout);
+        }
+        let done = run(place.path(), &["inspect", "int8.engine", "--json"], &[]);
+        let report: Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!(report["manifest"]["speed"][0]["fp16_micros"], 141.2, "{report}");
     }
 
     #[test]

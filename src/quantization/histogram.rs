@@ -106,8 +106,6 @@ impl Histogram {
     }
 
     /// The cut with the smallest Kullback-Leibler divergence from the cut distribution to its INT8 form.
-    ///
-    /// A known weakness: cuts whose last bin is empty are never taken, so that outliers beyond a gap are kept.
     fn entropy(&self) -> f32 {
         let used = self.counts.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1);
         let each = used.div_ceil(ENTROPY_BINS).max(1);
@@ -121,6 +119,10 @@ impl Histogram {
         self.edge(best, each)
     }
 }
+
+/// What a last bin that holds outliers alone is taken for, as in MXNet's smoothing: without it such a cut would be infinitely far, and
+/// outliers beyond a gap would never be cut.
+const EMPTY_SHARE: f64 = 1e-4;
 
 /// Of `bins` cut at `cut` (what lies beyond counts as the last bin) from the same in [`LEVELS`] levels.
 fn divergence(bins: &[f64], cut: usize) -> f64 {
@@ -139,8 +141,8 @@ fn divergence(bins: &[f64], cut: usize) -> f64 {
         for bin in range {
             let reference = (bins[bin] + if bin + 1 == cut { outliers } else { 0.0 }) / total;
             if reference > 0.0 {
-                // A last bin that holds outliers alone has no share: as scipy, that is infinitely far.
-                divergence += if bins[bin] > 0.0 { reference * (reference / share).ln() } else { f64::INFINITY };
+                let share = if bins[bin] > 0.0 { share } else { EMPTY_SHARE };
+                divergence += reference * (reference / share).ln();
             }
         }
     }
@@ -190,6 +192,16 @@ mod tests {
         let even: Vec<f32> = (0..200_000).map(|i| i as f32 / 200_000.0).collect();
         let range = of(&even).range(Method::Entropy);
         assert!(range > 0.95, "{range}");
+    }
+
+    #[test]
+    fn entropy_cuts_few_outliers_beyond_a_gap() {
+        // A triangle on 0 to 1, and one value in 40,000 far beyond it.
+        let mut values: Vec<f32> = (0..200_000).map(|i| 1.0 - (i as f32 / 200_000.0).sqrt()).collect();
+        values.extend([20.0; 5]);
+        let range = of(&values).range(Method::Entropy);
+        assert!((0.5..2.0).contains(&range), "{range}");
+        assert_eq!(of(&values).range(Method::MinMax), 20.0);
     }
 
     #[test]

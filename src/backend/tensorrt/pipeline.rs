@@ -77,19 +77,25 @@ impl<'a> EngineRequest<'a> {
         for profile in &self.settings.profiles {
             profile.check(self.folder.config.max_tokens())?;
         }
-        let int8 = self.settings.arithmetic == Arithmetic::Int8;
-        if int8 && self.onnx.is_none() && self.quantization.is_none() {
-            let reason = "int8 needs the ranges of activations: make them with `trt-embed calibrate`".into();
-            return Err(Error::Setting { setting: "--calibration", reason });
-        }
-        if self.quantization.is_some() && (!int8 || self.onnx.is_some()) {
-            let reason = "it goes with --precision int8 and the model's own graph, not with --onnx".into();
-            return Err(Error::Setting { setting: "--calibration", reason });
-        }
+        self.check_quantization()?;
         match self.gate {
             Gate::Off => Ok(()),
             _ => proof::check_reference(self.folder),
         }
+    }
+
+    /// Whether ranges are there where they are needed, and nowhere else.
+    fn check_quantization(&self) -> Result<()> {
+        let int8 = self.settings.arithmetic == Arithmetic::Int8;
+        let reason = match (int8, self.onnx.is_some(), self.quantization.is_some()) {
+            (true, false, false) => {
+                "int8 needs the ranges of activations: `trt-embed calibrate` makes them, `trt-embed build --precision int8` takes \
+                 them with --calibration, and --engine runs what it builds"
+            }
+            (false, _, true) | (_, true, true) => "it goes with --precision int8 and the model's own graph, not with --onnx",
+            _ => return Ok(()),
+        };
+        Err(Error::Setting { setting: "--calibration", reason: reason.into() })
     }
 }
 
@@ -162,6 +168,7 @@ pub fn cached_engine(
     request: &EngineRequest<'_>,
     progress: &dyn BuildProgress,
 ) -> Result<(EngineFile, PathBuf)> {
+    request.check_quantization()?;
     let job = Job::new(library, device, cache, request, progress)?;
     let key = CacheKey::new(&job.machine, &job.model, &job.settings)?;
     let build = || {
@@ -420,6 +427,28 @@ mod tests {
             assert!(matches!(error, Error::Fidelity { tokens: 23, .. }), "{error}");
             for part in parts {
                 assert!(error.to_string().contains(part), "no {part:?} in: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_go_with_int8_of_the_model_s_own_graph() {
+        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        let (ranges, onnx) = (Quantization::default(), Path::new("q.onnx"));
+        for (arithmetic, onnx, quantization, right) in [
+            (Arithmetic::Int8, None, Some(&ranges), true),
+            (Arithmetic::Int8, Some(onnx), None, true),
+            (Arithmetic::Fp16, Some(onnx), None, true),
+            (Arithmetic::Int8, None, None, false),
+            (Arithmetic::Int8, Some(onnx), Some(&ranges), false),
+            (Arithmetic::Fp16, None, Some(&ranges), false),
+        ] {
+            let settings = settings(arithmetic);
+            let request = EngineRequest { onnx, settings, quantization, gate: Gate::Off, ..EngineRequest::new(&folder) };
+            match request.check() {
+                Ok(()) => assert!(right, "{request:?}"),
+                Err(Error::Setting { setting, .. }) => assert!(!right && setting == "--calibration", "{request:?}"),
+                Err(other) => panic!("{other}"),
             }
         }
     }

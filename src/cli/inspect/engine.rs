@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trt_embed::backend::tensorrt::{
     Arithmetic, Direction, Element, Engine, EngineFile, IoTensor, Layer, LayerTensor, Library, Manifest, ProfileRange, Runtime,
-    machine,
+    Speed, machine,
 };
 use trt_embed::cuda::Device;
 
@@ -180,6 +180,12 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
             None => "not measured".into(),
         },
     ));
+    if *arithmetic == Arithmetic::Int8 && !build.float_linears.is_empty() {
+        lines.push(("in fp16", build.float_linears.join(", ")));
+    }
+    for Speed { profile, micros, fp16_micros } in &report.manifest.speed {
+        lines.push(("speed", format!("{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)));
+    }
     if let Some(engine) = &report.engine {
         engine_lines(engine, &mut lines);
     }
