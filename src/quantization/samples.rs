@@ -1,6 +1,7 @@
 //! What a calibration runs over: rows of token ids.
 
 use crate::model::ModelFolder;
+#[cfg(feature = "cpu")]
 use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
 use crate::{Error, Result};
@@ -100,6 +101,7 @@ impl Samples {
 }
 
 /// All that follows the encoder in `model`, as its folder has it.
+#[cfg(feature = "cpu")]
 pub(super) fn head(model: &ModelFolder) -> Result<Head> {
     Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize)
 }
