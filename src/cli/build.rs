@@ -113,7 +113,7 @@ mod with_tensorrt {
     use indicatif::HumanBytes;
     use std::path::{Path, PathBuf};
     use trt_embed::backend::tensorrt::{
-        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, Speed, build_engine,
+        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine,
     };
     use trt_embed::cuda::Device;
     use trt_embed::graph::Quantization;
@@ -253,9 +253,7 @@ mod with_tensorrt {
                 },
             ));
         }
-        for Speed { profile, micros, fp16_micros } in &manifest.speed {
-            lines.push(("speed", format!("{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)));
-        }
+        lines.extend(manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
         lines.iter().map(|(name, value)| format!("{name:<9}  {value}\n")).collect()
     }
 }

@@ -1,6 +1,8 @@
 //! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
 
 use super::{Pooling, pool};
+#[cfg(any(feature = "cpu", feature = "tensorrt"))]
+use crate::model::ModelFolder;
 use crate::model::{Dense, DenseActivation};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
@@ -28,6 +30,15 @@ pub struct Head {
 }
 
 impl Head {
+    /// `model`'s own, as its folder has it: no override of pooling, no cut.
+    ///
+    /// # Errors
+    /// As [`Head::new`].
+    #[cfg(any(feature = "cpu", feature = "tensorrt"))]
+    pub(crate) fn of_model(model: &ModelFolder) -> Result<Self> {
+        Self::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize)
+    }
+
     /// Checks that the modules fit together. Without `dim` vectors keep the model's own width.
     ///
     /// # Errors

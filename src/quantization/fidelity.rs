@@ -1,9 +1,10 @@
 //! How true an INT8 graph is to its model, which linears cost most, and which must stay in float.
 
-use super::{Calibration, Samples, samples};
+use super::{Calibration, Samples};
 use crate::backend::{Backend, CpuBackend};
 use crate::graph::{Graph, Linear, Precision, Quantization, Role};
 use crate::model::ModelFolder;
+use crate::pooling::Head;
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -98,7 +99,7 @@ impl<'m> Reference<'m> {
 
 /// A vector a text, in the order of `batches`.
 fn vectors(model: &ModelFolder, graph: Graph, batches: &[TokenBatch]) -> Result<Vec<Vec<f32>>> {
-    let head = samples::head(model)?;
+    let head = Head::of_model(model)?;
     let dim = head.dim;
     let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1)?;
     let encode = |batch: &TokenBatch| {

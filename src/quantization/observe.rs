@@ -37,7 +37,12 @@ impl CpuObserver {
     /// As [`Graph::observed`]; [`Error::Backend`].
     pub fn new(model: &ModelFolder) -> Result<Self> {
         let graph = Graph::observed(&model.config, &model.weights()?)?;
-        Ok(Self(crate::backend::CpuBackend::from_graph(graph, super::samples::head(model)?, model.config.max_tokens(), 1)?))
+        Ok(Self(crate::backend::CpuBackend::from_graph(
+            graph,
+            crate::pooling::Head::of_model(model)?,
+            model.config.max_tokens(),
+            1,
+        )?))
     }
 }
 

@@ -1,8 +1,6 @@
 //! What a calibration runs over: rows of token ids.
 
 use crate::model::ModelFolder;
-#[cfg(feature = "cpu")]
-use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
 use crate::{Error, Result};
 
@@ -98,10 +96,4 @@ impl Samples {
         let (pad, vocabulary) = (model.config.pad_token_id, model.config.vocab_size);
         batches_from_ids(&self.rows, pad, vocabulary, 0, &BatchPlan::new(64, tokens, 1))
     }
-}
-
-/// All that follows the encoder in `model`, as its folder has it.
-#[cfg(feature = "cpu")]
-pub(super) fn head(model: &ModelFolder) -> Result<Head> {
-    Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize)
 }

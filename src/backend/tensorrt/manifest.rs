@@ -136,6 +136,13 @@ fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::D
     Err(Error::EngineMismatch { field, expected, found })
 }
 
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { profile, micros, fp16_micros } = self;
+        write!(f, "{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)
+    }
+}
+
 impl Manifest {
     /// Checks that the plan runs on `machine`.
     ///

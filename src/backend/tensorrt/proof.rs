@@ -38,7 +38,7 @@ pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile]) -> Result<Re
 #[cfg(feature = "cpu")]
 fn run_on_cpu(folder: &ModelFolder, longest: usize, rows: Vec<Vec<u32>>) -> Result<Reference> {
     use crate::backend::gpu::parity::Padding;
-    let head = head(folder)?;
+    let head = Head::of_model(folder)?;
     let dim = head.dim;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, longest, threads)?;
@@ -67,10 +67,5 @@ pub(super) fn compare(
 pub(super) fn executor(library: &Arc<Library>, device: &Device, folder: &ModelFolder, file: &EngineFile) -> Result<GpuBackend> {
     let encoder = TensorRtEncoder::load(&Runtime::new(library, device)?, file)?;
     let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
-    GpuBackend::new(Arc::new(encoder), head(folder)?, folder.config.pad_token_id, &settings)
-}
-
-/// The model's own: an override of pooling is no part of an engine.
-fn head(folder: &ModelFolder) -> Result<Head> {
-    Head::new(folder.pooling.clone(), folder.dense.clone(), folder.config.hidden_size, None, folder.normalize)
+    GpuBackend::new(Arc::new(encoder), Head::of_model(folder)?, folder.config.pad_token_id, &settings)
 }

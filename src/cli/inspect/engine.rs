@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trt_embed::backend::tensorrt::{
     Arithmetic, Direction, Element, Engine, EngineFile, IoTensor, Layer, LayerTensor, Library, Manifest, ProfileRange, Runtime,
-    Speed, machine,
+    machine,
 };
 use trt_embed::cuda::Device;
 
@@ -150,7 +150,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         ("size", HumanBytes(report.bytes).to_string()),
         ("TensorRT", machine.tensorrt.clone()),
         ("GPU", format!("{}, compute capability {}", machine.gpu, machine.compute_capability)),
-        ("arithmetic", arithmetic_name(*arithmetic).into()),
+        ("arithmetic", arithmetic.to_string()),
     ];
     for (number, profile) in profiles.iter().enumerate() {
         let bucket = if profile.is_bucket() { " (bucket)" } else { "" };
@@ -183,9 +183,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     if *arithmetic == Arithmetic::Int8 && !build.float_linears.is_empty() {
         lines.push(("in fp16", build.float_linears.join(", ")));
     }
-    for Speed { profile, micros, fp16_micros } in &report.manifest.speed {
-        lines.push(("speed", format!("{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)));
-    }
+    lines.extend(report.manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
     if let Some(engine) = &report.engine {
         engine_lines(engine, &mut lines);
     }
@@ -268,15 +266,6 @@ fn layer_table(layers: &[Layer], width: Option<usize>) -> String {
         out.push_str(&line(row.each_ref().map(String::as_str), &layer.name));
     }
     out
-}
-
-fn arithmetic_name(arithmetic: Arithmetic) -> &'static str {
-    match arithmetic {
-        Arithmetic::Fp32 => "fp32",
-        Arithmetic::Fp16 => "fp16",
-        Arithmetic::Int8 => "int8",
-        _ => "other",
-    }
 }
 
 #[cfg(test)]
