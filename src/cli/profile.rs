@@ -1,6 +1,8 @@
 //! `trt-embed profile`: where the GPU's time of a call goes.
 
 use super::bench::Shape;
+#[cfg(feature = "tensorrt")]
+use super::say;
 use super::settings::{self, ModelArgs};
 use super::{output, progress};
 use anyhow::{Result, bail};
@@ -8,11 +10,14 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use trt_embed::Embedder;
+#[cfg(feature = "tensorrt")]
+use trt_embed::{backend::gpu::LayerTime, cuda::CudaError};
 
-/// Shows where the GPU's time of a call goes: staging, encoder, pooling, and the encoder's layers, slowest first.
+/// Shows where the GPU's time of a call goes: staging, encoder, pooling, and the encoder's kernels and layers, slowest first.
 ///
-/// Layers are timed one by one by TensorRT's profiler, which adds to each some microseconds: their sum is above the encoder's own
-/// time, which is that of a CUDA graph.
+/// Kernels are those of a bucket's captured graph, timed one by one with an event between them, layers those that TensorRT's profiler
+/// tells (TensorRT 8.6 compiles a whole encoder into one). Both add to each about a microsecond or more: their sum is above the
+/// encoder's own time, which is that of a CUDA graph.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,13 +29,13 @@ pub struct Args {
     /// Texts x tokens of the call.
     #[arg(long, value_name = "BxS", default_value = "1x128")]
     shape: Shape,
-    /// Layers shown.
+    /// Kernels and layers shown.
     #[arg(long, value_name = "N", default_value = "20")]
     top: NonZeroUsize,
     /// Runs of each measurement.
     #[arg(long, value_name = "N", default_value = "50")]
     runs: NonZeroUsize,
-    /// Prints one JSON object, with all layers.
+    /// Prints one JSON object, with all kernels and layers.
     #[arg(long)]
     json: bool,
 }
@@ -44,12 +49,15 @@ struct Report {
     stage_us: f64,
     encoder_us: f64,
     pool_us: f64,
+    /// In the order they run; none where the shape is not a bucket's, or the driver does not tell.
+    kernels: Option<Vec<Timed>>,
     /// In the order they run.
-    layers: Vec<Layer>,
+    layers: Vec<Timed>,
 }
 
+/// A kernel or a layer.
 #[derive(Debug, Clone, Serialize)]
-struct Layer {
+struct Timed {
     us: f64,
     name: String,
 }
@@ -70,8 +78,20 @@ fn report(embedder: &Embedder, shape: Shape, runs: usize) -> Result<Report> {
         bail!("the model runs on the {}; profile is for models on a GPU (--backend tensorrt)", embedder.info().backend);
     };
     let (run_as, micros) = gpu.gpu_micros(shape.batch, shape.seq, runs)?;
+    let timed = |times: Vec<LayerTime>| {
+        let one = |time: LayerTime| Timed { us: f64::from(time.milliseconds) * 1e3, name: time.name };
+        times.into_iter().map(one).collect::<Vec<_>>()
+    };
+    let kernels = match gpu.kernel_times(shape.batch, shape.seq, runs) {
+        Ok((_, kernels)) => kernels.map(timed),
+        // A driver that does not tell names.
+        Err(trt_embed::Error::Cuda(error @ CudaError::DriverTooOld { .. })) => {
+            say(&format!("no kernels: {error}"));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     let (_, layers) = gpu.layer_times(shape.batch, shape.seq, runs)?;
-    let layers = layers.into_iter().map(|layer| Layer { us: f64::from(layer.milliseconds) * 1e3, name: layer.name });
     Ok(Report {
         shape: shape.to_string(),
         run_as: run_as.to_string(),
@@ -79,7 +99,8 @@ fn report(embedder: &Embedder, shape: Shape, runs: usize) -> Result<Report> {
         stage_us: micros.stage,
         encoder_us: micros.encoder,
         pool_us: micros.pool,
-        layers: layers.collect(),
+        kernels,
+        layers: timed(layers),
     })
 }
 
@@ -89,20 +110,55 @@ fn report(_: &Embedder, _: Shape, _: usize) -> Result<Report> {
 }
 
 fn table(report: &Report, top: usize) -> String {
-    let Report { shape, run_as, call_us, stage_us, encoder_us, pool_us, layers } = report;
+    let Report { shape, run_as, call_us, stage_us, encoder_us, pool_us, kernels, layers } = report;
     let mut out = format!("{shape}, run as {run_as}; microseconds of the GPU\n\n");
     // Writing to a String does not fail.
     for (name, us) in [("whole call", call_us), ("  staging", stage_us), ("  encoder", encoder_us), ("  pooling", pool_us)] {
         let _ = writeln!(out, "{us:>9.1}  {name}");
     }
-    let sum: f64 = layers.iter().map(|layer| layer.us).sum();
+    if let Some(kernels) = kernels {
+        let kinds = by_name(kernels);
+        let sum = sum(kernels);
+        let shown = top.min(kinds.len());
+        let _ =
+            writeln!(out, "\n{} kernels, {sum:.1} us one by one; of {} kinds the slowest {shown}:", kernels.len(), kinds.len());
+        for (count, Timed { us, name }) in kinds.iter().take(top) {
+            let _ = writeln!(out, "{us:>9.1}  {:>4.1} %  {count:>4} x  {}", share(*us, sum), shortened(name));
+        }
+    }
+    let sum = sum(layers);
     let mut slowest = layers.clone();
     slowest.sort_by(|a, b| b.us.total_cmp(&a.us));
     let _ = writeln!(out, "\n{} layers, {sum:.1} us one by one; the slowest {}:", layers.len(), top.min(layers.len()));
-    for Layer { us, name } in slowest.iter().take(top) {
-        let _ = writeln!(out, "{us:>9.1}  {:>4.1} %  {}", us / sum.max(f64::MIN_POSITIVE) * 100.0, shortened(name));
+    for Timed { us, name } in slowest.iter().take(top) {
+        let _ = writeln!(out, "{us:>9.1}  {:>4.1} %  {}", share(*us, sum), shortened(name));
     }
     out
+}
+
+fn sum(times: &[Timed]) -> f64 {
+    times.iter().map(|time| time.us).sum()
+}
+
+/// In percent.
+fn share(us: f64, sum: f64) -> f64 {
+    us / sum.max(f64::MIN_POSITIVE) * 100.0
+}
+
+/// Kernels of one name together, and how many they are; the slowest first.
+fn by_name(kernels: &[Timed]) -> Vec<(usize, Timed)> {
+    let mut kinds: Vec<(usize, Timed)> = Vec::new();
+    for kernel in kernels {
+        match kinds.iter_mut().find(|(_, kind)| kind.name == kernel.name) {
+            Some((count, kind)) => {
+                *count += 1;
+                kind.us += kernel.us;
+            }
+            None => kinds.push((1, kernel.clone())),
+        }
+    }
+    kinds.sort_by(|(_, a), (_, b)| b.us.total_cmp(&a.us));
+    kinds
 }
 
 /// Names of fused layers list all their nodes; the first and the last tell where one is.
@@ -123,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_slowest_layers_come_first_and_long_names_keep_their_ends() {
-        let layer = |us, name: &str| Layer { us, name: name.into() };
+        let timed = |us, name: &str| Timed { us, name: name.into() };
         let long = format!("first{}last", "é".repeat(200));
         let report = Report {
             shape: "1x100".into(),
@@ -132,11 +188,14 @@ mod tests {
             stage_us: 2.0,
             encoder_us: 14.0,
             pool_us: 4.0,
-            layers: vec![layer(5.0, "a"), layer(10.0, &long), layer(1.0, "c")],
+            kernels: Some(vec![timed(4.0, "gemm"), timed(6.0, "softmax"), timed(4.0, "gemm")]),
+            layers: vec![timed(5.0, "a"), timed(10.0, &long), timed(1.0, "c")],
         };
         let text = table(&report, 2);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "1x100, run as 1x128; microseconds of the GPU");
+        assert!(text.contains("3 kernels, 14.0 us one by one; of 2 kinds the slowest 2:"), "{text}");
+        assert!(text.contains("8.0  57.1 %     2 x  gemm\n      6.0  42.9 %     1 x  softmax\n"), "{text}");
         assert!(text.contains("3 layers, 16.0 us one by one; the slowest 2:"), "{text}");
         let [.., second, third] = lines[..] else { panic!("{text}") };
         assert!(second.contains("10.0  62.5 %  first") && second.ends_with("last"), "{second}");

@@ -3,6 +3,7 @@
 
 use super::memory::{HostBlock, Keep};
 use super::stream::Held;
+use cudarc::driver::sys::CUgraph;
 use cudarc::driver::{CudaGraph, CudaStream, DriverError};
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ struct Serial(CudaGraph);
 // safety"). `Stream::launch` takes `&mut` of the one stream that the graph belongs to, which serialises launches; the drop
 // happens once, with the last handle.
 unsafe impl Send for Serial {}
-// SAFETY: as for Send: `&Serial` is used by `Inner::enqueue` alone, which needs that `&mut Stream`.
+// SAFETY: as for Send: `&Serial` is used by `Stream::launch` and `super::steps` alone, which need that `&mut Stream`.
 unsafe impl Sync for Serial {}
 
 impl Graph {
@@ -42,6 +43,11 @@ impl Graph {
 
     pub(super) fn keep(&self) -> Keep {
         self.0.clone()
+    }
+
+    /// For `super::steps`, whose calls take `&mut` of the graph's own stream.
+    pub(super) fn raw(&self) -> CUgraph {
+        self.0.graph.0.cu_graph()
     }
 
     /// Called by `Stream::launch` alone, on the graph's own stream.

@@ -19,6 +19,7 @@ mod library;
 mod memory;
 mod nvrtc;
 mod plan;
+mod steps;
 mod stream;
 
 pub use counters::{Counters, counters};

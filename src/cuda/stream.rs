@@ -5,7 +5,8 @@ use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use super::graph::Graph;
 use super::memory::{self, DeviceBuffer, DeviceValue, HostBlock, Keep, PinnedBuffer};
-use cudarc::driver::sys::{CUevent_flags, CUstream, CUstreamCaptureMode};
+use super::steps;
+use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaStream};
 use std::any::Any;
 use std::ffi::c_void;
@@ -203,16 +204,40 @@ impl Stream {
     /// # Errors
     /// [`CudaError::Argument`] for another stream's graph, or within a capture.
     pub fn launch(&mut self, graph: &Graph) -> Result<()> {
-        if self.capturing.is_some() || !graph.belongs_to(&self.stream) {
-            let reason = "a graph is launched on the stream that captured it, outside a capture".to_owned();
-            return Err(CudaError::Argument { call: "launch", reason });
-        }
+        self.check_graph("launch", graph)?;
         let _range = crate::trace::range("launch");
         for host in graph.hosts() {
             self.hold_host(host.clone());
         }
         self.hold_keep(graph.keep());
         graph.enqueue().map_err(driver("launch a graph"))
+    }
+
+    /// What `graph` runs, step by step, each after all that it waits for: of a kernel its name as the compiler wrote it, else in brackets
+    /// what the step does.
+    ///
+    /// # Errors
+    /// [`CudaError::DriverTooOld`] for drivers before CUDA 12.3; [`CudaError::Argument`] for another stream's graph, or within a
+    /// capture.
+    pub fn step_names(&mut self, graph: &Graph) -> Result<Vec<String>> {
+        steps::names(graph, self)
+    }
+
+    /// Microseconds of each step of `graph`, in the order of [`Stream::step_names`], medians of `runs` runs. Steps run one after the
+    /// other with an event between them, which makes each about a microsecond longer than it is in the graph.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] for another stream's graph, or within a capture; what the driver says.
+    pub fn step_times(&mut self, graph: Graph, runs: usize) -> Result<Vec<f64>> {
+        steps::times(graph, self, runs)
+    }
+
+    pub(super) fn check_graph(&self, call: &'static str, graph: &Graph) -> Result<()> {
+        if self.capturing.is_some() || !graph.belongs_to(&self.stream) {
+            let reason = "a graph is used on the stream that captured it, outside a capture".to_owned();
+            return Err(CudaError::Argument { call, reason });
+        }
+        Ok(())
     }
 
     pub(super) fn cu(&self) -> CUstream {
@@ -303,6 +328,14 @@ impl Event {
     pub(super) fn new(device: &Device) -> Result<Self> {
         let event = device.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver("make an event"))?;
         Ok(Self(Arc::new(event)))
+    }
+
+    pub(super) fn raw(&self) -> CUevent {
+        self.0.cu_event()
+    }
+
+    pub(super) fn keep(&self) -> Keep {
+        self.0.clone()
     }
 
     /// Microseconds from this event to `end`, as the GPU counted; waits for both.

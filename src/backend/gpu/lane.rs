@@ -206,6 +206,34 @@ impl Lane {
         Ok(least)
     }
 
+    /// Names of the encoder's kernels at a fixed profile, in order; `None` for a profile without a graph.
+    pub fn kernels(&mut self, profile: usize) -> Result<Option<Vec<String>>> {
+        let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
+        Ok(Some(self.stream.step_names(&graph)?))
+    }
+
+    /// The time of each of the encoder's kernels at a fixed profile, the median of `runs` runs; `None` for a profile without a graph.
+    pub fn measure_kernels(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<Option<Vec<LayerTime>>> {
+        self.stage_full(shape)?;
+        self.work.stage(&mut self.stream, shape)?;
+        self.stream.synchronize()?;
+        let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
+        let names = self.stream.step_names(&graph)?;
+        let times = self.stream.step_times(graph, runs)?;
+        let kernel = |(name, micros)| LayerTime { name, milliseconds: (micros / 1e3) as f32 };
+        Ok(Some(names.into_iter().zip(times).map(kernel).collect()))
+    }
+
+    /// The encoder alone at a fixed profile, captured.
+    fn capture_encoder(&mut self, profile: usize) -> Result<Option<Graph>> {
+        let profile = self.profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
+        if profile.graph.is_none() {
+            return Ok(None);
+        }
+        let session = profile.session.as_mut();
+        Ok(Some(self.stream.capture(|stream| session.enqueue(stream))?))
+    }
+
     fn stage_full(&mut self, shape: Rectangle) -> Result<()> {
         let batch = TokenBatch {
             ids: vec![self.work.pad; shape.tokens()],

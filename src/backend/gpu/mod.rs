@@ -160,6 +160,25 @@ impl GpuBackend {
         Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
     }
 
+    /// Names of the encoder's kernels at a profile of one shape, in the order they run; `None` for a profile of several shapes.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], also for drivers before CUDA 12.3, which do not tell names; what the executor says.
+    pub fn kernels(&self, profile: usize) -> Result<Option<Vec<String>>> {
+        self.with_lane(|lane| lane.kernels(profile))
+    }
+
+    /// The time of each of the encoder's kernels for such a batch, in order, medians of `runs` runs. They run one after the other with
+    /// an event between them, so that together they take longer than the encoder. `None` where the batch is served by a profile of several shapes. And the shape that is run.
+    ///
+    /// # Errors
+    /// As [`GpuBackend::gpu_micros`] and [`GpuBackend::kernels`].
+    pub fn kernel_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Option<Vec<LayerTime>>)> {
+        let profile = self.choose(batch, seq)?;
+        let shape = self.fit(profile, batch, seq)?;
+        Ok((shape, self.with_lane(|lane| lane.measure_kernels(profile, shape, runs))?))
+    }
+
     fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
         self.lanes.with(|| Ok(Box::new(Lane::new(&self.parts)?)), |lane| work(lane))
     }
