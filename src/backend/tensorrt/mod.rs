@@ -19,6 +19,7 @@ mod pipeline;
 mod profile;
 mod proof;
 mod source;
+mod timing;
 
 pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan, exit_during_build};
 pub use cache::{Cache, CacheKey};
