@@ -300,6 +300,14 @@ pub enum Error {
         /// What to do about it.
         next: &'static str,
     },
+    /// In no precision is an engine true enough to the model.
+    #[error("no precision gives an engine that is true enough to the model:{}\n{next}", list_refused(refused))]
+    NoPrecision {
+        /// Each precision, e.g. `fp16`, and why it cannot be taken.
+        refused: Vec<(String, Error)>,
+        /// What to do about it.
+        next: &'static str,
+    },
     /// The caller asked to stop.
     #[error("{what} was cancelled; nothing was written")]
     Cancelled {
@@ -310,6 +318,10 @@ pub enum Error {
 
 fn list_tried(tried: &[(PathBuf, String)]) -> String {
     tried.iter().map(|(path, reason)| format!("\n  {}: {reason}", path.display())).collect()
+}
+
+fn list_refused(refused: &[(String, Error)]) -> String {
+    refused.iter().map(|(precision, reason)| format!("\n  {precision}: {reason}")).collect()
 }
 
 impl Error {

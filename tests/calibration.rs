@@ -282,6 +282,46 @@ fn the_command_calibrates_and_exports_int8() {
     assert!(stderr(at, 1, &["calibrate", "-m", "model", "one text"]).contains("1 texts are too few"));
 }
 
+/// What `build --precision auto` finds wrong before it needs a GPU, and what it says first.
+#[cfg(feature = "tensorrt")]
+#[test]
+fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
+    let folder = place();
+    let at = folder.path();
+    stderr(at, 0, &["calibrate", "-m", "model", "-i", "lines.txt", "-o", "c.json"]);
+    stderr(at, 0, &["export", "-m", "model", "-o", "float"]);
+    stderr(at, 0, &["export", "-m", "model", "-o", "int8", "--precision", "int8", "--calibration", "c.json"]);
+    let other = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet");
+    let auto = |status: i32, args: &[&str], parts: &[&str]| {
+        // No machine has so many GPUs.
+        let always = ["build", "--precision", "auto", "-o", "x.engine", "--device", "999"];
+        let said = stderr(at, status, &[&always[..], args].concat());
+        for part in parts {
+            assert!(said.contains(part), "{args:?}: no {part:?} in {said}");
+        }
+        assert!(!at.join("x.engine").exists(), "{args:?}");
+        said
+    };
+    auto(1, &["-m", other, "--calibration", "c.json"], &["the calibration does not fit: model is model (bert", "mpnet"]);
+    auto(1, &["-m", "model", "--calibration", "none.json"], &["none.json"]);
+    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision int8"]);
+    auto(1, &["-m", "model", "--onnx", "float/model.onnx", "--calibration", "c.json"], &["--calibration", "not with --onnx"]);
+    auto(2, &["-m", "model", "--keep-float", "encoder.layer.0.output.dense"], &["--calibration"]);
+    auto(2, &["-m", "model", "--calibration", "c.json", "--min-cosine", "2"], &["--min-cosine", "0 to 1"]);
+
+    let calibrated = auto(1, &["-m", "model", "--calibration", "c.json"], &[]);
+    assert!(!calibrated.contains("int8 is no candidate"), "{calibrated}");
+    auto(1, &["-m", "model"], &["int8 is no candidate without --calibration"]);
+    auto(1, &["-m", "model", "--onnx", "float/model.onnx"], &["int8 is no candidate with an --onnx file that is not quantised"]);
+    auto(1, &["-m", "model", "--no-parity"], &["by time alone", "--no-parity"]);
+
+    // The other verbs build one precision, and so does every other precision of this one.
+    let said = stderr(at, 2, &["embed", "-m", "model", "--engine-precision", "auto", "text"]);
+    assert!(said.contains("auto") && said.contains("[possible values: fp32, fp16, int8]"), "{said}");
+    let said = stderr(at, 1, &["build", "-m", "model", "-o", "x.engine", "--calibration", "c.json", "--no-parity"]);
+    assert!(said.contains("--precision int8 or auto"), "{said}");
+}
+
 /// A NumPy file of format version 1.
 fn npy(path: &Path, descr: &str, shape: &str, data: &[u8]) {
     let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");

@@ -588,7 +588,8 @@ mod build {
         usage(&place, &["-m", "model", "--opt-level", "6"], &["--opt-level", "6"]);
         usage(&place, &["-m", "model", "--min-cosine", "1.1"], &["--min-cosine", "0 to 1"]);
         usage(&place, &["-m", "model", "--min-cosine", "0.9", "--no-parity"], &["--min-cosine", "--no-parity"]);
-        usage(&place, &["-m", "model", "--precision", "int8"], &["--precision", "fp16"]);
+        usage(&place, &["-m", "model", "--precision", "int4"], &["--precision", "[possible values: fp32, fp16, int8, auto]"]);
+        place.run(&["build", "-m", "model", "--precision", "int8", "-o", "x.engine"]).fails(&["--calibration", "calibrate"]);
         place.run(&["build", "-m", "model"]).ends(2, &["--output"]);
         place.run(&["build", "-m", "model", "-o", "-"]).ends(2, &["-o", "stdout"]);
     }

@@ -222,7 +222,8 @@ mod with_tensorrt {
         let mut manifest = manifest();
         manifest.arithmetic = Arithmetic::Int8;
         manifest.build.float_linears = vec!["encoder.layer.0.output.dense".into(), "encoder.layer.1.output.dense".into()];
-        manifest.speed = vec![Speed { profile: manifest.profiles[1], micros: 230.6, fp16_micros: 141.2 }];
+        manifest.speed =
+            vec![Speed { profile: manifest.profiles[1], micros: 230.6, fp16_micros: Some(141.2), int8_micros: None }];
         EngineFile::write(&place.path().join("int8.engine"), &manifest, b"plan").unwrap();
         let done = run(place.path(), &["inspect", "int8.engine"], &[]);
         assert_eq!(done.status, 0, "{}", done.stderr);

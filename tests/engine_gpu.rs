@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use trt_embed::Error;
 use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildProgress, Cache, EngineFile, EngineRequest, Gate, Library, NoProgress, Source, build_engine, cached_engine,
-    load_engine,
+    Arithmetic, BuildProgress, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, NoProgress,
+    Source, build_engine, build_fastest, cached_engine, load_engine,
 };
 use trt_embed::cuda::Device;
 use trt_embed::graph::onnx::{self, AttributeProto, Dim, ElementType, NodeProto, ValueInfoProto};
 use trt_embed::graph::{Precision, export_to_folder};
 use trt_embed::model::ModelFolder;
+use trt_embed::quantization::{Calibration, CalibrationSettings, Samples, calibrate};
 
 /// A bucket of several rows and a wide profile, up to the fixture's longest text.
 const PROFILES: [&str; 2] = ["8x24", "1x1:2x32:4x208"];
@@ -41,6 +42,13 @@ impl Phases {
     fn has(&self, name: &str) -> bool {
         self.0.lock().unwrap().iter().any(|phase| phase.starts_with(name))
     }
+
+    /// Whether something was built for the `kind` candidate.
+    fn built(&self, kind: &str) -> bool {
+        let phases = self.0.lock().unwrap();
+        let of_kind = phases.iter().skip_while(|phase| **phase != format!("the {kind} candidate")).skip(1);
+        of_kind.take_while(|phase| !phase.ends_with(" candidate")).any(|phase| phase.starts_with("building the engine"))
+    }
 }
 
 impl Place {
@@ -61,6 +69,15 @@ impl Place {
         request.settings.profiles = PROFILES.iter().map(|text| text.parse().unwrap()).collect();
         request.gate = Gate::MinCosine(min_cosine);
         request
+    }
+
+    fn build_fastest(&self, request: &FastestRequest<'_>, phases: &Phases) -> trt_embed::Result<Fastest> {
+        build_fastest(&self.library, &self.device, &self.cache, request, phases)
+    }
+
+    fn calibration(&self) -> Calibration {
+        let samples = Samples::of_all_lengths(&self.folder).unwrap();
+        calibrate(&self.folder, &samples, &CalibrationSettings::default(), &|_, _| ()).unwrap()
     }
 
     fn build(&self, request: &EngineRequest<'_>) -> trt_embed::Result<EngineFile> {
@@ -243,4 +260,107 @@ fn a_stopped_build_leaves_nothing() {
     assert!(matches!(error, Error::Cancelled { .. }), "{error}");
     assert_eq!((place.entries("timing"), place.entries("engine")), (0, 0));
     cached_engine(&place.library, &place.device, &place.cache, &request, &NoProgress).unwrap();
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn the_fastest_that_passes_is_chosen_and_fp16_is_built_once() {
+    let place = Place::new();
+    let calibration = place.calibration();
+    let mut request = FastestRequest::new(place.request(Arithmetic::Fp16, 0.95));
+    request.calibration = Some(&calibration);
+    let phases = Phases::default();
+    let Fastest { engine, candidates, fitted, .. } = place.build_fastest(&request, &phases).unwrap();
+    println!("{candidates:?}\n{:?}", engine.manifest.speed);
+    assert!(phases.built("int8") && phases.built("fp16") && !phases.built("fp32"));
+    assert_eq!(candidates.iter().map(|found| found.arithmetic).collect::<Vec<_>>(), [Arithmetic::Int8, Arithmetic::Fp16]);
+    assert_eq!(fitted.unwrap().bar, 0.95);
+    assert!(candidates.iter().all(|found| found.refused.is_none() && found.micros.len() == PROFILES.len()));
+    assert!(candidates.iter().all(|found| found.fidelity.as_ref().unwrap().min_cosine >= 0.95));
+    let mean = |arithmetic| {
+        let found = candidates.iter().find(|found| found.arithmetic == arithmetic);
+        found.and_then(Candidate::mean_micros).unwrap()
+    };
+    let (int8, fp16) = (mean(Arithmetic::Int8), mean(Arithmetic::Fp16));
+    assert!(int8 > 0.0 && fp16 > 0.0);
+    let faster = if int8 < fp16 { Arithmetic::Int8 } else { Arithmetic::Fp16 };
+    assert_eq!(engine.manifest.arithmetic, faster);
+    for speed in &engine.manifest.speed {
+        let beside = if faster == Arithmetic::Int8 { [speed.fp16_micros, None] } else { [None, speed.int8_micros] };
+        assert_eq!([speed.fp16_micros, speed.int8_micros], beside);
+        assert!(beside.iter().flatten().count() == 1, "{speed:?}");
+    }
+    let path = place.disk.path().join("fastest.engine");
+    EngineFile::write(&path, &engine.manifest, &engine.plan).unwrap();
+    assert!(load_engine(&path, &place.library, &place.device, &place.folder).unwrap() == engine);
+
+    // The fp16 candidate lies in the cache, compared, for any later call.
+    assert_eq!(place.entries("engine"), 1);
+    let phases = Phases::default();
+    let half = place.request(Arithmetic::Fp16, 0.95);
+    let (cached, _) = cached_engine(&place.library, &place.device, &place.cache, &half, &phases).unwrap();
+    assert!(!phases.has("building the engine") && cached.manifest.fidelity.is_some());
+    request.calibration = None;
+    let phases = Phases::default();
+    let again = place.build_fastest(&request, &phases).unwrap();
+    assert!(!phases.has("building the engine"), "built twice");
+    assert_eq!((again.engine.manifest.arithmetic, again.candidates.len()), (Arithmetic::Fp16, 1));
+    let speed = &again.engine.manifest.speed;
+    assert!(speed.len() == PROFILES.len() && speed.iter().all(|speed| speed.micros > 0.0 && speed.int8_micros.is_none()));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn an_fp16_engine_that_was_not_compared_is_compared_and_not_built_again() {
+    let place = Place::new();
+    let mut half = place.request(Arithmetic::Fp16, 0.95);
+    half.gate = Gate::Off;
+    let (engine, path) = cached_engine(&place.library, &place.device, &place.cache, &half, &NoProgress).unwrap();
+    assert!(engine.manifest.fidelity.is_none());
+    let phases = Phases::default();
+    let fastest = place.build_fastest(&FastestRequest::new(place.request(Arithmetic::Fp16, 0.95)), &phases).unwrap();
+    assert!(!phases.has("building the engine") && fastest.engine.plan == engine.plan);
+    let cached = EngineFile::read_manifest(&path).unwrap();
+    assert!(cached.fidelity.is_some() && cached.fidelity == fastest.engine.manifest.fidelity);
+
+    // By time alone the same, without the CPU.
+    let phases = Phases::default();
+    place.build_fastest(&FastestRequest::new(half), &phases).unwrap();
+    assert!(!phases.has("embedding texts on the CPU") && !phases.has("comparing"));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn fp32_is_built_where_nothing_faster_passes_and_none_is_an_error() {
+    let place = Place::new();
+    let calibration = place.calibration();
+    // Between what fp16's 11 bits allow and fp32's rounding.
+    let mut request = FastestRequest::new(place.request(Arithmetic::Fp16, 0.999_999_99));
+    request.calibration = Some(&calibration);
+    let Fastest { engine, candidates, .. } = place.build_fastest(&request, &Phases::default()).unwrap();
+    println!("{candidates:?}");
+    assert_eq!(engine.manifest.arithmetic, Arithmetic::Fp32);
+    let refused: Vec<_> = candidates.iter().map(|found| (found.arithmetic, found.refused.as_ref())).collect();
+    assert!(matches!(
+        refused.as_slice(),
+        [
+            (Arithmetic::Int8, Some(Error::QuantizedFidelity { .. })),
+            (Arithmetic::Fp16, Some(Error::Fidelity { .. })),
+            (Arithmetic::Fp32, None)
+        ]
+    ));
+    assert!(engine.manifest.speed.iter().all(|speed| speed.fp16_micros.is_some() && speed.int8_micros.is_none()));
+
+    request.engine.gate = Gate::MinCosine(1.1);
+    let error = place.build_fastest(&request, &Phases::default()).unwrap_err();
+    let Error::NoPrecision { refused, .. } = &error else { panic!("{error}") };
+    assert_eq!(refused.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["int8", "fp16", "fp32"]);
+
+    // A wrong name ends it before the first build.
+    let names = ["encoder.layer.9.nothing".to_owned()];
+    request.keep_float = &names;
+    let phases = Phases::default();
+    let error = place.build_fastest(&request, &phases).unwrap_err();
+    assert!(matches!(error, Error::Setting { setting: "--keep-float", .. }), "{error}");
+    assert!(!phases.has("building the engine"));
 }

@@ -1,7 +1,7 @@
 //! `trt-embed build`: a model as a TensorRT engine, compared with the CPU before it is kept.
 
-use super::settings::EnginePrecision;
 use anyhow::Result;
+use clap::ValueEnum;
 use std::path::PathBuf;
 
 /// Builds a TensorRT engine for this machine's GPU.
@@ -13,11 +13,15 @@ use std::path::PathBuf;
 Shapes are written BATCHxLENGTH. A bucket serves one shape, fastest; a profile serves all shapes from MIN to MAX and is tuned for OPT.
 Without either: buckets for one text and for many, of 32, 128 and the most tokens that the model takes.
 
+--precision auto builds an fp16 engine, and with --calibration an int8 one, and keeps the one that is fastest on this GPU among those that
+reach --min-cosine: by the geometric mean of their times at the largest shape of each profile. Where none does, it builds fp32.
+
 Examples:
   trt-embed build -m sentence-transformers/all-mpnet-base-v2 -o mpnet.engine
   trt-embed build -m models/all-MiniLM-L6-v2 --precision fp32 --profile 1x1:1x128:1x512 --bucket 64x64 -o minilm.engine
   trt-embed build --onnx optimum/model.onnx -o model.engine
-  trt-embed build -m models/all-MiniLM-L6-v2 --precision int8 --calibration calibration.json -o minilm-int8.engine")]
+  trt-embed build -m models/all-MiniLM-L6-v2 --precision int8 --calibration calibration.json -o minilm-int8.engine
+  trt-embed build -m models/all-MiniLM-L6-v2 --precision auto --calibration calibration.json -o minilm.engine")]
 pub struct Args {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`. May be left out where --onnx names a
     /// file in such a folder, or in a folder within it.
@@ -27,9 +31,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     onnx: Option<PathBuf>,
     /// Arithmetic of the engine.
-    #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = EnginePrecision::Fp16)]
-    precision: EnginePrecision,
-    /// Ranges of the model's activations, made by `trt-embed calibrate`, for --precision int8.
+    #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = Precision::Fp16)]
+    precision: Precision,
+    /// Ranges of the model's activations, made by `trt-embed calibrate`, for --precision int8 or auto.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Linears that an int8 engine leaves in fp16, e.g. encoder.layer.0.output.dense; may be given several times [default: the fewest
@@ -63,6 +67,19 @@ pub struct Args {
     /// The engine file.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+}
+
+/// `--precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// 32-bit floats, TF32 off
+    Fp32,
+    /// 16-bit floats where TensorRT finds them faster
+    Fp16,
+    /// As fp16, with the linears in 8-bit integers
+    Int8,
+    /// The fastest that is true enough to the model, as measured here
+    Auto,
 }
 
 /// `2GiB`, `512MB` or a number of bytes.
@@ -104,23 +121,38 @@ pub use with_tensorrt::run;
 
 #[cfg(feature = "tensorrt")]
 mod with_tensorrt {
+    use super::super::build_progress::{Watch, watch};
+    use super::super::build_summary::{candidate_lines, engine_lines, slower_int8, table};
     use super::super::output::{self, Target};
     #[cfg(feature = "cpu")]
     use super::super::progress;
-    use super::super::{Usage, build_progress, say, settings};
-    use super::Args;
+    use super::super::{Usage, say, settings};
+    use super::{Args, Precision};
     use anyhow::Result;
-    use indicatif::HumanBytes;
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
     use trt_embed::backend::tensorrt::{
-        Arithmetic, Cache, EngineFile, EngineRequest, Gate, Library, Manifest, Profile, Shape, build_engine,
+        Arithmetic, Cache, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Profile, Shape, build_engine,
+        build_fastest,
     };
     use trt_embed::cuda::Device;
     use trt_embed::graph::Quantization;
     use trt_embed::model::ModelFolder;
     use trt_embed::quantization::Calibration;
     #[cfg(feature = "cpu")]
-    use trt_embed::quantization::{Samples, fit};
+    use trt_embed::quantization::{QuantizationReport, Samples, fit};
+
+    impl Precision {
+        /// As the builder takes it; none where it is to be chosen.
+        fn arithmetic(self) -> Option<Arithmetic> {
+            match self {
+                Self::Fp32 => Some(Arithmetic::Fp32),
+                Self::Fp16 => Some(Arithmetic::Fp16),
+                Self::Int8 => Some(Arithmetic::Int8),
+                Self::Auto => None,
+            }
+        }
+    }
 
     /// Runs the verb: what can go wrong at once first, then what takes minutes.
     pub fn run(args: Args) -> Result<()> {
@@ -129,7 +161,6 @@ mod with_tensorrt {
         let folder = folder(&args)?;
         let mut request = EngineRequest::new(&folder);
         request.onnx = args.onnx.as_deref();
-        request.settings.arithmetic = args.precision.arithmetic();
         request.settings.profiles = profiles;
         request.settings.workspace_bytes = args.workspace;
         request.settings.optimization_level = args.opt_level;
@@ -139,27 +170,82 @@ mod with_tensorrt {
             (false, Some(bar)) => Gate::MinCosine(bar),
             (false, None) => Gate::Standard,
         };
-        let quantization = quantization(&args, &folder, request.gate.bar(request.settings.arithmetic))?;
+        match args.precision.arithmetic() {
+            Some(arithmetic) => {
+                request.settings.arithmetic = arithmetic;
+                run_one(&args, &output, request)
+            }
+            None => run_fastest(&args, &output, request),
+        }
+    }
+
+    /// Builds the engine in the precision asked for.
+    fn run_one(args: &Args, output: &Path, request: EngineRequest<'_>) -> Result<()> {
+        let quantization = quantization(args, request.folder, request.gate.bar(request.settings.arithmetic))?;
+        let mut request = request;
         request.quantization = quantization.as_ref();
         request.check()?;
-        let device = Device::open(args.device)?;
-        let library = Library::load()?;
-        library.load_parser()?;
-
-        let progress = build_progress::watch(&library)?;
+        let (device, library, progress) = prepare(args)?;
         let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let engine = built?;
-        EngineFile::write(&output, &engine.manifest, &engine.plan)?;
-        output::print(&summary(&args.output, engine.plan.len() as u64, &engine.manifest))?;
-        let slower = engine.manifest.speed.iter().filter(|speed| speed.micros > speed.fp16_micros).count();
-        if slower > 0 {
-            let all = engine.manifest.speed.len();
-            say(&format!(
-                "int8 is slower than fp16 at {slower} of {all} shapes: `trt-embed build` with --precision fp16 is faster there"
-            ));
+        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        output::print(&table(&engine_lines(&args.output, &engine)))?;
+        if let Some(note) = slower_int8(&engine.manifest, false) {
+            say(&note);
         }
         Ok(())
+    }
+
+    /// Builds the engine in the precision that is fastest, and says why it is that one.
+    fn run_fastest(args: &Args, output: &Path, engine: EngineRequest<'_>) -> Result<()> {
+        let calibration = args.calibration.as_deref().map(Calibration::read).transpose()?;
+        let mut request = FastestRequest::new(engine);
+        request.calibration = calibration.as_ref();
+        request.keep_float = &args.keep_float;
+        request.check()?;
+        if calibration.is_none() {
+            let why = match args.onnx {
+                Some(_) => "with an --onnx file that is not quantised",
+                None => "without --calibration FILE, which `trt-embed calibrate` makes",
+            };
+            say(&format!("--precision auto: int8 is no candidate {why}"));
+        }
+        if args.no_parity {
+            say("--precision auto: by time alone, because of --no-parity");
+        }
+        let (device, library, progress) = prepare(args)?;
+        let built = build_fastest(&library, &device, &Cache::from_env()?, &request, &progress);
+        progress.finish();
+        let fastest = built?;
+        let Fastest { engine, candidates, .. } = &fastest;
+        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        #[cfg(feature = "cpu")]
+        if let Some(report) = &fastest.fitted {
+            say_fitted(report);
+        }
+        let mut lines = engine_lines(&args.output, engine);
+        lines.extend(candidate_lines(candidates, &engine.manifest));
+        output::print(&table(&lines))?;
+        let half = candidates.iter().find(|candidate| candidate.arithmetic == Arithmetic::Fp16);
+        if let Some(note) = slower_int8(&engine.manifest, half.is_some_and(|half| half.refused.is_some())) {
+            say(&note);
+        }
+        Ok(())
+    }
+
+    /// The GPU, TensorRT with its parser, and what watches the build.
+    fn prepare(args: &Args) -> Result<(Device, Arc<Library>, Watch)> {
+        let device = Device::open(args.device)?;
+        let library = Library::load()?;
+        library.load_parser()?;
+        let progress = watch(&library)?;
+        Ok((device, library, progress))
+    }
+
+    #[cfg(feature = "cpu")]
+    fn say_fitted(report: &QuantizationReport) {
+        say(&format!("quantisation on the CPU: {}", report.to_string().trim_end()));
     }
 
     /// How the linears are quantised: as told, or so that the model keeps to the bar on the CPU, where that can be measured.
@@ -173,7 +259,7 @@ mod with_tensorrt {
             let fitted = fit(folder, &calibration, &Samples::of_all_lengths(folder)?, bar);
             spinner.finish_and_clear();
             let fitted = fitted?;
-            say(&format!("quantisation on the CPU: {}", fitted.report.to_string().trim_end()));
+            say_fitted(&fitted.report);
             return Ok(Some(fitted.quantization));
         }
         #[cfg(not(feature = "cpu"))]
@@ -222,39 +308,6 @@ mod with_tensorrt {
             ))
             .into()),
         }
-    }
-
-    fn summary(path: &Path, plan_bytes: u64, manifest: &Manifest) -> String {
-        let profiles = manifest.profiles.iter().map(Profile::to_string).collect::<Vec<_>>().join(", ");
-        let fidelity = match &manifest.fidelity {
-            Some(found) => format!(
-                "smallest cosine {:.7} ({} tokens at {}), largest difference {:.1e}, {} texts",
-                found.min_cosine, found.worst_tokens, found.worst_profile, found.max_abs_difference, found.texts
-            ),
-            None => "not measured".into(),
-        };
-        let machine = &manifest.machine;
-        let lines = [
-            ("engine", path.display().to_string()),
-            ("size", HumanBytes(plan_bytes).to_string()),
-            ("built in", format!("{} s", manifest.build.seconds)),
-            ("for", format!("{}, TensorRT {}", machine.gpu, machine.tensorrt)),
-            ("precision", manifest.arithmetic.to_string()),
-            ("profiles", profiles),
-            ("fidelity", fidelity),
-        ];
-        let mut lines: Vec<(&str, String)> = lines.into();
-        if manifest.arithmetic == Arithmetic::Int8 {
-            lines.push((
-                "in fp16",
-                match manifest.build.float_linears.as_slice() {
-                    [] => "no linear".into(),
-                    some => some.join(", "),
-                },
-            ));
-        }
-        lines.extend(manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
-        lines.iter().map(|(name, value)| format!("{name:<9}  {value}\n")).collect()
     }
 }
 

@@ -5,6 +5,8 @@ mod bench_gpu;
 mod build;
 #[cfg(feature = "tensorrt")]
 mod build_progress;
+#[cfg(feature = "tensorrt")]
+mod build_summary;
 #[cfg(feature = "cpu")]
 mod calibrate;
 mod completions;

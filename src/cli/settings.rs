@@ -80,7 +80,7 @@ pub enum Backend {
     TensorRt,
 }
 
-/// `--engine-precision`, and `--precision` of `build`.
+/// `--engine-precision`. [`build`](super::build) has its own, which can also choose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EnginePrecision {
     /// 32-bit floats, TF32 off

@@ -183,8 +183,8 @@ pub fn build_plan(
     Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
 }
 
-/// Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
-fn check_int8(device: &Device) -> Result<()> {
+/// Whether `device` has 8-bit arithmetic: Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
+pub(super) fn check_int8(device: &Device) -> Result<()> {
     let properties = device.properties();
     if has_int8(properties.compute_capability) {
         return Ok(());

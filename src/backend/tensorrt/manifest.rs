@@ -94,15 +94,20 @@ pub struct Build {
     pub float_linears: Vec<String>,
 }
 
-/// The GPU's time of the encoder at a profile's largest shape, beside an fp16 engine's in the same run.
+/// The GPU's time of the encoder at a profile's largest shape, beside engines of the same model in other arithmetic, timed in the same
+/// run whether or not they were true enough to be used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Speed {
     /// The profile.
     pub profile: Profile,
     /// Microseconds of this engine.
     pub micros: f64,
-    /// Microseconds in fp16.
-    pub fp16_micros: f64,
+    /// Microseconds of the fp16 engine; none where this is one or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fp16_micros: Option<f64>,
+    /// Microseconds of the int8 engine; none where this is one or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8_micros: Option<f64>,
 }
 
 /// The first part of an engine file.
@@ -123,7 +128,7 @@ pub struct Manifest {
     pub build: Build,
     /// How good it is, where that was measured.
     pub fidelity: Option<Fidelity>,
-    /// How fast an int8 engine is beside fp16; empty for others, and where it was not measured.
+    /// How fast it is beside other arithmetic, in the order of `profiles`; empty where that was not measured.
     #[serde(default)]
     pub speed: Vec<Speed>,
 }
@@ -138,9 +143,20 @@ fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::D
 
 impl fmt::Display for Speed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { profile, micros, fp16_micros } = self;
-        write!(f, "{profile}: {micros} us, fp16 {fp16_micros} us ({:.2})", micros / fp16_micros)
+        let Self { profile, micros, fp16_micros, int8_micros } = self;
+        write!(f, "{profile}: {micros} us")?;
+        for (name, other) in [("fp16", fp16_micros), ("int8", int8_micros)] {
+            if let Some(other) = other {
+                write!(f, ", {name} {other} us ({:.2})", micros / other)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// Few enough digits that JSON gives the very same number back.
+pub(super) fn rounded(digits: String) -> f64 {
+    digits.parse().unwrap_or(f64::NAN)
 }
 
 impl Manifest {
@@ -317,6 +333,19 @@ pub(super) mod tests {
         here.build.cuda_driver = "12.4".into();
         here.fidelity = None;
         check(&manifest(), &here).unwrap();
+    }
+
+    #[test]
+    fn speeds_are_read_as_earlier_versions_wrote_them_and_say_what_was_measured() {
+        let read = |json: &str| serde_json::from_str::<Speed>(json).unwrap();
+        for (json, said) in [
+            (r#"{"profile":"1x16","micros":230.6,"fp16_micros":141.2}"#, "1x16: 230.6 us, fp16 141.2 us (1.63)"),
+            (r#"{"profile":"1x16","micros":141.2,"int8_micros":230.6}"#, "1x16: 141.2 us, int8 230.6 us (0.61)"),
+            (r#"{"profile":"1x16","micros":141.2}"#, "1x16: 141.2 us"),
+        ] {
+            assert_eq!(read(json).to_string(), said);
+            assert_eq!(serde_json::to_string(&read(json)).unwrap(), json);
+        }
     }
 
     #[test]

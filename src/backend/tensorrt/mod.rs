@@ -2,12 +2,13 @@
 //!
 //! Nothing of TensorRT is linked. [`Library::load`] finds it when the program runs; building goes through [`build_plan`],
 //! running through [`Runtime`], [`Engine`] and [`Context`], each of which keeps the one before it alive. [`build_engine`] goes the whole
-//! way from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet. All that reaches CUDA
-//! takes a [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that
+//! way from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet, and [`build_fastest`]
+//! chooses the arithmetic by measured time. All that reaches CUDA takes a [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that
 //! there is.
 
 mod builder;
 mod cache;
+mod choice;
 mod encoder;
 mod engine;
 mod engine_file;
@@ -19,9 +20,11 @@ mod pipeline;
 mod profile;
 mod proof;
 mod source;
+mod timing;
 
 pub use builder::{Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, build_plan, exit_during_build};
 pub use cache::{Cache, CacheKey};
+pub use choice::{Candidate, Fastest, FastestRequest, build_fastest};
 pub use encoder::TensorRtEncoder;
 pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
 pub use engine_file::EngineFile;

@@ -4,11 +4,11 @@ use super::builder::{Arithmetic, BuildProgress, BuildSettings, build_plan};
 use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
-use super::manifest::{Build, Fidelity, Machine, Manifest, Model, Speed};
+use super::manifest::{Build, Machine, Manifest, Model};
 use super::profile::{Profile, default_profiles};
 use super::proof;
 use super::source::{GraphSource, machine};
-use crate::backend::gpu::parity::Agreement;
+use super::timing::{Measured, encoder_micros, speeds};
 use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::ModelFolder;
@@ -16,9 +16,6 @@ use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Runs of each shape when int8 is timed beside fp16.
-const SPEED_RUNS: usize = 50;
 
 /// What a new engine must show before it is kept: its vectors beside those of the model on the CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -92,11 +89,25 @@ impl<'a> EngineRequest<'a> {
                 "int8 needs the ranges of activations: `trt-embed calibrate` makes them, `trt-embed build --precision int8` takes \
                  them with --calibration, and --engine runs what it builds"
             }
-            (false, _, true) | (_, true, true) => "it goes with --precision int8 and the model's own graph, not with --onnx",
+            (false, _, true) | (_, true, true) => return Err(misplaced_calibration()),
             _ => return Ok(()),
         };
         Err(Error::Setting { setting: "--calibration", reason: reason.into() })
     }
+
+    /// Those asked for, else [`default_profiles`].
+    pub(super) fn profiles(&self) -> Vec<Profile> {
+        match self.settings.profiles.as_slice() {
+            [] => default_profiles(self.folder.max_tokens()),
+            some => some.to_vec(),
+        }
+    }
+}
+
+/// Ranges where nothing is quantised, or where the graph brings its own.
+pub(super) fn misplaced_calibration() -> Error {
+    let reason = "it goes with --precision int8 or auto and the model's own graph, not with --onnx".into();
+    Error::Setting { setting: "--calibration", reason }
 }
 
 /// Builds the engine that `request` asks for and compares it with the model on the CPU. `cache` gives and keeps the timing cache, and
@@ -117,44 +128,26 @@ pub fn build_engine(
     let mut engine = job.build()?;
     drop(lock);
     if request.quantization.is_some() {
-        let half = half_precision(library, device, cache, request, progress)?;
-        let compare = || compare_speed(&job, &engine, &half);
-        engine.manifest.speed = phase(progress, "measuring int8 beside fp16", compare)?;
+        let (half, _) = half_precision(library, device, cache, request, progress)?;
+        let micros = |file: &EngineFile| encoder_micros(library, device, request.folder, file);
+        let (int8, fp16) = phase(progress, "measuring int8 beside fp16", || Ok((micros(&engine)?, micros(&half)?)))?;
+        let beside = Measured { fp16: Some(&fp16), int8: None };
+        engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
     }
     Ok(engine)
 }
 
-/// The same engine in fp16, out of the cache, to compare an int8 one with. Its fidelity is not asked for.
-fn half_precision(
+/// The same engine in fp16 out of the cache, and where it lies there. Its fidelity is not asked for.
+pub(super) fn half_precision(
     library: &Arc<Library>,
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
     progress: &dyn BuildProgress,
-) -> Result<EngineFile> {
+) -> Result<(EngineFile, PathBuf)> {
     let mut half = EngineRequest { quantization: None, gate: Gate::Off, ..request.clone() };
     half.settings.arithmetic = Arithmetic::Fp16;
-    Ok(cached_engine(library, device, cache, &half, progress)?.0)
-}
-
-/// Both engines' times at the largest shape of each profile, on the same GPU one after the other.
-fn compare_speed(job: &Job<'_>, engine: &EngineFile, half: &EngineFile) -> Result<Vec<Speed>> {
-    let profiles = &engine.manifest.profiles;
-    let micros = |file: &EngineFile| {
-        let backend = proof::executor(job.library, job.device, job.folder, file)?;
-        let time = |profile: &Profile| {
-            let shape = profile.max();
-            Ok(backend.gpu_micros(shape.batch as usize, shape.seq as usize, SPEED_RUNS)?.1.encoder)
-        };
-        profiles.iter().map(time).collect::<Result<Vec<f64>>>()
-    };
-    let times = micros(engine)?.into_iter().zip(micros(half)?);
-    let speed = |(&profile, (micros, fp16_micros))| Speed {
-        profile,
-        micros: rounded(format!("{micros:.1}")),
-        fp16_micros: rounded(format!("{fp16_micros:.1}")),
-    };
-    Ok(profiles.iter().zip(times).map(speed).collect())
+    cached_engine(library, device, cache, &half, progress)
 }
 
 /// The engine that `request` asks for out of `cache`, which it is built into where it is not there, and where it lies.
@@ -191,7 +184,7 @@ pub fn load_engine(path: &Path, library: &Library, device: &Device, folder: &Mod
 }
 
 /// A request with all that identifies its engine.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     library: &'a Arc<Library>,
     device: &'a Device,
     cache: &'a Cache,
@@ -206,7 +199,7 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn new(
+    pub fn new(
         library: &'a Arc<Library>,
         device: &'a Device,
         cache: &'a Cache,
@@ -215,10 +208,7 @@ impl<'a> Job<'a> {
     ) -> Result<Self> {
         let folder = request.folder;
         let machine = machine(library, device);
-        let mut settings = request.settings.clone();
-        if settings.profiles.is_empty() {
-            settings.profiles = default_profiles(folder.max_tokens());
-        }
+        let mut settings = BuildSettings { profiles: request.profiles(), ..request.settings.clone() };
         if settings.timing_cache.is_empty() {
             settings.timing_cache = cache.timing_cache(&machine);
         }
@@ -246,12 +236,20 @@ impl<'a> Job<'a> {
     fn build(&self) -> Result<EngineFile> {
         let progress = self.progress;
         // First, because what is wrong with it shows in seconds, and its memory is free again before TensorRT needs much.
-        let reference = match self.bar {
-            Some(_) => {
-                Some(phase(progress, "embedding texts on the CPU", || proof::reference(self.folder, &self.settings.profiles))?)
-            }
-            None => None,
-        };
+        let reference = || proof::reference(self.folder, &self.settings.profiles);
+        let reference = self.bar.map(|_| phase(progress, "embedding texts on the CPU", reference)).transpose()?;
+        let mut file = self.build_unproven()?;
+        if let (Some(bar), Some(reference)) = (self.bar, reference) {
+            let compare = || proof::compare(self.library, self.device, self.folder, &file, &reference, bar);
+            let (fidelity, verdict) = phase(progress, "comparing the engine with the CPU", compare)?;
+            verdict?;
+            file.manifest.fidelity = Some(fidelity);
+        }
+        Ok(file)
+    }
+
+    /// The engine before it is compared. The caller holds the cache's lock.
+    pub fn build_unproven(&self) -> Result<EngineFile> {
         let start = Instant::now();
         let plans = self.build_plans()?;
         let seconds = start.elapsed().as_secs_f64().round() as u64;
@@ -265,15 +263,7 @@ impl<'a> Job<'a> {
             fidelity: None,
             speed: Vec::new(),
         };
-        let mut file = EngineFile { manifest, plan: plans.concat().into() };
-        drop(plans);
-        if let (Some(bar), Some(reference)) = (self.bar, reference) {
-            file.manifest.fidelity = Some(phase(progress, "comparing the engine with the CPU", || {
-                let agreement = proof::compare(self.library, self.device, self.folder, &file, &reference)?;
-                fidelity(&agreement, bar, &self.settings)
-            })?);
-        }
-        Ok(file)
+        Ok(EngineFile { manifest, plan: plans.concat().into() })
     }
 
     /// One plan for all profiles; with TensorRT 8 one for each, because plans of several profiles may fail to load there (Myelin's
@@ -319,47 +309,6 @@ impl<'a> Job<'a> {
     }
 }
 
-/// The manifest's words for `agreement`, where it reaches `bar`.
-fn fidelity(agreement: &Agreement, bar: f64, settings: &BuildSettings) -> Result<Fidelity> {
-    let place = agreement.worst;
-    let worst_profile = settings.profiles.get(place.profile).copied().ok_or_else(|| Error::OutsideProfile {
-        shape: format!("number {}", place.profile),
-        profiles: format!("{} profiles", settings.profiles.len()),
-    })?;
-    for (profile, cosine) in settings.profiles.iter().zip(&agreement.by_profile) {
-        log::info!("profile {profile}: the smallest cosine to the CPU is {cosine:.8}");
-    }
-    if !agreement.reaches(bar) {
-        return Err(Error::Fidelity {
-            measured: agreement.verdict(),
-            bar,
-            profile: worst_profile.to_string(),
-            tokens: place.tokens,
-            next: match settings.arithmetic {
-                Arithmetic::Fp16 => "`trt-embed build` with --precision fp32 keeps more; with --min-cosine it accepts less.",
-                Arithmetic::Int8 => "`trt-embed build` with --precision fp16 keeps more; with --min-cosine it accepts less.",
-                Arithmetic::Fp32 => {
-                    "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less."
-                }
-            },
-        });
-    }
-    Ok(Fidelity {
-        texts: agreement.texts,
-        reference: proof::REFERENCE.into(),
-        min_cosine: rounded(format!("{:.9}", agreement.min_cosine)),
-        max_abs_difference: rounded(format!("{:.3e}", agreement.max_abs_difference)),
-        not_finite: agreement.not_finite,
-        worst_profile,
-        worst_tokens: place.tokens,
-    })
-}
-
-/// Few enough digits that JSON gives the very same number back.
-fn rounded(digits: String) -> f64 {
-    digits.parse().unwrap_or(f64::NAN)
-}
-
 /// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
 fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
     match arithmetic {
@@ -369,7 +318,7 @@ fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
 }
 
 /// Runs `work` as a phase that `progress` hears of.
-fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if progress.cancelled() {
         return Err(Error::Cancelled { what: "making the engine" });
     }
@@ -382,20 +331,6 @@ fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::gpu::parity::Place;
-
-    fn agreement(min_cosine: f64, not_finite: usize) -> Agreement {
-        let worst = Place { profile: 1, tokens: 23 };
-        Agreement {
-            texts: 60,
-            vectors: 300,
-            by_profile: vec![min_cosine],
-            min_cosine,
-            max_abs_difference: 2e-3,
-            not_finite,
-            worst,
-        }
-    }
 
     fn settings(arithmetic: Arithmetic) -> BuildSettings {
         let profiles = ["1x16", "1x1:2x32:4x64"].map(|text| text.parse().unwrap()).into();
@@ -408,27 +343,6 @@ mod tests {
         assert_eq!(Gate::Standard.bar(Arithmetic::Fp32), Some(0.99999));
         assert_eq!(Gate::MinCosine(0.5).bar(Arithmetic::Fp16), Some(0.5));
         assert_eq!(Gate::Off.bar(Arithmetic::Fp32), None);
-    }
-
-    #[test]
-    fn what_passes_is_written_down_and_what_does_not_says_where() {
-        let passed = fidelity(&agreement(0.999_950_000_012_345, 0), 0.9999, &settings(Arithmetic::Fp16)).unwrap();
-        let read: Fidelity = serde_json::from_str(&serde_json::to_string(&passed).unwrap()).unwrap();
-        assert_eq!(read, passed);
-        assert_eq!((passed.worst_profile.to_string().as_str(), passed.worst_tokens), ("1x1:2x32:4x64", 23));
-        assert_eq!((passed.texts, passed.min_cosine, passed.max_abs_difference, passed.not_finite), (60, 0.99995, 2e-3, 0));
-
-        for (agreement, arithmetic, parts) in [
-            (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--precision fp32"]),
-            (agreement(0.9985, 0), Arithmetic::Fp32, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--min-cosine"]),
-            (agreement(1.0, 3), Arithmetic::Fp16, ["3 of 300", "0.9999", "23 tokens", "1x1:2x32:4x64", "not finite"]),
-        ] {
-            let error = fidelity(&agreement, 0.9999, &settings(arithmetic)).unwrap_err();
-            assert!(matches!(error, Error::Fidelity { tokens: 23, .. }), "{error}");
-            for part in parts {
-                assert!(error.to_string().contains(part), "no {part:?} in: {error}");
-            }
-        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The proof of a new engine: its vectors beside those of the same model on the CPU.
 
+use super::builder::Arithmetic;
 use super::encoder::TensorRtEncoder;
 use super::engine::Runtime;
 use super::engine_file::EngineFile;
 use super::library::Library;
+use super::manifest::{Fidelity, rounded};
 use super::profile::Profile;
 use crate::backend::gpu::parity::{Agreement, Reference, rows_of_all_lengths};
 use crate::backend::gpu::{GpuBackend, GpuSettings};
@@ -15,7 +17,7 @@ use crate::{Error, Result};
 use std::sync::Arc;
 
 /// What engines are compared with, for the manifest.
-pub(super) const REFERENCE: &str = "the same weights in fp32 on the CPU";
+const REFERENCE: &str = "the same weights in fp32 on the CPU";
 
 /// Whether there will be a reference, without making it.
 pub(super) fn check_reference(folder: &ModelFolder) -> Result<()> {
@@ -52,15 +54,20 @@ fn run_on_cpu(folder: &ModelFolder, _: usize, _: Vec<Vec<u32>>) -> Result<Refere
     Err(Error::NoReference { reason: "this build lacks the feature `cpu`".into() })
 }
 
-/// Loads the engine of `file` and runs the reference's texts through each of its profiles.
+/// Loads the engine of `file` and runs the reference's texts through each of its profiles: what its manifest then says, and
+/// [`Error::Fidelity`] beside it where that is below `bar`.
 pub(super) fn compare(
     library: &Arc<Library>,
     device: &Device,
     folder: &ModelFolder,
     file: &EngineFile,
     reference: &Reference,
-) -> Result<Agreement> {
-    reference.compare(&executor(library, device, folder, file)?)
+    bar: f64,
+) -> Result<(Fidelity, Result<()>)> {
+    let agreement = reference.compare(&executor(library, device, folder, file)?)?;
+    let fidelity = fidelity(&agreement, &file.manifest.profiles)?;
+    let verdict = judge(&agreement, &fidelity, bar, file.manifest.arithmetic);
+    Ok((fidelity, verdict))
 }
 
 /// The engine of `file` with one lane.
@@ -68,4 +75,93 @@ pub(super) fn executor(library: &Arc<Library>, device: &Device, folder: &ModelFo
     let encoder = TensorRtEncoder::load(&Runtime::new(library, device)?, file)?;
     let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
     GpuBackend::new(Arc::new(encoder), Head::of_model(folder)?, folder.config.pad_token_id, &settings)
+}
+
+/// The manifest's words for `agreement`.
+fn fidelity(agreement: &Agreement, profiles: &[Profile]) -> Result<Fidelity> {
+    for (profile, cosine) in profiles.iter().zip(&agreement.by_profile) {
+        log::info!("profile {profile}: the smallest cosine to the CPU is {cosine:.8}");
+    }
+    let place = agreement.worst;
+    let worst_profile = profiles.get(place.profile).copied().ok_or_else(|| Error::OutsideProfile {
+        shape: format!("number {}", place.profile),
+        profiles: format!("{} profiles", profiles.len()),
+    })?;
+    Ok(Fidelity {
+        texts: agreement.texts,
+        reference: REFERENCE.into(),
+        min_cosine: rounded(format!("{:.9}", agreement.min_cosine)),
+        max_abs_difference: rounded(format!("{:.3e}", agreement.max_abs_difference)),
+        not_finite: agreement.not_finite,
+        worst_profile,
+        worst_tokens: place.tokens,
+    })
+}
+
+/// Whether an engine of this arithmetic reaches `bar`.
+fn judge(agreement: &Agreement, fidelity: &Fidelity, bar: f64, arithmetic: Arithmetic) -> Result<()> {
+    if agreement.reaches(bar) {
+        return Ok(());
+    }
+    Err(Error::Fidelity {
+        measured: agreement.verdict(),
+        bar,
+        profile: fidelity.worst_profile.to_string(),
+        tokens: fidelity.worst_tokens,
+        next: match arithmetic {
+            Arithmetic::Fp16 => "`trt-embed build` with --precision fp32 keeps more; with --min-cosine it accepts less.",
+            Arithmetic::Int8 => "`trt-embed build` with --precision fp16 keeps more; with --min-cosine it accepts less.",
+            Arithmetic::Fp32 => "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less.",
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::gpu::parity::Place;
+
+    fn agreement(min_cosine: f64, not_finite: usize) -> Agreement {
+        let worst = Place { profile: 1, tokens: 23 };
+        Agreement {
+            texts: 60,
+            vectors: 300,
+            by_profile: vec![min_cosine],
+            min_cosine,
+            max_abs_difference: 2e-3,
+            not_finite,
+            worst,
+        }
+    }
+
+    fn profiles() -> Vec<Profile> {
+        ["1x16", "1x1:2x32:4x64"].map(|text| text.parse().unwrap()).into()
+    }
+
+    #[test]
+    fn what_was_measured_is_written_down_and_read_again() {
+        let written = fidelity(&agreement(0.999_950_000_012_345, 0), &profiles()).unwrap();
+        let read: Fidelity = serde_json::from_str(&serde_json::to_string(&written).unwrap()).unwrap();
+        assert_eq!(read, written);
+        assert_eq!((written.worst_profile.to_string().as_str(), written.worst_tokens), ("1x1:2x32:4x64", 23));
+        assert_eq!((written.texts, written.min_cosine, written.max_abs_difference, written.not_finite), (60, 0.99995, 2e-3, 0));
+    }
+
+    #[test]
+    fn what_passes_is_taken_and_what_does_not_says_where() {
+        let judged =
+            |agreement: &Agreement, arithmetic| judge(agreement, &fidelity(agreement, &profiles()).unwrap(), 0.9999, arithmetic);
+        judged(&agreement(0.99995, 0), Arithmetic::Fp16).unwrap();
+        for (agreement, arithmetic, parts) in [
+            (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--precision fp32"]),
+            (agreement(0.9985, 0), Arithmetic::Fp32, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--min-cosine"]),
+            (agreement(1.0, 3), Arithmetic::Fp16, ["3 of 300", "0.9999", "23 tokens", "1x1:2x32:4x64", "not finite"]),
+        ] {
+            let error = judged(&agreement, arithmetic).unwrap_err();
+            assert!(matches!(error, Error::Fidelity { tokens: 23, .. }), "{error}");
+            for part in parts {
+                assert!(error.to_string().contains(part), "no {part:?} in: {error}");
+            }
+        }
+    }
 }

@@ -98,6 +98,16 @@ impl GraphSource {
     }
 }
 
+/// Whether the graph in the file at `path` quantises anything by Q/DQ pairs: then only int8 engines can be built of it.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Onnx`] for a file that is not ONNX.
+pub(super) fn is_quantised(path: &Path) -> Result<bool> {
+    let model = onnx::read_model(path)?;
+    let mut nodes = model.graph.iter().flat_map(|graph| &graph.node);
+    Ok(nodes.any(|node| ["QuantizeLinear", "DequantizeLinear"].contains(&node.op_type.as_str())))
+}
+
 /// What plans for `device` depend on.
 pub fn machine(library: &Library, device: &Device) -> Machine {
     let properties = device.properties();

@@ -1,0 +1,49 @@
+//! How fast engines are beside one another: the GPU's time of the encoder at the largest shape of each profile.
+
+use super::engine_file::EngineFile;
+use super::library::Library;
+use super::manifest::{Speed, rounded};
+use super::profile::Profile;
+use super::proof;
+use crate::Result;
+use crate::cuda::Device;
+use crate::model::ModelFolder;
+use std::sync::Arc;
+
+/// Runs of each shape, of which the median counts.
+const SPEED_RUNS: usize = 50;
+
+/// Microseconds of the same model's engines in other arithmetic, in the order of the profiles.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Measured<'a> {
+    pub fp16: Option<&'a [f64]>,
+    pub int8: Option<&'a [f64]>,
+}
+
+/// Microseconds of the encoder in `file` at the largest shape of each profile, in their order.
+pub(super) fn encoder_micros(
+    library: &Arc<Library>,
+    device: &Device,
+    folder: &ModelFolder,
+    file: &EngineFile,
+) -> Result<Vec<f64>> {
+    let backend = proof::executor(library, device, folder, file)?;
+    let time = |profile: &Profile| {
+        let shape = profile.max();
+        let micros = backend.gpu_micros(shape.batch as usize, shape.seq as usize, SPEED_RUNS)?.1.encoder;
+        Ok(rounded(format!("{micros:.1}")))
+    };
+    file.manifest.profiles.iter().map(time).collect()
+}
+
+/// What the manifest of an engine says that takes `micros`.
+pub(super) fn speeds(profiles: &[Profile], micros: &[f64], beside: Measured<'_>) -> Vec<Speed> {
+    let at = |times: Option<&[f64]>, place: usize| times.and_then(|times| times.get(place).copied());
+    let speed = |(place, (&profile, &micros))| Speed {
+        profile,
+        micros,
+        fp16_micros: at(beside.fp16, place),
+        int8_micros: at(beside.int8, place),
+    };
+    profiles.iter().zip(micros).enumerate().map(speed).collect()
+}
