@@ -47,9 +47,11 @@ fn manifest() -> Manifest {
             optimization_level: None,
             fp32_layers: Vec::new(),
             float_linears: Vec::new(),
+            int8_inputs: 0,
         },
         fidelity: None,
         speed: Vec::new(),
+        products: Vec::new(),
     }
 }
 

@@ -271,7 +271,9 @@ fn the_fastest_that_passes_is_chosen_and_fp16_is_built_once() {
     request.calibration = Some(&calibration);
     let phases = Phases::default();
     let Fastest { engine, candidates, fitted, .. } = place.build_fastest(&request, &phases).unwrap();
-    println!("{candidates:?}\n{:?}", engine.manifest.speed);
+    println!("{candidates:?}\n{:?}\n{:?}", engine.manifest.speed, engine.manifest.products);
+    // Of the bucket alone: a profile of several shapes is not captured.
+    assert_eq!(engine.manifest.products.iter().map(|products| products.profile.to_string()).collect::<Vec<_>>(), [PROFILES[0]]);
     assert!(phases.built("int8") && phases.built("fp16") && !phases.built("fp32"));
     assert_eq!(candidates.iter().map(|found| found.arithmetic).collect::<Vec<_>>(), [Arithmetic::Int8, Arithmetic::Fp16]);
     assert_eq!(fitted.unwrap().bar, 0.95);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use trt_embed::Error;
 use trt_embed::backend::Backend;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
-use trt_embed::backend::tensorrt::TensorRtEncoder;
+use trt_embed::backend::tensorrt::{Products, TensorRtEncoder};
 use trt_embed::model::{Dense, DenseActivation};
 use trt_embed::pooling::{Head, Pooling, PoolingMode};
 
@@ -147,4 +147,39 @@ fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes
     assert!(micros.call > 0.0 && micros.encoder > 0.0 && micros.stage > 0.0 && micros.pool > 0.0, "{micros:?}");
     let (_, layers) = backend.layer_times(1, 6, 2).unwrap();
     assert!(!layers.is_empty() && layers.iter().all(|layer| !layer.name.is_empty() && layer.milliseconds >= 0.0), "{layers:?}");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn kernels_of_buckets_are_named_and_timed_and_vectors_stay_the_same() {
+    let gpu = Gpu::open();
+    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let backend = gpu.backend(head.clone(), 1);
+    let batch = gpu.batch(&[6], 0, 3);
+    let encode = || {
+        let mut out = vec![f32::NAN; head.dim];
+        backend.encode(&batch, &mut out).unwrap();
+        out
+    };
+    let before = encode();
+    for (place, range) in backend.profiles().iter().enumerate() {
+        let kernels = backend.kernels(place).unwrap();
+        assert_eq!(kernels.is_some(), range.is_fixed(), "{range}");
+        let Some(kernels) = kernels else { continue };
+        // An engine in fp32 multiplies in nothing else.
+        let products = Products::count(range.to_string().parse().unwrap(), &kernels);
+        println!("{products}\n{}", kernels.join("\n"));
+        assert!(kernels.len() > 2 && kernels.iter().all(|name| !name.is_empty()), "{kernels:?}");
+        assert_eq!((products.int8, products.fp16), (0, 0), "{kernels:?}");
+    }
+    let (shape, timed) = backend.kernel_times(1, 6, 5).unwrap();
+    let timed = timed.unwrap();
+    assert_eq!(shape.to_string(), "1x8");
+    let place = backend.profiles().iter().position(|range| range.to_string() == "1x8").unwrap();
+    let names: Vec<String> = timed.iter().map(|kernel| kernel.name.clone()).collect();
+    assert_eq!(names, backend.kernels(place).unwrap().unwrap());
+    assert!(timed.iter().all(|kernel| kernel.milliseconds > 0.0), "{timed:?}");
+    let (shape, none) = backend.kernel_times(8, 20, 5).unwrap();
+    assert!(none.is_none(), "{shape} is no bucket");
+    assert_eq!(encode(), before);
 }

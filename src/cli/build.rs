@@ -191,9 +191,7 @@ mod with_tensorrt {
         let engine = built?;
         EngineFile::write(output, &engine.manifest, &engine.plan)?;
         output::print(&table(&engine_lines(&args.output, &engine)))?;
-        if let Some(note) = slower_int8(&engine.manifest, false) {
-            say(&note);
-        }
+        say_all([engine.manifest.missing_int8(), slower_int8(&engine.manifest, false)]);
         Ok(())
     }
 
@@ -228,10 +226,14 @@ mod with_tensorrt {
         lines.extend(candidate_lines(candidates, &engine.manifest));
         output::print(&table(&lines))?;
         let half = candidates.iter().find(|candidate| candidate.arithmetic == Arithmetic::Fp16);
-        if let Some(note) = slower_int8(&engine.manifest, half.is_some_and(|half| half.refused.is_some())) {
-            say(&note);
-        }
+        let slower = slower_int8(&engine.manifest, half.is_some_and(|half| half.refused.is_some()));
+        say_all([engine.manifest.missing_int8(), slower]);
         Ok(())
+    }
+
+    /// What must not go unheard.
+    fn say_all(notes: [Option<String>; 2]) {
+        notes.iter().flatten().for_each(|note| say(note));
     }
 
     /// The GPU, TensorRT with its parser, and what watches the build.

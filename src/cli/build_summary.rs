@@ -43,6 +43,7 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
         ));
     }
     lines.extend(manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
+    lines.extend(manifest.products.iter().map(|products| ("products", products.to_string())));
     lines
 }
 

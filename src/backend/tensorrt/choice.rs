@@ -6,7 +6,7 @@ use super::engine_file::EngineFile;
 use super::library::Library;
 use super::manifest::{Fidelity, Manifest};
 use super::pipeline::{EngineRequest, Job, half_precision, misplaced_calibration, phase};
-use super::timing::{Measured, encoder_micros, speeds};
+use super::timing::{Measured, measure, speeds};
 use super::{proof, source};
 use crate::backend::gpu::parity::Reference;
 use crate::cuda::Device;
@@ -271,7 +271,7 @@ impl Contest<'_> {
     fn measure(&mut self) -> Result<()> {
         for Entrant { candidate, engine } in &mut self.entrants {
             if let Some(engine) = engine {
-                candidate.micros = encoder_micros(self.library, self.device, self.request.engine.folder, engine)?;
+                candidate.micros = measure(self.library, self.device, self.request.engine.folder, engine)?;
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use super::builder::Arithmetic;
 use super::engine::ProfileRange;
+use super::products::Products;
 use super::profile::Profile;
 use crate::graph::Precision;
 use crate::{Error, Result};
@@ -92,6 +93,10 @@ pub struct Build {
     /// Linears of an int8 engine that are not quantised.
     #[serde(default)]
     pub float_linears: Vec<String>,
+    /// Tensors of an int8 engine that feed quantised linears: as many matrix products or more run in int8, for linears that one tensor
+    /// feeds may be one product. 0 where the graph came from an ONNX file.
+    #[serde(default)]
+    pub int8_inputs: usize,
 }
 
 /// The GPU's time of the encoder at a profile's largest shape, beside engines of the same model in other arithmetic, timed in the same
@@ -131,6 +136,9 @@ pub struct Manifest {
     /// How fast it is beside other arithmetic, in the order of `profiles`; empty where that was not measured.
     #[serde(default)]
     pub speed: Vec<Speed>,
+    /// What it multiplies in, of the profiles whose kernels are known: those of one shape, in engines that were timed.
+    #[serde(default)]
+    pub products: Vec<Products>,
 }
 
 fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Result<()> {
@@ -160,6 +168,19 @@ pub(super) fn rounded(digits: String) -> f64 {
 }
 
 impl Manifest {
+    /// Where an int8 engine does not run in int8 what was quantised, in words; `None` where it does, for other engines, and where its
+    /// kernels are not known.
+    pub fn missing_int8(&self) -> Option<String> {
+        let expected = self.build.int8_inputs.max(1);
+        let short = |products: &&Products| self.arithmetic == Arithmetic::Int8 && products.int8 < expected;
+        let said: Vec<String> = self.products.iter().filter(short).map(ToString::to_string).collect();
+        let of = match self.build.int8_inputs {
+            0 => "a quantised graph".to_owned(),
+            inputs => format!("linears that {inputs} quantised tensors feed"),
+        };
+        (!said.is_empty()).then(|| format!("matrix products of {of} do not all run in int8: {}", said.join("; ")))
+    }
+
     /// Checks that the plan runs on `machine`.
     ///
     /// # Errors
@@ -282,8 +303,10 @@ pub(super) mod tests {
                 optimization_level: Some(3),
                 fp32_layers: Vec::new(),
                 float_linears: Vec::new(),
+                int8_inputs: 0,
             },
             speed: Vec::new(),
+            products: Vec::new(),
             fidelity: Some(Fidelity {
                 texts: 60,
                 reference: "cpu".into(),
@@ -346,6 +369,31 @@ pub(super) mod tests {
             assert_eq!(read(json).to_string(), said);
             assert_eq!(serde_json::to_string(&read(json)).unwrap(), json);
         }
+    }
+
+    #[test]
+    fn int8_that_does_not_run_is_told() {
+        let products = |int8| {
+            let names: Vec<String> =
+                (0..int8).map(|_| "gemm_i8i8_i8i32".to_owned()).chain(["gemm_f32f32_f32f32".into()]).collect();
+            vec![Products::count("1x16".parse().unwrap(), &names)]
+        };
+        let mut manifest = manifest();
+        manifest.products = products(0);
+        assert_eq!(manifest.missing_int8(), None);
+        manifest.arithmetic = Arithmetic::Int8;
+        let said = manifest.missing_int8().unwrap();
+        assert!(said.contains("a quantised graph") && said.contains("1x16: 1 fp32"), "{said}");
+        manifest.products = products(1);
+        assert_eq!(manifest.missing_int8(), None);
+        manifest.build.int8_inputs = 4;
+        let said = manifest.missing_int8().unwrap();
+        assert!(said.contains("4 quantised tensors") && said.contains("1x16: 1 int8, 1 fp32"), "{said}");
+        manifest.products = products(4);
+        assert_eq!(manifest.missing_int8(), None);
+        // Nothing is known of the kernels.
+        manifest.products.clear();
+        assert_eq!(manifest.missing_int8(), None);
     }
 
     #[test]

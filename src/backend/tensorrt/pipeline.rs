@@ -8,7 +8,7 @@ use super::manifest::{Build, Machine, Manifest, Model};
 use super::profile::{Profile, default_profiles};
 use super::proof;
 use super::source::{GraphSource, machine};
-use super::timing::{Measured, encoder_micros, speeds};
+use super::timing::{Measured, measure, speeds};
 use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::ModelFolder;
@@ -127,12 +127,16 @@ pub fn build_engine(
     let lock = cache.lock(progress)?;
     let mut engine = job.build()?;
     drop(lock);
-    if request.quantization.is_some() {
-        let (half, _) = half_precision(library, device, cache, request, progress)?;
-        let micros = |file: &EngineFile| encoder_micros(library, device, request.folder, file);
-        let (int8, fp16) = phase(progress, "measuring int8 beside fp16", || Ok((micros(&engine)?, micros(&half)?)))?;
-        let beside = Measured { fp16: Some(&fp16), int8: None };
-        engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
+    if request.settings.arithmetic == Arithmetic::Int8 {
+        let micros = |file: &mut EngineFile| measure(library, device, request.folder, file);
+        let int8 = phase(progress, "measuring int8", || micros(&mut engine))?;
+        // A quantised graph of another exporter has no fp16 one beside it.
+        if request.quantization.is_some() {
+            let (mut half, _) = half_precision(library, device, cache, request, progress)?;
+            let fp16 = phase(progress, "measuring fp16 beside it", || micros(&mut half))?;
+            let beside = Measured { fp16: Some(&fp16), int8: None };
+            engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
+        }
     }
     Ok(engine)
 }
@@ -192,6 +196,7 @@ pub(super) struct Job<'a> {
     progress: &'a dyn BuildProgress,
     settings: BuildSettings,
     float_linears: Vec<String>,
+    int8_inputs: usize,
     bar: Option<f64>,
     source: GraphSource,
     machine: Machine,
@@ -221,8 +226,9 @@ impl<'a> Job<'a> {
         let model = phase(progress, "hashing the model", || source.model(folder))?;
         let bar = request.gate.bar(settings.arithmetic);
         let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
-        let float_linears = float_linears.unwrap_or_default();
-        Ok(Self { library, device, cache, folder, progress, settings, float_linears, bar, source, machine, model })
+        let float_linears: Vec<String> = float_linears.unwrap_or_default();
+        let int8_inputs = source.int8_inputs(&float_linears);
+        Ok(Self { library, device, cache, folder, progress, settings, float_linears, int8_inputs, bar, source, machine, model })
     }
 
     /// Whether an engine with this manifest is what was asked for.
@@ -262,6 +268,7 @@ impl<'a> Job<'a> {
             build: self.provenance(seconds),
             fidelity: None,
             speed: Vec::new(),
+            products: Vec::new(),
         };
         Ok(EngineFile { manifest, plan: plans.concat().into() })
     }
@@ -305,6 +312,7 @@ impl<'a> Job<'a> {
             optimization_level: self.settings.optimization_level,
             fp32_layers: self.settings.fp32_layers.clone(),
             float_linears: self.float_linears.clone(),
+            int8_inputs: self.int8_inputs,
         }
     }
 }

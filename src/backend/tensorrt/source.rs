@@ -80,6 +80,13 @@ impl GraphSource {
         model(folder, source, graph)
     }
 
+    /// How many tensors feed linears that are quantised, which are all but `float`; 0 for a graph from a file.
+    pub fn int8_inputs(&self, float: &[String]) -> usize {
+        let Self::Quantised { graph, .. } = self else { return 0 };
+        let quantised = graph.linears().iter().filter(|linear| !float.contains(&linear.name));
+        quantised.map(|linear| linear.input.as_str()).collect::<BTreeSet<_>>().len()
+    }
+
     pub fn serialise(&self) -> Result<Serialised> {
         let graph = match self {
             Self::Exported(graph, _) | Self::Quantised { graph, .. } => graph,

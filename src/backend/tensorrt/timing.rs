@@ -1,13 +1,15 @@
-//! How fast engines are beside one another: the GPU's time of the encoder at the largest shape of each profile.
+//! How fast engines are beside one another, and what they multiply in: the encoder at the largest shape of each profile.
 
 use super::engine_file::EngineFile;
 use super::library::Library;
 use super::manifest::{Speed, rounded};
+use super::products::Products;
 use super::profile::Profile;
 use super::proof;
-use crate::Result;
-use crate::cuda::Device;
+use crate::backend::gpu::GpuBackend;
+use crate::cuda::{CudaError, Device};
 use crate::model::ModelFolder;
+use crate::{Error, Result};
 use std::sync::Arc;
 
 /// Runs of each shape, of which the median counts.
@@ -20,20 +22,34 @@ pub(super) struct Measured<'a> {
     pub int8: Option<&'a [f64]>,
 }
 
-/// Microseconds of the encoder in `file` at the largest shape of each profile, in their order.
-pub(super) fn encoder_micros(
-    library: &Arc<Library>,
-    device: &Device,
-    folder: &ModelFolder,
-    file: &EngineFile,
-) -> Result<Vec<f64>> {
+/// Microseconds of the encoder in `file` at the largest shape of each profile, in their order. What its kernels multiply in is noted in
+/// its manifest.
+pub(super) fn measure(library: &Arc<Library>, device: &Device, folder: &ModelFolder, file: &mut EngineFile) -> Result<Vec<f64>> {
     let backend = proof::executor(library, device, folder, file)?;
     let time = |profile: &Profile| {
         let shape = profile.max();
         let micros = backend.gpu_micros(shape.batch as usize, shape.seq as usize, SPEED_RUNS)?.1.encoder;
         Ok(rounded(format!("{micros:.1}")))
     };
-    file.manifest.profiles.iter().map(time).collect()
+    let micros = file.manifest.profiles.iter().map(time).collect::<Result<_>>()?;
+    file.manifest.products = products(&backend, &file.manifest.profiles)?;
+    Ok(micros)
+}
+
+/// Of the profiles whose kernels are known.
+fn products(backend: &GpuBackend, profiles: &[Profile]) -> Result<Vec<Products>> {
+    let mut products = Vec::new();
+    for (place, &profile) in profiles.iter().enumerate() {
+        match backend.kernels(place) {
+            Ok(kernels) => products.extend(kernels.map(|names| Products::count(profile, &names))),
+            Err(Error::Cuda(error @ CudaError::DriverTooOld { .. })) => {
+                log::warn!("what the kernels multiply in is not known: {error}");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(products)
 }
 
 /// What the manifest of an engine says that takes `micros`.

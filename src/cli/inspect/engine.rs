@@ -68,6 +68,9 @@ pub fn run(path: &Path, args: &Args) -> Result<()> {
     if args.json {
         return output::print(&(serde_json::to_string(&report)? + "\n"));
     }
+    if let Some(note) = report.manifest.missing_int8() {
+        say(&note);
+    }
     let mut text = table(&lines(&report));
     if let Some(engine) = report.engine.filter(|_| args.layers) {
         text.push_str(&layer_table(&engine.layers, output::terminal_width()));
@@ -184,6 +187,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         lines.push(("in fp16", build.float_linears.join(", ")));
     }
     lines.extend(report.manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
+    lines.extend(report.manifest.products.iter().map(|products| ("products", products.to_string())));
     if let Some(engine) = &report.engine {
         engine_lines(engine, &mut lines);
     }
