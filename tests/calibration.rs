@@ -11,7 +11,7 @@ use trt_embed::graph::{Graph, Precision};
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::Head;
 use trt_embed::quantization::{
-    Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with, fit, sensitivity,
+    Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, fit, sensitivity,
 };
 use trt_embed::tokens::TokenBatch;
 use trt_embed::{Error, Result};
@@ -42,20 +42,22 @@ struct Constant<'m> {
 }
 
 impl Observer for Constant<'_> {
-    fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()> {
+    fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
         let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
-        for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
-            let row = |length: &u32| {
-                let length = *length as usize * channels;
-                (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
-            };
-            let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
-            match self.odd {
-                Some(0.0) if place == 2 => values.fill(0.0),
-                Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
-                _ => {}
+        for batch in batches {
+            for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
+                let row = |length: &u32| {
+                    let length = *length as usize * channels;
+                    (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                };
+                let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
+                match self.odd {
+                    Some(0.0) if place == 2 => values.fill(0.0),
+                    Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
+                    _ => {}
+                }
+                visit(batch, name, &values);
             }
-            visit(name, &values);
         }
         Ok(())
     }
@@ -65,8 +67,8 @@ impl Observer for Constant<'_> {
 fn padding_never_counts() {
     let model = model("bert");
     for method in [Method::MinMax, Method::Percentile(100.0)] {
-        let observer = Constant { model: &model, odd: None };
-        let found = calibrate_with(&observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
+        let mut observer = Constant { model: &model, odd: None };
+        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
         assert_eq!(found.ranges.len(), 4 * model.config.num_hidden_layers);
         assert!(found.ranges.values().all(|range| range.amax == 1.0), "{:?}", found.ranges);
     }
@@ -78,8 +80,9 @@ fn tensors_that_give_no_range_are_named() {
     let graph = Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
     let name = graph.observed_tensors()[2].0.to_owned();
     for odd in [f32::NAN, f32::INFINITY, 0.0] {
-        let observer = Constant { model: &model, odd: Some(odd) };
-        let error = calibrate_with(&observer, &model, &samples(&model), &CalibrationSettings::default(), &|_, _| ()).unwrap_err();
+        let mut observer = Constant { model: &model, odd: Some(odd) };
+        let settings = CalibrationSettings::default();
+        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &|_, _| ()).unwrap_err();
         assert!(matches!(error, Error::Calibration { .. }) && error.to_string().contains(&name), "{odd}: {error}");
     }
 }
@@ -280,6 +283,19 @@ fn the_command_calibrates_and_exports_int8() {
     stderr(at, 2, &["export", "-m", "model", "-o", "x", "--calibration", "c.json"]);
     stderr(at, 2, &["calibrate", "-m", "model", "-i", "lines.txt", "--method", "entropy", "--percentile", "99"]);
     assert!(stderr(at, 1, &["calibrate", "-m", "model", "one text"]).contains("1 texts are too few"));
+}
+
+#[test]
+fn progress_ends_at_all_texts_of_all_passes() {
+    let model = model("bert");
+    for (smoothing, total) in [(None, 40), (Some(0.5), 80)] {
+        let told = std::sync::Mutex::new(Vec::new());
+        let tell = |done, of| told.lock().unwrap().push((done, of));
+        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &tell).unwrap();
+        let told = told.into_inner().unwrap();
+        assert!(told.iter().all(|&(done, of)| done <= total && of == total), "{told:?}");
+        assert_eq!(told.iter().max(), Some(&(total, total)));
+    }
 }
 
 /// A NumPy file of format version 1.
