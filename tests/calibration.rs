@@ -243,7 +243,8 @@ fn command(folder: &Path, args: &[&str]) -> Output {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_")) {
         command.env_remove(name);
     }
-    command.current_dir(folder).args(args).output().unwrap()
+    // No GPU, whatever this machine has.
+    command.env("CUDA_VISIBLE_DEVICES", "").current_dir(folder).args(args).output().unwrap()
 }
 
 /// The command's stderr; it must have ended with `status`.
@@ -283,6 +284,41 @@ fn the_command_calibrates_and_exports_int8() {
     stderr(at, 2, &["export", "-m", "model", "-o", "x", "--calibration", "c.json"]);
     stderr(at, 2, &["calibrate", "-m", "model", "-i", "lines.txt", "--method", "entropy", "--percentile", "99"]);
     assert!(stderr(at, 1, &["calibrate", "-m", "model", "one text"]).contains("1 texts are too few"));
+}
+
+/// What is said where TensorRT is asked for: by a build with it on a machine without driver, or whose GPUs are hidden, and by a build
+/// without it.
+fn no_gpu() -> &'static [&'static str] {
+    if cfg!(feature = "tensorrt") {
+        &[
+            "no NVIDIA driver: libcuda.so.1 (or libcuda.so) on the loader's path cannot be opened; install the driver, or start the \
+             container with the GPU (docker run --gpus all)\n",
+            "the NVIDIA driver sees no GPU (",
+        ]
+    } else {
+        &["tensorrt backend: this build has no TensorRT support; use --backend cpu, or build with --features tensorrt\n"]
+    }
+}
+
+#[test]
+fn the_backend_asked_for_is_used_or_its_lack_is_told() {
+    let folder = place();
+    let at = folder.path();
+    let base = ["calibrate", "-m", "model", "-i", "lines.txt", "-o", "c.json"];
+    let run = |status: i32, more: &[&str]| stderr(at, status, &[&base[..], more].concat());
+    let said = run(1, &["--backend", "tensorrt"]);
+    assert!(no_gpu().iter().any(|why| said.starts_with(&format!("trt-embed: {why}"))), "{said}");
+    assert!(!at.join("c.json").exists());
+
+    assert_eq!(run(0, &["--backend", "cpu"]), "");
+    let named = std::fs::read_to_string(at.join("c.json")).unwrap();
+    let said = run(0, &["--device", "7"]);
+    let end = if cfg!(feature = "tensorrt") { ": " } else { ")\n" };
+    assert!(said.starts_with(&format!("trt-embed: backend: cpu (chosen by --backend auto{end}")), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(std::fs::read_to_string(at.join("c.json")).unwrap(), named, "the same executor");
+    assert!(run(2, &["--backend", "gpu"]).contains("tensorrt"));
+    assert!(run(2, &["--device", "first"]).contains("--device"));
 }
 
 #[test]
