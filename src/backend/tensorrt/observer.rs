@@ -20,12 +20,14 @@ use std::sync::Arc;
 
 /// Values of one batch, in bytes: as much device memory and as much pinned memory, whatever the model and the number of texts.
 const BATCH_BYTES: usize = 512 << 20;
-/// Tokens of one batch of a small model: more gain nothing, because looking at the values takes longer than computing them.
+/// Tokens of one batch of a small model, whose values would let it have far more: by estimate enough to keep a GPU busy.
 const BATCH_TOKENS: usize = 4096;
 /// Rows of one batch.
 const BATCH_ROWS: usize = 64;
 /// The shortest longest row: samples of a few tokens share one engine.
 const SHORTEST: usize = 32;
+/// What errors name.
+const ACTION: &str = "use the engine to calibrate";
 
 /// Shows the tensors that feed linears, from an fp32 engine (TF32 off) on a GPU. Looking at them is spread over all cores.
 pub struct TensorRtObserver {
@@ -174,8 +176,6 @@ fn place(engine: &Engine, name: &str, direction: Direction, element: Element, ch
     }
     Ok(place)
 }
-
-const ACTION: &str = "use the engine to calibrate";
 
 #[cfg(test)]
 mod tests {
