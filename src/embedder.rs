@@ -1,10 +1,12 @@
 //! The pipeline and the crate's one public door: texts to vectors.
 
 mod builder;
+mod choice;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
 
 pub use builder::EmbedderBuilder;
+pub use choice::{BackendChoice, ChosenBackend};
 
 use crate::backend::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
@@ -20,19 +22,6 @@ use std::sync::Arc;
 thread_local! {
     /// The batch of single rows of ids, refilled at every call.
     static ROW: RefCell<TokenBatch> = RefCell::default();
-}
-
-/// Which executor runs the graph.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum BackendChoice {
-    /// The best executor that this build and this machine have; [`Info::backend`] says which it was.
-    #[default]
-    Auto,
-    /// `tract` on the CPU.
-    Cpu,
-    /// TensorRT on an NVIDIA GPU; an error where there is none, never the CPU instead.
-    TensorRt,
 }
 
 /// Whether vectors are scaled to unit length.

@@ -35,5 +35,7 @@ pub mod quantization;
 pub mod tokens;
 mod trace;
 
-pub use embedder::{BackendChoice, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress};
+pub use embedder::{
+    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
+};
 pub use error::{Error, Result};

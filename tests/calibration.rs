@@ -11,7 +11,7 @@ use trt_embed::graph::{Graph, Precision};
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::Head;
 use trt_embed::quantization::{
-    Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with, fit, sensitivity,
+    Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, fit, sensitivity,
 };
 use trt_embed::tokens::TokenBatch;
 use trt_embed::{Error, Result};
@@ -42,20 +42,22 @@ struct Constant<'m> {
 }
 
 impl Observer for Constant<'_> {
-    fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()> {
+    fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
         let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
-        for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
-            let row = |length: &u32| {
-                let length = *length as usize * channels;
-                (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
-            };
-            let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
-            match self.odd {
-                Some(0.0) if place == 2 => values.fill(0.0),
-                Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
-                _ => {}
+        for batch in batches {
+            for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
+                let row = |length: &u32| {
+                    let length = *length as usize * channels;
+                    (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                };
+                let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
+                match self.odd {
+                    Some(0.0) if place == 2 => values.fill(0.0),
+                    Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
+                    _ => {}
+                }
+                visit(batch, name, &values);
             }
-            visit(name, &values);
         }
         Ok(())
     }
@@ -65,8 +67,8 @@ impl Observer for Constant<'_> {
 fn padding_never_counts() {
     let model = model("bert");
     for method in [Method::MinMax, Method::Percentile(100.0)] {
-        let observer = Constant { model: &model, odd: None };
-        let found = calibrate_with(&observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
+        let mut observer = Constant { model: &model, odd: None };
+        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
         assert_eq!(found.ranges.len(), 4 * model.config.num_hidden_layers);
         assert!(found.ranges.values().all(|range| range.amax == 1.0), "{:?}", found.ranges);
     }
@@ -78,8 +80,9 @@ fn tensors_that_give_no_range_are_named() {
     let graph = Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
     let name = graph.observed_tensors()[2].0.to_owned();
     for odd in [f32::NAN, f32::INFINITY, 0.0] {
-        let observer = Constant { model: &model, odd: Some(odd) };
-        let error = calibrate_with(&observer, &model, &samples(&model), &CalibrationSettings::default(), &|_, _| ()).unwrap_err();
+        let mut observer = Constant { model: &model, odd: Some(odd) };
+        let settings = CalibrationSettings::default();
+        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &|_, _| ()).unwrap_err();
         assert!(matches!(error, Error::Calibration { .. }) && error.to_string().contains(&name), "{odd}: {error}");
     }
 }
@@ -240,7 +243,8 @@ fn command(folder: &Path, args: &[&str]) -> Output {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_")) {
         command.env_remove(name);
     }
-    command.current_dir(folder).args(args).output().unwrap()
+    // No GPU, whatever this machine has.
+    command.env("CUDA_VISIBLE_DEVICES", "").current_dir(folder).args(args).output().unwrap()
 }
 
 /// The command's stderr; it must have ended with `status`.
@@ -320,6 +324,54 @@ fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
     assert!(said.contains("auto") && said.contains("[possible values: fp32, fp16, int8]"), "{said}");
     let said = stderr(at, 1, &["build", "-m", "model", "-o", "x.engine", "--calibration", "c.json", "--no-parity"]);
     assert!(said.contains("--precision int8 or auto"), "{said}");
+}
+
+/// What is said where TensorRT is asked for: by a build with it on a machine without driver, or whose GPUs are hidden, and by a build
+/// without it.
+fn no_gpu() -> &'static [&'static str] {
+    if cfg!(feature = "tensorrt") {
+        &[
+            "no NVIDIA driver: libcuda.so.1 (or libcuda.so) on the loader's path cannot be opened; install the driver, or start the \
+             container with the GPU (docker run --gpus all)\n",
+            "the NVIDIA driver sees no GPU (",
+        ]
+    } else {
+        &["tensorrt backend: this build has no TensorRT support; use --backend cpu, or build with --features tensorrt\n"]
+    }
+}
+
+#[test]
+fn the_backend_asked_for_is_used_or_its_lack_is_told() {
+    let folder = place();
+    let at = folder.path();
+    let base = ["calibrate", "-m", "model", "-i", "lines.txt", "-o", "c.json"];
+    let run = |status: i32, more: &[&str]| stderr(at, status, &[&base[..], more].concat());
+    let said = run(1, &["--backend", "tensorrt"]);
+    assert!(no_gpu().iter().any(|why| said.starts_with(&format!("trt-embed: {why}"))), "{said}");
+    assert!(!at.join("c.json").exists());
+
+    assert_eq!(run(0, &["--backend", "cpu"]), "");
+    let named = std::fs::read_to_string(at.join("c.json")).unwrap();
+    let said = run(0, &["--device", "7"]);
+    let end = if cfg!(feature = "tensorrt") { ": " } else { ")\n" };
+    assert!(said.starts_with(&format!("trt-embed: backend: cpu (chosen by --backend auto{end}")), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(std::fs::read_to_string(at.join("c.json")).unwrap(), named, "the same executor");
+    assert!(run(2, &["--backend", "gpu"]).contains("tensorrt"));
+    assert!(run(2, &["--device", "first"]).contains("--device"));
+}
+
+#[test]
+fn progress_ends_at_all_texts_of_all_passes() {
+    let model = model("bert");
+    for (smoothing, total) in [(None, 40), (Some(0.5), 80)] {
+        let told = std::sync::Mutex::new(Vec::new());
+        let tell = |done, of| told.lock().unwrap().push((done, of));
+        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &tell).unwrap();
+        let told = told.into_inner().unwrap();
+        assert!(told.iter().all(|&(done, of)| done <= total && of == total), "{told:?}");
+        assert_eq!(told.iter().max(), Some(&(total, total)));
+    }
 }
 
 /// A NumPy file of format version 1.

@@ -83,7 +83,7 @@ impl CpuBackend {
     fn run_all(&self, batch: &TokenBatch) -> Result<TVec<TValue>> {
         let shape = [batch.batch(), batch.seq];
         let ids = Tensor::from_shape(&shape, &batch.ids).map_err(failed)?;
-        let mask = Tensor::from_shape(&shape, &attention_mask(batch)).map_err(failed)?;
+        let mask = Tensor::from_shape(&shape, &batch.attention_mask()).map_err(failed)?;
         self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)
     }
 }
@@ -112,12 +112,6 @@ impl Backend for CpuBackend {
 
 fn values(hidden: &TValue) -> Result<&[f32]> {
     hidden.try_as_plain_ram().and_then(|view| view.as_slice::<f32>()).map_err(failed)
-}
-
-/// 1 at tokens, 0 at padding, `[batch, seq]`.
-fn attention_mask(batch: &TokenBatch) -> Vec<i32> {
-    let row = |&length: &u32| (0..batch.seq).map(move |place| i32::from(place < length as usize));
-    batch.lengths.iter().flat_map(row).collect()
 }
 
 /// Where `tract` is told that the constants lie: it wants a path that exists, which no one opens.

@@ -16,6 +16,7 @@ pub struct Watch {
     bar: ProgressBar,
     plain: bool,
     stop: Arc<AtomicBool>,
+    finished: Arc<AtomicBool>,
     phases: Mutex<Vec<Phase>>,
 }
 
@@ -29,11 +30,15 @@ struct Phase {
 }
 
 /// Watches a build with `library` and catches Ctrl-C: where TensorRT can be stopped, it asks for that, and a second one ends the
-/// process; where it cannot, the first does. Nothing half-written is left in either case.
+/// process; where it cannot, the first does. Once the build is over, the first does too. Nothing half-written is left in any case.
 pub fn watch(library: &Library) -> Result<Watch> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (asked, stoppable, version) = (stop.clone(), library.reports_progress(), library.version());
+    let (stop, finished) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (asked, over, stoppable, version) = (stop.clone(), finished.clone(), library.reports_progress(), library.version());
     ctrlc::set_handler(move || {
+        if over.load(Ordering::SeqCst) {
+            say("ended; no output was written");
+            exit_during_build(INTERRUPTED.into());
+        }
         if stoppable && !asked.swap(true, Ordering::SeqCst) {
             say("stopping at the next step; Ctrl-C again ends at once");
             return;
@@ -43,12 +48,13 @@ pub fn watch(library: &Library) -> Result<Watch> {
         exit_during_build(INTERRUPTED.into());
     })?;
     let plain = !std::io::stderr().is_terminal();
-    Ok(Watch { bar: progress::step("starting"), plain, stop, phases: Mutex::default() })
+    Ok(Watch { bar: progress::step("starting"), plain, stop, finished, phases: Mutex::default() })
 }
 
 impl Watch {
-    /// Takes the spinner away.
+    /// Takes the spinner away: the build is over.
     pub fn finish(&self) {
+        self.finished.store(true, Ordering::SeqCst);
         self.bar.finish_and_clear();
     }
 

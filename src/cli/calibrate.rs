@@ -1,18 +1,19 @@
 //! `trt-embed calibrate`: the ranges of a model's activations, for INT8.
 
 use super::input::{ChunkLimits, InputArgs, Texts};
+use super::settings::Backend;
 use super::{Usage, npy, output, progress, settings};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use trt_embed::model::ModelFolder;
-use trt_embed::quantization::{CalibrationSettings, Method, Samples, calibrate};
+use trt_embed::quantization::{CalibrationSettings, Method, Observer, Samples, calibrate_with, check_calibration};
 
 /// Measures how far a model's activations reach over sample texts, for `export --precision int8`.
 ///
-/// Runs the fp32 model on the CPU, on all cores. Texts are read as `embed` reads them; some hundred that are like those to be embedded
-/// are enough. Padding never counts. An output file that exists is replaced.
+/// Runs the fp32 model, on the GPU or on all cores of the CPU. Texts are read as `embed` reads them; some hundred that are like those to
+/// be embedded are enough. Padding never counts. An output file that exists is replaced.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -24,6 +25,13 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     input: InputArgs,
+    /// What runs the model. `auto` takes the GPU where this build and this machine have all that it needs, and says which. The GPU's
+    /// engine is built at the first use and kept in the engine cache.
+    #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
+    backend: Backend,
+    /// GPU, as the driver numbers them.
+    #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
+    device: usize,
     /// Folder with `input_ids.npy` and `attention_mask.npy` (int64 or int32, [samples, seq]) instead of texts.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["input", "texts"])]
     npy: Option<PathBuf>,
@@ -86,13 +94,15 @@ pub fn run(args: Args) -> Result<()> {
             (model, samples)
         }
     };
+    check_calibration(&samples, &settings)?;
+    let mut observer = observer(&args, &model, &samples)?;
     let bar = progress::texts(Some(0), true);
     let tell = |done: usize, total: usize| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
         bar.set_message(format!("{done} of {total} texts"));
     };
-    let calibration = calibrate(&model, &samples, &settings, &tell)?;
+    let calibration = calibrate_with(observer.as_mut(), &model, &samples, &settings, &tell)?;
     bar.finish_and_clear();
     calibration.write(&args.output)?;
     output::print(&format!(
@@ -103,6 +113,29 @@ pub fn run(args: Args) -> Result<()> {
         calibration.method,
         args.output.display()
     ))
+}
+
+/// What runs the model, as `--backend` says; on stderr what `auto` chose.
+#[cfg_attr(not(feature = "tensorrt"), allow(unused_variables))] // the CPU takes rows of any length
+fn observer(args: &Args, model: &ModelFolder, samples: &Samples) -> Result<Box<dyn Observer>> {
+    match args.backend.choice().decide(args.device)? {
+        #[cfg(feature = "cpu")]
+        trt_embed::ChosenBackend::Cpu { reason } => {
+            settings::say_choice(args.backend, "cpu", reason.as_deref());
+            Ok(Box::new(trt_embed::quantization::CpuObserver::new(model)?))
+        }
+        #[cfg(feature = "tensorrt")]
+        trt_embed::ChosenBackend::TensorRt { device, library } => {
+            use trt_embed::backend::tensorrt::{Cache, TensorRtObserver};
+            settings::say_choice(args.backend, "tensorrt", None);
+            let cache = Cache::from_env()?;
+            let watch = super::build_progress::watch(&library)?;
+            let observer = TensorRtObserver::new(&library, &device, &cache, model, samples.longest(), &watch);
+            watch.finish();
+            Ok(Box::new(observer?))
+        }
+        other => anyhow::bail!("calibrate does not run on {other:?}; name another with --backend"),
+    }
 }
 
 fn read_texts(mut texts: Texts, model: &ModelFolder, most: usize) -> Result<Samples> {

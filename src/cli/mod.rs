@@ -7,7 +7,6 @@ mod build;
 mod build_progress;
 #[cfg(feature = "tensorrt")]
 mod build_summary;
-#[cfg(feature = "cpu")]
 mod calibrate;
 mod completions;
 mod doctor;
@@ -16,7 +15,6 @@ mod export;
 mod input;
 mod inspect;
 mod mix;
-#[cfg(feature = "cpu")]
 mod npy;
 mod output;
 mod profile;
@@ -70,7 +68,6 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 enum Verb {
     Embed(embed::Args),
     Similarity(similarity::Args),
-    #[cfg(feature = "cpu")]
     Calibrate(calibrate::Args),
     Export(export::Args),
     Build(build::Args),
@@ -107,7 +104,6 @@ pub fn run() -> ExitCode {
     let ended = match args.verb {
         Verb::Embed(args) => embed::run(args),
         Verb::Similarity(args) => similarity::run(args),
-        #[cfg(feature = "cpu")]
         Verb::Calibrate(args) => calibrate::run(args),
         Verb::Export(args) => export::run(args),
         Verb::Build(args) => build::run(args),

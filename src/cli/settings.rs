@@ -124,6 +124,17 @@ pub enum PoolingArg {
     LastToken,
 }
 
+impl Backend {
+    /// As the library takes it.
+    pub fn choice(self) -> BackendChoice {
+        match self {
+            Self::Auto => BackendChoice::Auto,
+            Self::Cpu => BackendChoice::Cpu,
+            Self::TensorRt => BackendChoice::TensorRt,
+        }
+    }
+}
+
 #[cfg(feature = "tensorrt")]
 impl EnginePrecision {
     /// As the builder takes it.
@@ -170,11 +181,7 @@ impl VectorArgs {
 /// # Errors
 /// Usage faults, and whatever [`trt_embed::EmbedderBuilder::build`] finds wrong.
 pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> {
-    let mut builder = Embedder::builder(&model.model).progress(progress::downloads()).backend(match model.backend {
-        Backend::Auto => BackendChoice::Auto,
-        Backend::Cpu => BackendChoice::Cpu,
-        Backend::TensorRt => BackendChoice::TensorRt,
-    });
+    let mut builder = Embedder::builder(&model.model).progress(progress::downloads()).backend(model.backend.choice());
     builder = builder.device(model.device);
     if let Some(file) = &model.engine {
         builder = builder.engine(file);
@@ -244,17 +251,23 @@ pub fn open_folder(name: &str) -> Result<ModelFolder> {
 /// Says on stderr what `--backend auto` chose.
 pub fn say_backend(model: &ModelArgs, embedder: &Embedder) {
     let info = embedder.info();
-    if model.backend == Backend::Auto {
-        let why = match &info.backend_reason {
-            // Of a message of several lines the first says what is missing; `doctor` tells the rest.
-            Some(reason) => format!(": {}", reason.lines().next().unwrap_or_default().trim_end_matches(':')),
-            None => String::new(),
-        };
-        say(&format!("backend: {} (chosen by --backend auto{why})", info.backend));
-    }
+    say_choice(model.backend, info.backend, info.backend_reason.as_deref());
     if let Some(engine) = &info.engine {
         log::info!("engine: {}", engine.display());
     }
+}
+
+/// Says on stderr that `--backend auto` chose `chosen`, and for which `reason` nothing better; nothing where the backend was named.
+pub fn say_choice(asked: Backend, chosen: &str, reason: Option<&str>) {
+    if asked != Backend::Auto {
+        return;
+    }
+    let why = match reason {
+        // Of a message of several lines the first says what is missing; `doctor` tells the rest.
+        Some(reason) => format!(": {}", reason.lines().next().unwrap_or_default().trim_end_matches(':')),
+        None => String::new(),
+    };
+    say(&format!("backend: {chosen} (chosen by --backend auto{why})"));
 }
 
 /// Says on stderr, once, how many texts were cut.

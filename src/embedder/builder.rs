@@ -3,9 +3,7 @@
 use super::{BackendChoice, Embedder, Info, Normalize, Progress};
 use crate::backend::Backend;
 #[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::{BuildSettings, Library};
-#[cfg(feature = "tensorrt")]
-use crate::cuda::Device;
+use crate::backend::tensorrt::BuildSettings;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode};
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
@@ -274,39 +272,30 @@ impl EmbedderBuilder {
         }
     }
 
+    #[cfg_attr(not(feature = "cpu"), allow(unused_variables))] // an engine has its own longest row; without executors nothing is used
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
         match (self.backend, &self.engine) {
-            (BackendChoice::Cpu, None) => self.cpu(folder, head, max_tokens, None),
             (BackendChoice::Cpu, Some(file)) => Err(Error::Setting {
                 setting: "--engine",
                 reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
             }),
-            #[cfg(feature = "tensorrt")]
-            (BackendChoice::Auto, None) => match super::tensorrt::find(self.device) {
-                Ok(found) => self.cached_engine(&found, folder, head),
-                Err(error) => self.cpu(folder, head, max_tokens, Some(error.to_string())),
-            },
-            #[cfg(feature = "tensorrt")]
-            (BackendChoice::TensorRt, None) => self.cached_engine(&super::tensorrt::find(self.device)?, folder, head),
             #[cfg(feature = "tensorrt")]
             (BackendChoice::TensorRt | BackendChoice::Auto, Some(file)) => {
                 let gpu = super::tensorrt::open_file(self.device, file, &self.gpu_request(), folder, head)?;
                 Ok(Executor::of_gpu(gpu, file.clone()))
             }
             #[cfg(not(feature = "tensorrt"))]
-            (BackendChoice::Auto, None) => self.cpu(folder, head, max_tokens, None),
-            #[cfg(not(feature = "tensorrt"))]
-            (BackendChoice::TensorRt, _) | (BackendChoice::Auto, Some(_)) => {
-                let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
-                Err(Error::Backend { backend: "tensorrt", reason })
-            }
+            (BackendChoice::TensorRt | BackendChoice::Auto, Some(_)) => Err(super::choice::no_tensorrt()),
+            (choice, None) => match choice.decide(self.device)? {
+                #[cfg(feature = "cpu")]
+                super::ChosenBackend::Cpu { reason } => self.cpu(folder, head, max_tokens, reason),
+                #[cfg(feature = "tensorrt")]
+                super::ChosenBackend::TensorRt { device, library } => {
+                    let (gpu, engine) = super::tensorrt::open_cached(&(device, library), &self.gpu_request(), folder, head)?;
+                    Ok(Executor::of_gpu(gpu, engine))
+                }
+            },
         }
-    }
-
-    #[cfg(feature = "tensorrt")]
-    fn cached_engine(&self, found: &(Device, Arc<Library>), folder: &ModelFolder, head: Head) -> Result<Executor> {
-        let (gpu, engine) = super::tensorrt::open_cached(found, &self.gpu_request(), folder, head)?;
-        Ok(Executor::of_gpu(gpu, engine))
     }
 
     #[cfg(feature = "tensorrt")]
@@ -326,13 +315,6 @@ impl EmbedderBuilder {
             engine: None,
             reason,
         })
-    }
-
-    #[cfg(not(feature = "cpu"))]
-    fn cpu(&self, _: &ModelFolder, _: Head, _: usize, reason: Option<String>) -> Result<Executor> {
-        let lacks = "this build lacks the feature `cpu`; build it with --features cpu";
-        let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
-        Err(Error::Backend { backend: "cpu", reason })
     }
 }
 

@@ -5,7 +5,7 @@ use crate::backend::{Backend, CpuBackend};
 use crate::graph::{Graph, Linear, Precision, Quantization, Role};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
-use crate::tokens::TokenBatch;
+use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -14,6 +14,8 @@ use std::fmt;
 
 /// Tokens of one batch, padding included.
 const BATCH_TOKENS: usize = 1024;
+/// Rows of one batch.
+const BATCH_ROWS: usize = 64;
 
 /// Cosines of INT8's vectors to the model's own.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -82,7 +84,7 @@ impl<'m> Reference<'m> {
         if texts.is_empty() {
             return Err(Error::Calibration { reason: "there are no texts to compare INT8 with fp32; give some".into() });
         }
-        let batches = texts.batches(model, BATCH_TOKENS)?;
+        let batches = texts.batches(model, &BatchPlan::new(BATCH_ROWS, BATCH_TOKENS, 1))?;
         let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
         let vectors = vectors(model, graph, &batches)?;
         Ok(Self { model, batches, vectors })

@@ -15,5 +15,5 @@ pub use calibration::{Calibration, CalibrationSettings, Method, ModelIdentity};
 pub use fidelity::{Cosines, Fitted, Group, GroupReport, QuantizationReport, fit, sensitivity};
 #[cfg(feature = "cpu")]
 pub use observe::{CpuObserver, calibrate};
-pub use observe::{Observer, calibrate_with};
+pub use observe::{Observer, Visit, calibrate_with, check_calibration};
 pub use samples::{MIN_SAMPLES, Samples};

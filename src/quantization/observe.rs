@@ -4,28 +4,41 @@ use super::histogram::Histogram;
 use super::{Calibration, CalibrationSettings, MIN_SAMPLES, ModelIdentity, Samples};
 use crate::graph::{Graph, Precision, Range};
 use crate::model::ModelFolder;
-use crate::tokens::TokenBatch;
+use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Tokens of one batch, padding included: its tensors, the wide ones of the feed-forward part first of all, are held at once.
 const BATCH_TOKENS: usize = 512;
+/// Rows of one batch.
+const BATCH_ROWS: usize = 64;
 /// The smallest smoothing factor and reach that divisions take: channels that are always 0 are left as they are.
 const SMALLEST: f32 = 1e-5;
 
+/// Hears of a tensor: the batch that gave it, its name and its values `[batch, seq, channels]`. Called from any thread, from several at
+/// the same time.
+pub type Visit<'v> = dyn Fn(&TokenBatch, &str, &[f32]) + Sync + 'v;
+
 /// Shows the tensors that feed linears, on whatever executor.
-pub trait Observer: Sync {
-    /// Runs `batch` and shows `visit` every tensor of [`Graph::observed_tensors`]: its name and its values
-    /// `[batch, seq, channels]`. Values at padding are not looked at.
+pub trait Observer {
+    /// How large its batches are: 64 rows and 512 padded tokens unless it says otherwise, because each core holds a batch's tensors.
+    fn plan(&self) -> BatchPlan {
+        BatchPlan::new(BATCH_ROWS, BATCH_TOKENS, 1)
+    }
+
+    /// Runs each of `batches` and shows `visit` every tensor of [`Graph::observed_tensors`] once. Values at padding are not looked at.
+    ///
+    /// Which work is done side by side is the executor's choice: on the CPU batches are, on a GPU the looking at one batch's tensors.
     ///
     /// # Errors
     /// The executor's failure.
-    fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()>;
+    fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()>;
 }
 
-/// Observes on the CPU.
+/// Observes on the CPU, on all cores.
 #[cfg(feature = "cpu")]
 pub struct CpuObserver(crate::backend::CpuBackend);
 
@@ -48,8 +61,9 @@ impl CpuObserver {
 
 #[cfg(feature = "cpu")]
 impl Observer for CpuObserver {
-    fn observe(&self, batch: &TokenBatch, visit: &mut dyn FnMut(&str, &[f32])) -> Result<()> {
-        self.0.observe(batch, visit)
+    fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
+        let run = |batch: &TokenBatch| self.0.observe(batch, &mut |name, values| visit(batch, name, values));
+        batches.par_iter().try_for_each(run)
     }
 }
 
@@ -64,8 +78,8 @@ pub fn calibrate(
     settings: &CalibrationSettings,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Calibration> {
-    check(samples, settings)?;
-    calibrate_with(&CpuObserver::new(model)?, model, samples, settings, progress)
+    check_calibration(samples, settings)?;
+    calibrate_with(&mut CpuObserver::new(model)?, model, samples, settings, progress)
 }
 
 /// Measures `model`'s ranges over the real tokens of `samples`: in one pass, or with smoothing in two.
@@ -73,53 +87,51 @@ pub fn calibrate(
 /// `progress` is told the texts done and their number in all passes, from any thread.
 ///
 /// # Errors
-/// [`Error::Calibration`] for fewer than [`MIN_SAMPLES`] samples, or a tensor whose values are all 0 or not finite;
-/// [`Error::Setting`] for settings out of bounds; the observer's failure.
+/// As [`check_calibration`]; [`Error::Calibration`] for a tensor whose values are all 0 or not finite; the observer's failure.
 pub fn calibrate_with(
-    observer: &dyn Observer,
+    observer: &mut dyn Observer,
     model: &ModelFolder,
     samples: &Samples,
     settings: &CalibrationSettings,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Calibration> {
-    check(samples, settings)?;
+    check_calibration(samples, settings)?;
     let weights = model.weights()?;
     let graph = Graph::new(&model.config, &weights, Precision::Fp32)?;
-    let channels: HashMap<&str, usize> = graph.observed_tensors().into_iter().collect();
-    let batches = samples.batches(model, BATCH_TOKENS)?;
+    let tensors = graph.observed_tensors();
+    let batches = samples.batches(model, &observer.plan())?;
     let passes = if settings.smoothing.is_some() { 2 } else { 1 };
-    let (done, total) = (AtomicUsize::new(0), passes * samples.len());
-    let tell = |batch: &TokenBatch| progress(done.fetch_add(batch.batch(), Ordering::Relaxed) + batch.batch(), total);
+    let total = passes * samples.len();
+    // A text is done when all its tensors are.
+    let seen = AtomicUsize::new(0);
+    let tell = |batch: &TokenBatch| {
+        let seen = seen.fetch_add(batch.batch(), Ordering::Relaxed) + batch.batch();
+        progress(seen / tensors.len().max(1), total);
+    };
 
     let smoothing = match settings.smoothing {
         None => HashMap::new(),
         Some(alpha) => {
-            let reach = channel_reach(observer, &batches, &channels, &tell)?;
+            let reach = over_tensors(observer, &batches, &tensors, &channel_reach, &wider, &tell)?;
             smoothing_factors(model, &graph, &reach, alpha)?
         }
     };
-    let measure = |batch: &TokenBatch| -> Result<_> {
-        let mut histograms: BTreeMap<String, Histogram> = BTreeMap::new();
+    let count = |tensor: &Seen<'_>| {
+        let mut histogram = Histogram::new();
         let mut smoothed = Vec::new();
-        observer.observe(batch, &mut |name, values| {
-            let Some(&channels) = channels.get(name) else { return };
-            let histogram = histograms.entry(name.to_owned()).or_insert_with(Histogram::new);
-            for row in real_rows(batch, values, channels) {
-                match smoothing.get(name) {
-                    None => histogram.add(row),
-                    Some(factors) => {
-                        smoothed.clear();
-                        smoothed.extend(row.iter().zip(factors.iter().cycle()).map(|(value, factor)| value / factor));
-                        histogram.add(&smoothed);
-                    }
+        for row in tensor.real_rows() {
+            match smoothing.get(tensor.name) {
+                None => histogram.add(row),
+                Some(factors) => {
+                    smoothed.clear();
+                    smoothed.extend(row.iter().zip(factors.iter().cycle()).map(|(value, factor)| value / factor));
+                    histogram.add(&smoothed);
                 }
             }
-        })?;
-        tell(batch);
-        Ok(histograms)
+        }
+        histogram
     };
-    let histograms =
-        batches.par_iter().map(measure).try_reduce(BTreeMap::new, |all, more| Ok(merge(all, more, Histogram::merge)))?;
+    let histograms = over_tensors(observer, &batches, &tensors, &count, &Histogram::merge, &tell)?;
     let measured = histograms.into_par_iter().map(|(name, histogram)| {
         let reaches = |what: String| Error::Calibration {
             reason: format!("tensor \"{name}\" {what}; are the weights damaged, or all texts empty?"),
@@ -138,7 +150,11 @@ pub fn calibrate_with(
     Ok(Calibration::new(ModelIdentity::of(model)?, settings, samples.len(), samples.tokens(), ranges))
 }
 
-fn check(samples: &Samples, settings: &CalibrationSettings) -> Result<()> {
+/// Checks what a calibration asks of its samples and settings: for callers whose observer takes long to make.
+///
+/// # Errors
+/// [`Error::Calibration`] for fewer than [`MIN_SAMPLES`] samples; [`Error::Setting`] for settings out of bounds.
+pub fn check_calibration(samples: &Samples, settings: &CalibrationSettings) -> Result<()> {
     settings.check()?;
     if samples.len() < MIN_SAMPLES {
         let reason = format!(
@@ -150,50 +166,67 @@ fn check(samples: &Samples, settings: &CalibrationSettings) -> Result<()> {
     Ok(())
 }
 
-/// The values of each row's real tokens, `[tokens, channels]`.
-fn real_rows<'v>(batch: &'v TokenBatch, values: &'v [f32], channels: usize) -> impl Iterator<Item = &'v [f32]> {
-    let rows = values.chunks_exact((batch.seq * channels).max(1)).zip(&batch.lengths);
-    rows.map(move |(row, &length)| &row[..length as usize * channels])
+/// A tensor of one batch.
+struct Seen<'a> {
+    name: &'a str,
+    channels: usize,
+    batch: &'a TokenBatch,
+    values: &'a [f32],
 }
 
-fn merge<T>(mut all: BTreeMap<String, T>, more: BTreeMap<String, T>, join: impl Fn(T, T) -> T) -> BTreeMap<String, T> {
-    for (name, value) in more {
-        let joined = match all.remove(&name) {
-            Some(before) => join(before, value),
-            None => value,
-        };
-        all.insert(name, joined);
+impl Seen<'_> {
+    /// The values of each row's real tokens, `[tokens, channels]`.
+    fn real_rows(&self) -> impl Iterator<Item = &[f32]> {
+        let rows = self.values.chunks_exact((self.batch.seq * self.channels).max(1)).zip(&self.batch.lengths);
+        rows.map(|(row, &length)| &row[..length as usize * self.channels])
     }
-    all
 }
 
-/// The largest magnitude of each channel of each tensor.
-fn channel_reach(
-    observer: &dyn Observer,
+/// Runs all batches and gives, for each of `tensors` (name and channels), what `measure` made of it in every batch, joined.
+fn over_tensors<T: Send>(
+    observer: &mut dyn Observer,
     batches: &[TokenBatch],
-    channels: &HashMap<&str, usize>,
+    tensors: &[(&str, usize)],
+    measure: &(dyn Fn(&Seen<'_>) -> T + Sync),
+    join: &(dyn Fn(T, T) -> T + Sync),
     tell: &(dyn Fn(&TokenBatch) + Sync),
-) -> Result<BTreeMap<String, Vec<f32>>> {
-    let widest = |reach: &mut [f32], values: &[f32]| {
-        reach.iter_mut().zip(values).for_each(|(reach, value)| *reach = reach.max(value.abs()));
-    };
-    let measure = |batch: &TokenBatch| {
-        let mut all: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        observer.observe(batch, &mut |name, values| {
-            let Some(&channels) = channels.get(name) else { return };
-            let reach = all.entry(name.to_owned()).or_insert_with(|| vec![0.0; channels]);
-            for row in real_rows(batch, values, channels) {
-                row.chunks_exact(channels).for_each(|token| widest(reach, token));
-            }
-        })?;
+) -> Result<BTreeMap<String, T>> {
+    let all: HashMap<&str, (usize, Mutex<Option<T>>)> =
+        tensors.iter().map(|&(name, channels)| (name, (channels, Mutex::new(None)))).collect();
+    observer.observe(batches, &|batch, name, values| {
+        let Some((channels, joined)) = all.get(name) else { return };
+        // Before the lock: what follows is short.
+        let more = measure(&Seen { name, channels: *channels, batch, values });
+        let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
+        *joined = Some(match joined.take() {
+            Some(before) => join(before, more),
+            None => more,
+        });
+        drop(joined);
         tell(batch);
-        Ok(all)
+    })?;
+    let whole = |(name, (_, joined)): (&str, (usize, Mutex<Option<T>>))| {
+        Some((name.to_owned(), joined.into_inner().unwrap_or_else(PoisonError::into_inner)?))
     };
-    let join = |mut a: Vec<f32>, b: Vec<f32>| {
-        widest(&mut a, &b);
-        a
-    };
-    batches.par_iter().map(measure).try_reduce(BTreeMap::new, |all, more| Ok(merge(all, more, join)))
+    Ok(all.into_iter().filter_map(whole).collect())
+}
+
+/// The largest magnitude of each channel.
+fn channel_reach(tensor: &Seen<'_>) -> Vec<f32> {
+    let mut reach = vec![0.0; tensor.channels];
+    for row in tensor.real_rows() {
+        row.chunks_exact(tensor.channels).for_each(|token| widen(&mut reach, token));
+    }
+    reach
+}
+
+fn wider(mut reach: Vec<f32>, other: Vec<f32>) -> Vec<f32> {
+    widen(&mut reach, &other);
+    reach
+}
+
+fn widen(reach: &mut [f32], values: &[f32]) {
+    reach.iter_mut().zip(values).for_each(|(reach, value)| *reach = reach.max(value.abs()));
 }
 
 /// `max|X_j|^alpha / max|W_j|^(1-alpha)` for each channel j, W being all weights that the tensor feeds.
@@ -208,9 +241,7 @@ fn smoothing_factors(
     for linear in graph.linears() {
         let view = weights.tensor(&format!("{}.weight", linear.name), &[linear.outputs, linear.inputs])?;
         let reach = columns.entry(&linear.input).or_insert_with(|| vec![0.0; linear.inputs]);
-        for row in view.to_f32().chunks_exact(linear.inputs.max(1)) {
-            reach.iter_mut().zip(row).for_each(|(reach, value)| *reach = reach.max(value.abs()));
-        }
+        view.to_f32().chunks_exact(linear.inputs.max(1)).for_each(|row| widen(reach, row));
     }
     let factors = reach.iter().filter_map(|(name, reach)| {
         let columns = columns.get(name.as_str())?;

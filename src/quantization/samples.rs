@@ -91,9 +91,13 @@ impl Samples {
         self.rows.iter().map(|row| row.len() as u64).sum()
     }
 
-    /// Batches of at most `tokens` padded tokens, longest rows first.
-    pub(super) fn batches(&self, model: &ModelFolder, tokens: usize) -> Result<Vec<TokenBatch>> {
-        let (pad, vocabulary) = (model.config.pad_token_id, model.config.vocab_size);
-        batches_from_ids(&self.rows, pad, vocabulary, 0, &BatchPlan::new(64, tokens, 1))
+    /// Tokens of the longest sample; 0 where there is none.
+    pub fn longest(&self) -> usize {
+        self.rows.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Batches as `plan` wants them, longest rows first.
+    pub(super) fn batches(&self, model: &ModelFolder, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
+        batches_from_ids(&self.rows, model.config.pad_token_id, model.config.vocab_size, 0, plan)
     }
 }

@@ -50,6 +50,12 @@ impl TokenBatch {
     pub fn batch(&self) -> usize {
         self.lengths.len()
     }
+
+    /// 1 at tokens, 0 at padding, `[batch, seq]`, row-major.
+    pub fn attention_mask(&self) -> Vec<i32> {
+        let row = |&length: &u32| (0..self.seq).map(move |place| i32::from(place < length as usize));
+        self.lengths.iter().flat_map(row).collect()
+    }
 }
 
 /// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::backend::Limits).

@@ -166,14 +166,7 @@ pub fn cached_engine(
     progress: &dyn BuildProgress,
 ) -> Result<(EngineFile, PathBuf)> {
     request.check_quantization()?;
-    let job = Job::new(library, device, cache, request, progress)?;
-    let key = CacheKey::new(&job.machine, &job.model, &job.settings)?;
-    let build = || {
-        request.check()?;
-        job.build()
-    };
-    let engine = cache.get_or_build(&key, |manifest| job.check(manifest), progress, build)?;
-    Ok((engine, cache.path(&key)))
+    Job::new(library, device, cache, request, progress)?.cached(request)
 }
 
 /// The engine in the file at `path`, checked against machine and model before its plan is read.
@@ -212,23 +205,47 @@ impl<'a> Job<'a> {
         progress: &'a dyn BuildProgress,
     ) -> Result<Self> {
         let folder = request.folder;
+        let precision = graph_precision(library, request.settings.arithmetic);
+        Self::of_graph(library, device, cache, request, progress, || match (request.onnx, request.quantization) {
+            (Some(path), _) => GraphSource::open(path, folder),
+            (None, Some(quantization)) => GraphSource::quantise(folder, precision, quantization),
+            (None, None) => GraphSource::export(folder, precision),
+        })
+    }
+
+    /// As [`Job::new`], for the graph that `source` gives.
+    pub fn of_graph(
+        library: &'a Arc<Library>,
+        device: &'a Device,
+        cache: &'a Cache,
+        request: &EngineRequest<'a>,
+        progress: &'a dyn BuildProgress,
+        source: impl FnOnce() -> Result<GraphSource>,
+    ) -> Result<Self> {
+        let folder = request.folder;
         let machine = machine(library, device);
         let mut settings = BuildSettings { profiles: request.profiles(), ..request.settings.clone() };
         if settings.timing_cache.is_empty() {
             settings.timing_cache = cache.timing_cache(&machine);
         }
-        let precision = graph_precision(library, settings.arithmetic);
-        let source = phase(progress, "reading the model", || match (request.onnx, request.quantization) {
-            (Some(path), _) => GraphSource::open(path, folder),
-            (None, Some(quantization)) => GraphSource::quantise(folder, precision, quantization),
-            (None, None) => GraphSource::export(folder, precision),
-        })?;
+        let source = phase(progress, "reading the model", source)?;
         let model = phase(progress, "hashing the model", || source.model(folder))?;
         let bar = request.gate.bar(settings.arithmetic);
         let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
         let float_linears: Vec<String> = float_linears.unwrap_or_default();
         let int8_inputs = source.int8_inputs(&float_linears);
         Ok(Self { library, device, cache, folder, progress, settings, float_linears, int8_inputs, bar, source, machine, model })
+    }
+
+    /// The engine out of the cache, where it is built into where it is not there, and where it lies.
+    pub fn cached(&self, request: &EngineRequest<'_>) -> Result<(EngineFile, PathBuf)> {
+        let key = CacheKey::new(&self.machine, &self.model, &self.settings)?;
+        let build = || {
+            request.check()?;
+            self.build()
+        };
+        let engine = self.cache.get_or_build(&key, |manifest| self.check(manifest), self.progress, build)?;
+        Ok((engine, self.cache.path(&key)))
     }
 
     /// Whether an engine with this manifest is what was asked for.

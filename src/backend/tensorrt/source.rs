@@ -44,6 +44,11 @@ impl GraphSource {
         Ok(Self::Exported(Graph::new(&folder.config, &folder.weights()?, precision)?, precision))
     }
 
+    /// As [`GraphSource::export`] in fp32, with every tensor that feeds a linear as a further output.
+    pub fn observe(folder: &ModelFolder) -> Result<Self> {
+        Ok(Self::Exported(Graph::observed(&folder.config, &folder.weights()?)?, Precision::Fp32))
+    }
+
     /// As [`GraphSource::export`], with linears in INT8.
     pub fn quantise(folder: &ModelFolder, precision: Precision, quantization: &Quantization) -> Result<Self> {
         let weights = folder.weights()?;

@@ -1,0 +1,88 @@
+//! Which executor runs a graph: what a caller asks for, and what comes of it on this machine.
+
+use crate::Result;
+#[cfg(feature = "tensorrt")]
+use crate::backend::tensorrt::Library;
+#[cfg(feature = "tensorrt")]
+use crate::cuda::Device;
+#[cfg(feature = "tensorrt")]
+use std::sync::Arc;
+
+/// Which executor runs the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum BackendChoice {
+    /// The best executor that this build and this machine have; [`Info::backend`](crate::Info::backend) says which it was.
+    #[default]
+    Auto,
+    /// `tract` on the CPU.
+    Cpu,
+    /// TensorRT on an NVIDIA GPU; an error where there is none, never the CPU instead.
+    TensorRt,
+}
+
+/// What a [`BackendChoice`] came to: an executor that this build has, with what it needs of this machine.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ChosenBackend {
+    /// `tract` on the CPU.
+    #[cfg(feature = "cpu")]
+    Cpu {
+        /// Why [`BackendChoice::Auto`] did not take the GPU.
+        reason: Option<String>,
+    },
+    /// TensorRT on an NVIDIA GPU.
+    #[cfg(feature = "tensorrt")]
+    TensorRt {
+        /// The GPU.
+        device: Device,
+        /// TensorRT.
+        library: Arc<Library>,
+    },
+}
+
+impl BackendChoice {
+    /// Decides, once: [`BackendChoice::Auto`] takes GPU `device` where this build has TensorRT, and this machine driver, GPU and library.
+    ///
+    /// # Errors
+    /// [`Error::Backend`](crate::Error::Backend) for an executor that this build lacks; where TensorRT is asked for, what this machine
+    /// lacks for it (`Error::Cuda`, `Error::TensorRtLibrary`, `Error::TensorRtVersion`).
+    pub fn decide(self, device: usize) -> Result<ChosenBackend> {
+        match self {
+            Self::Cpu => on_cpu(None),
+            Self::TensorRt => on_gpu(device),
+            Self::Auto if cfg!(feature = "tensorrt") => on_gpu(device).or_else(|error| on_cpu(Some(error.to_string()))),
+            Self::Auto => on_cpu(None),
+        }
+    }
+}
+
+#[cfg(feature = "tensorrt")]
+fn on_gpu(device: usize) -> Result<ChosenBackend> {
+    let (device, library) = super::tensorrt::find(device)?;
+    Ok(ChosenBackend::TensorRt { device, library })
+}
+
+#[cfg(not(feature = "tensorrt"))]
+fn on_gpu(_: usize) -> Result<ChosenBackend> {
+    Err(no_tensorrt())
+}
+
+/// What is said where a build without TensorRT is asked for it.
+#[cfg(not(feature = "tensorrt"))]
+pub(super) fn no_tensorrt() -> crate::Error {
+    let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
+    crate::Error::Backend { backend: "tensorrt", reason }
+}
+
+#[cfg(feature = "cpu")]
+fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
+    Ok(ChosenBackend::Cpu { reason })
+}
+
+#[cfg(not(feature = "cpu"))]
+fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
+    let lacks = "this build lacks the feature `cpu`; build it with --features cpu";
+    let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
+    Err(crate::Error::Backend { backend: "cpu", reason })
+}
