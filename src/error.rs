@@ -248,7 +248,7 @@ pub enum Error {
     },
     /// There is nothing to compare a built engine with.
     #[error(
-        "the engine cannot be compared with the model on the CPU: {reason}; or build it without the comparison (--no-parity)"
+        "the engine cannot be compared with the model on the CPU: {reason}; give vectors with --reference, or build it without the comparison (--no-parity)"
     )]
     NoReference {
         /// What is missing.
@@ -266,6 +266,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong and where.
+        reason: String,
+    },
+    /// A file of reference vectors cannot be used.
+    #[error("{}: no vectors to compare with: {reason}; scripts/gpu_references.py makes such a file", path.display())]
+    ReferenceFile {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
         reason: String,
     },
     /// A calibration file is damaged or not one.

@@ -588,6 +588,7 @@ mod build {
         usage(&place, &["-m", "model", "--opt-level", "6"], &["--opt-level", "6"]);
         usage(&place, &["-m", "model", "--min-cosine", "1.1"], &["--min-cosine", "0 to 1"]);
         usage(&place, &["-m", "model", "--min-cosine", "0.9", "--no-parity"], &["--min-cosine", "--no-parity"]);
+        usage(&place, &["-m", "model", "--reference", "r.json", "--no-parity"], &["--reference", "--no-parity"]);
         usage(&place, &["-m", "model", "--precision", "int4"], &["--precision", "[possible values: fp32, fp16, int8, auto]"]);
         place.run(&["build", "-m", "model", "--precision", "int8", "-o", "x.engine"]).fails(&["--calibration", "calibrate"]);
         place.run(&["build", "-m", "model"]).ends(2, &["--output"]);
@@ -615,6 +616,10 @@ mod build {
         build(&["--profile", "1x1:1x8:1x33", "-o", "x.engine"]).fails(&["--profile", "33", "32"]);
         build(&["-o", "no/such/x.engine"]).fails(&["no/such", "does not exist"]);
         build(&["-o", "model"]).fails(&["is a folder"]);
+        build(&["-o", "x.engine", "--reference", "nowhere.json"]).fails(&["nowhere.json"]);
+        place.put("r.json", br#"{"texts": ["a"], "vectors": [[0.5]]}"#);
+        build(&["-o", "x.engine", "--reference", "r.json"]).fails(&["r.json", "1 values", "gpu_references.py"]);
+        std::fs::remove_file(place.path("r.json")).unwrap();
         std::fs::remove_file(place.path("model/model.safetensors")).unwrap();
         build(&["-o", "x.engine"]).fails(&["model.safetensors", "--no-parity"]);
         assert!(place.files().is_empty(), "{:?}", place.files());

@@ -89,7 +89,7 @@ mod with_tensorrt {
     use serde_json::json;
     use std::fs;
     use trt_embed::backend::tensorrt::{
-        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, Speed, build_plan, header_version,
+        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, Products, Speed, build_plan, header_version,
     };
     use trt_embed::cuda::Device;
 
@@ -217,27 +217,40 @@ mod with_tensorrt {
     }
 
     #[test]
-    fn an_int8_engine_tells_what_stayed_in_fp16_and_how_fast_it_is_beside_it() {
+    fn an_int8_engine_tells_what_stayed_in_float_what_it_multiplies_in_and_how_fast_it_is_beside_it() {
         let place = folder();
         let mut manifest = manifest();
         manifest.arithmetic = Arithmetic::Int8;
         manifest.build.float_linears = vec!["encoder.layer.0.output.dense".into(), "encoder.layer.1.output.dense".into()];
         manifest.speed =
             vec![Speed { profile: manifest.profiles[1], micros: 230.6, fp16_micros: Some(141.2), int8_micros: None }];
+        let kernels = ["gemm_i8f32_i8i32", "norm", "gemm_i8i8_i8i32", "gemm_f32f32_f32f32"];
+        manifest.products = vec![Products::count(manifest.profiles[1], &kernels)];
+        manifest.build.int8_inputs = 2;
         EngineFile::write(&place.path().join("int8.engine"), &manifest, b"plan").unwrap();
         let done = run(place.path(), &["inspect", "int8.engine"], &[]);
         assert_eq!(done.status, 0, "{}", done.stderr);
         let lines: Vec<Vec<&str>> = done.stdout.lines().map(|line| line.splitn(2, "  ").map(str::trim).collect()).collect();
         for expected in [
             ["arithmetic", "int8"],
-            ["in fp16", "encoder.layer.0.output.dense, encoder.layer.1.output.dense"],
+            ["in float", "encoder.layer.0.output.dense, encoder.layer.1.output.dense"],
             ["speed", "1x16: 230.6 us, fp16 141.2 us (1.63)"],
+            ["products", "1x16: 2 int8, 1 fp32"],
         ] {
             assert!(lines.iter().any(|line| line.as_slice() == expected), "no {expected:?} in {}", done.stdout);
         }
         let done = run(place.path(), &["inspect", "int8.engine", "--json"], &[]);
         let report: Value = serde_json::from_str(&done.stdout).unwrap();
         assert_eq!(report["manifest"]["speed"][0]["fp16_micros"], 141.2, "{report}");
+        assert_eq!(report["manifest"]["products"][0]["int8"], 2, "{report}");
+        assert!(!done.stderr.contains("int8"), "{}", done.stderr);
+
+        // Linears that were quantised and do not run in int8 must not go unheard.
+        manifest.build.int8_inputs = 3;
+        EngineFile::write(&place.path().join("int8.engine"), &manifest, b"plan").unwrap();
+        let done = run(place.path(), &["inspect", "int8.engine"], &[]);
+        let said = "3 quantised tensors feed do not all run in int8: 1x16: 2 int8, 1 fp32";
+        assert!(done.stderr.contains(said), "{}", done.stderr);
     }
 
     #[test]

@@ -55,9 +55,13 @@ pub struct Args {
     /// Layers of an fp16 engine that compute in fp32: those whose name contains PART; may be given several times (TensorRT 8.6).
     #[arg(long, value_name = "PART")]
     fp32_layers: Vec<String>,
-    /// Smallest cosine to the CPU's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32, 0.99 for int8].
+    /// Smallest cosine to the reference's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32, 0.99 for int8].
     #[arg(long, value_name = "X", value_parser = cosine, conflicts_with = "no_parity")]
     min_cosine: Option<f64>,
+    /// Compares with the vectors in this JSON file instead of the CPU's: {"texts": […], "vectors": [[…], …]}, as
+    /// scripts/gpu_references.py makes it with sentence-transformers.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_parity")]
+    reference: Option<PathBuf>,
     /// Writes the engine without comparing it.
     #[arg(long)]
     no_parity: bool,
@@ -160,6 +164,7 @@ mod with_tensorrt {
         let output = output_file(&args.output)?;
         let folder = folder(&args)?;
         let mut request = EngineRequest::new(&folder);
+        request.reference = args.reference.as_deref();
         request.onnx = args.onnx.as_deref();
         request.settings.profiles = profiles;
         request.settings.workspace_bytes = args.workspace;

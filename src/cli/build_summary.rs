@@ -35,7 +35,7 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
     ];
     if manifest.arithmetic == Arithmetic::Int8 {
         lines.push((
-            "in fp16",
+            "in float",
             match manifest.build.float_linears.as_slice() {
                 [] => "no linear".into(),
                 some => some.join(", "),

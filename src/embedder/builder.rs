@@ -208,12 +208,9 @@ impl EmbedderBuilder {
         let tokenizer = Tokenizer::open(
             &folder.tokenizer_path(),
             TokenizerSettings {
-                max_tokens,
-                pad_token_id: folder.config.pad_token_id,
-                vocab_size: folder.config.vocab_size,
-                lower_case: folder.do_lower_case,
                 skip_prompt: !pooling.include_prompt,
                 prompt: prompt.clone(),
+                ..TokenizerSettings::of_model(&folder, max_tokens)
             },
         )?;
         let executor = self.executor(&folder, head, max_tokens)?;

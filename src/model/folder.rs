@@ -18,6 +18,13 @@ pub struct Prompts {
     pub default_name: Option<String>,
 }
 
+impl Prompts {
+    /// The prompt that is used when the caller names none.
+    pub fn default_text(&self) -> Option<&str> {
+        self.default_name.as_ref().and_then(|name| self.by_name.get(name)).map(String::as_str)
+    }
+}
+
 /// An opened model folder: everything but the encoder's weights is read and checked.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

@@ -20,19 +20,9 @@ impl Samples {
     /// # Errors
     /// [`Error::Tokenizer`], [`Error::TokenId`].
     pub fn from_texts<T: AsRef<str> + Sync>(model: &ModelFolder, texts: &[T]) -> Result<Self> {
-        let prompts = &model.prompts;
-        let prompt = prompts.default_name.as_ref().and_then(|name| prompts.by_name.get(name)).cloned();
-        let mut settings = TokenizerSettings::new(model.max_tokens(), model.config.pad_token_id, model.config.vocab_size);
-        settings.lower_case = model.do_lower_case;
-        settings.prompt = prompt;
-        let tokenizer = Tokenizer::open(&model.tokenizer_path(), settings)?;
-        let mut rows = vec![Vec::new(); texts.len()];
-        for batch in tokenizer.encode(texts, &BatchPlan::new(64, 4096, 1))?.batches {
-            for ((ids, &length), &row) in batch.ids.chunks_exact(batch.seq).zip(&batch.lengths).zip(&batch.rows) {
-                rows[row] = ids[..length as usize].iter().map(|&id| id as u32).collect();
-            }
-        }
-        Ok(Self { rows })
+        let mut settings = TokenizerSettings::of_model(model, model.max_tokens());
+        settings.prompt = model.prompts.default_text().map(str::to_owned);
+        Ok(Self { rows: Tokenizer::open(&model.tokenizer_path(), settings)?.ids(texts)? })
     }
 
     /// Takes rows of ids, special tokens included, none of them padding.
@@ -60,8 +50,7 @@ impl Samples {
     /// [`Error::Tokenizer`], [`Error::TokenId`].
     #[cfg(feature = "tensorrt")]
     pub fn of_all_lengths(model: &ModelFolder) -> Result<Self> {
-        let mut settings = TokenizerSettings::new(model.max_tokens(), model.config.pad_token_id, model.config.vocab_size);
-        settings.lower_case = model.do_lower_case;
+        let settings = TokenizerSettings::of_model(model, model.max_tokens());
         let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer_path(), settings)?)?;
         Ok(Self { rows })
     }

@@ -1,6 +1,7 @@
 //! The tokenizer of a model folder: prompts, cutting at the token limit, and ids checked against the embedding table.
 
 use super::{BatchPlan, TokenBatch, batches_from_ids};
+use crate::model::ModelFolder;
 use crate::{Error, Result};
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -38,6 +39,15 @@ impl TokenizerSettings {
     /// Settings without a prompt and without lower-casing.
     pub fn new(max_tokens: usize, pad_token_id: u32, vocab_size: usize) -> Self {
         Self { max_tokens, pad_token_id, vocab_size, lower_case: false, prompt: None, skip_prompt: false }
+    }
+
+    /// As `model`'s folder asks for, without a prompt.
+    pub fn of_model(model: &ModelFolder, max_tokens: usize) -> Self {
+        Self {
+            lower_case: model.do_lower_case,
+            skip_prompt: !model.pooling.include_prompt,
+            ..Self::new(max_tokens, model.config.pad_token_id, model.config.vocab_size)
+        }
     }
 }
 
@@ -161,6 +171,28 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] with the first text that could not be encoded, [`Error::TokenId`] for an id outside the embedding table.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync], plan: &BatchPlan) -> Result<Tokenized> {
+        let rows = self.encode_all(texts)?;
+        Ok(Tokenized {
+            batches: batches_from_ids(&rows, self.settings.pad_token_id, self.settings.vocab_size, self.skip, plan)?,
+            tokens: rows.iter().map(|row| row.ids.len() as u32).collect(),
+            truncated: rows.iter().filter(|row| row.truncated).count(),
+        })
+    }
+
+    /// The ids of each text, special tokens and prompt included, cut at the limit, in the caller's order.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn ids(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
+        let vocab_size = self.settings.vocab_size;
+        let checked = |(text, row): (usize, Row)| match row.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::TokenId { id, text, vocab_size }),
+            None => Ok(row.ids),
+        };
+        self.encode_all(texts)?.into_iter().enumerate().map(checked).collect()
+    }
+
+    fn encode_all(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Row>> {
         let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
         let rows: Vec<Result<Row>> = if texts.len() > 1 && bytes >= PARALLEL_BYTES {
             texts.par_iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect()
@@ -168,12 +200,7 @@ impl Tokenizer {
             texts.iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect()
         };
         // Gathered one by one, so that of several faults the first is the one reported.
-        let rows: Vec<Row> = rows.into_iter().collect::<Result<_>>()?;
-        Ok(Tokenized {
-            batches: batches_from_ids(&rows, self.settings.pad_token_id, self.settings.vocab_size, self.skip, plan)?,
-            tokens: rows.iter().map(|row| row.ids.len() as u32).collect(),
-            truncated: rows.iter().filter(|row| row.truncated).count(),
-        })
+        rows.into_iter().collect()
     }
 
     /// Cuts rows of ids, special tokens included, into batches: what [`Tokenizer::encode`] does with the ids of texts.

@@ -83,6 +83,8 @@ pub struct Reference {
     vectors: Vec<f32>,
     dim: usize,
     padding: Padding,
+    /// Leading tokens that pooling leaves out.
+    skip: u32,
 }
 
 /// What short rows are filled up with.
@@ -167,9 +169,7 @@ fn row_of_length(tokenizer: &Tokenizer, tokens: usize) -> Result<Vec<u32>> {
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let tokenized = tokenizer.encode(&[text], &BatchPlan::new(1, 1, 1))?;
-    let ids = tokenized.batches.iter().flat_map(|batch| &batch.ids);
-    ids.map(|&id| u32::try_from(id).map_err(|_| Error::Tokenizer { reason: format!("id {id} is negative") })).collect()
+    Ok(tokenizer.ids(&[text])?.concat())
 }
 
 impl Reference {
@@ -193,7 +193,12 @@ impl Reference {
                 vectors[row * dim..(row + 1) * dim].copy_from_slice(vector);
             }
         }
-        Ok(Self { rows, vectors, dim, padding })
+        Ok(Self::given(rows, vectors, dim, padding, 0))
+    }
+
+    /// `vectors` `[rows, dim]` that were made elsewhere, of rows whose first `skip` tokens pooling leaves out.
+    pub fn given(rows: Vec<Vec<u32>>, vectors: Vec<f32>, dim: usize, padding: Padding, skip: u32) -> Self {
+        Self { rows, vectors, dim, padding, skip }
     }
 
     /// Runs the texts that fit each profile of `executor` and compares. Batches are ragged and fill the profile's rows; where a
@@ -228,7 +233,7 @@ impl Reference {
         let rows: Vec<&[u32]> = chosen.iter().map(|&row| self.rows[row].as_slice()).collect();
         let plan = BatchPlan::new(rows.len(), usize::MAX, 1);
         let mut out = Vec::new();
-        for batch in batches_from_ids(&rows, self.padding.id, self.padding.vocab_size, 0, &plan)? {
+        for batch in batches_from_ids(&rows, self.padding.id, self.padding.vocab_size, self.skip, &plan)? {
             out.clear();
             out.resize(batch.batch() * self.dim, f32::NAN);
             executor.encode_with(profile, &batch, &mut out)?;

@@ -123,6 +123,33 @@ fn equal_vectors_agree_and_every_profile_is_filled_with_ragged_batches() {
 }
 
 #[test]
+fn vectors_made_elsewhere_are_compared_as_they_are_and_their_prompt_is_left_out() {
+    struct Skips(Mutex<Vec<u32>>);
+    impl ByProfile for Skips {
+        fn profiles(&self) -> Vec<([usize; 2], [usize; 2])> {
+            PROFILES[..1].to_vec()
+        }
+        fn encode_with(&self, _: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+            self.0.lock().unwrap().push(batch.skip);
+            encode(batch, out);
+            Ok(())
+        }
+    }
+    let own = reference(16);
+    let mut vectors = own.vectors.clone();
+    // One vector is turned round.
+    let last = vectors.len() - DIM;
+    vectors[last..].iter_mut().for_each(|value| *value = -*value);
+    let tokens = own.rows.last().unwrap().len();
+    let given = Reference::given(own.rows, vectors, DIM, PADDING, 3);
+    let executor = Skips(Mutex::default());
+    let agreement = given.compare(&executor).unwrap();
+    assert!((agreement.min_cosine + 1.0).abs() < 1e-12, "{agreement:?}");
+    assert_eq!(agreement.worst, Place { profile: 0, tokens });
+    assert!(executor.0.into_inner().unwrap().iter().all(|&skip| skip == 3));
+}
+
+#[test]
 fn the_worst_length_and_profile_are_found() {
     let reference = reference(40);
     let agreement = reference

@@ -8,7 +8,6 @@ use super::manifest::{Fidelity, Manifest};
 use super::pipeline::{EngineRequest, Job, half_precision, misplaced_calibration, phase};
 use super::timing::{Measured, measure, speeds};
 use super::{proof, source};
-use crate::backend::gpu::parity::Reference;
 use crate::cuda::Device;
 use crate::graph::Quantization;
 use crate::quantization::Calibration;
@@ -122,10 +121,11 @@ pub fn build_fastest(
     progress: &dyn BuildProgress,
 ) -> Result<Fastest> {
     request.check()?;
-    let EngineRequest { folder, gate, .. } = request.engine;
-    let reference = || proof::reference(folder, &request.engine.profiles());
+    let EngineRequest { folder, gate, reference, .. } = request.engine;
+    let reference = || proof::reference(folder, &request.engine.profiles(), reference);
     // First, because what is wrong with it shows in seconds. Either all candidates have a bar or none.
-    let reference = gate.bar(Arithmetic::Fp16).map(|_| phase(progress, "embedding texts on the CPU", reference)).transpose()?;
+    let reference =
+        gate.bar(Arithmetic::Fp16).map(|_| phase(progress, "embedding the texts to compare", reference)).transpose()?;
     let mut contest = Contest {
         library,
         device,
@@ -181,7 +181,7 @@ struct Contest<'a> {
     cache: &'a Cache,
     request: &'a FastestRequest<'a>,
     progress: &'a dyn BuildProgress,
-    reference: Option<Reference>,
+    reference: Option<proof::Oracle>,
     entrants: Vec<Entrant>,
     #[cfg(feature = "cpu")]
     fitted: Option<crate::quantization::QuantizationReport>,
@@ -256,7 +256,7 @@ impl Contest<'_> {
         let arithmetic = engine.manifest.arithmetic;
         let (Some(bar), Some(reference)) = (gate.bar(arithmetic), &self.reference) else { return Ok(None) };
         let compare = || proof::compare(self.library, self.device, folder, engine, reference, bar);
-        let (fidelity, verdict) = phase(self.progress, &format!("comparing {arithmetic} with the CPU"), compare)?;
+        let (fidelity, verdict) = phase(self.progress, &format!("comparing {arithmetic} with the reference"), compare)?;
         engine.manifest.fidelity = Some(fidelity);
         Ok(verdict.err())
     }

@@ -21,6 +21,7 @@ mod pipeline;
 mod products;
 mod profile;
 mod proof;
+mod reference;
 mod source;
 mod timing;
 

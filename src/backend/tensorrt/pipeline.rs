@@ -44,6 +44,9 @@ pub struct EngineRequest<'a> {
     pub quantization: Option<&'a Quantization>,
     /// What the engine must show.
     pub gate: Gate,
+    /// A JSON file of vectors that it is compared with instead of the CPU's: `{"texts": […], "vectors": [[…], …]}`, as
+    /// `scripts/gpu_references.py` writes it, made by any program from the same model with its default prompt.
+    pub reference: Option<&'a Path>,
 }
 
 impl Gate {
@@ -63,13 +66,21 @@ impl Gate {
 impl<'a> EngineRequest<'a> {
     /// An engine of `folder`, in fp16 for the default profiles.
     pub fn new(folder: &'a ModelFolder) -> Self {
-        Self { folder, onnx: None, settings: BuildSettings::default(), quantization: None, gate: Gate::default() }
+        Self {
+            folder,
+            onnx: None,
+            settings: BuildSettings::default(),
+            quantization: None,
+            gate: Gate::default(),
+            reference: None,
+        }
     }
 
     /// Checks what needs neither TensorRT nor a GPU: the profiles, and that there is a reference where the gate wants one.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a profile beyond the model's positions, and for int8 without ranges; [`Error::NoReference`].
+    /// [`Error::Setting`] for a profile beyond the model's positions, and for int8 without ranges; [`Error::NoReference`];
+    /// [`Error::ReferenceFile`].
     pub fn check(&self) -> Result<()> {
         for profile in &self.settings.profiles {
             profile.check(self.folder.config.max_tokens())?;
@@ -77,7 +88,7 @@ impl<'a> EngineRequest<'a> {
         self.check_quantization()?;
         match self.gate {
             Gate::Off => Ok(()),
-            _ => proof::check_reference(self.folder),
+            _ => proof::check_reference(self.folder, self.reference),
         }
     }
 
@@ -191,6 +202,7 @@ pub(super) struct Job<'a> {
     float_linears: Vec<String>,
     int8_inputs: usize,
     bar: Option<f64>,
+    reference: Option<&'a Path>,
     source: GraphSource,
     machine: Machine,
     model: Model,
@@ -234,7 +246,22 @@ impl<'a> Job<'a> {
         let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
         let float_linears: Vec<String> = float_linears.unwrap_or_default();
         let int8_inputs = source.int8_inputs(&float_linears);
-        Ok(Self { library, device, cache, folder, progress, settings, float_linears, int8_inputs, bar, source, machine, model })
+        let reference = request.reference;
+        Ok(Self {
+            library,
+            device,
+            cache,
+            folder,
+            progress,
+            settings,
+            float_linears,
+            int8_inputs,
+            bar,
+            reference,
+            source,
+            machine,
+            model,
+        })
     }
 
     /// The engine out of the cache, where it is built into where it is not there, and where it lies.
@@ -259,12 +286,12 @@ impl<'a> Job<'a> {
     fn build(&self) -> Result<EngineFile> {
         let progress = self.progress;
         // First, because what is wrong with it shows in seconds, and its memory is free again before TensorRT needs much.
-        let reference = || proof::reference(self.folder, &self.settings.profiles);
-        let reference = self.bar.map(|_| phase(progress, "embedding texts on the CPU", reference)).transpose()?;
+        let reference = || proof::reference(self.folder, &self.settings.profiles, self.reference);
+        let reference = self.bar.map(|_| phase(progress, "embedding the texts to compare", reference)).transpose()?;
         let mut file = self.build_unproven()?;
         if let (Some(bar), Some(reference)) = (self.bar, reference) {
             let compare = || proof::compare(self.library, self.device, self.folder, &file, &reference, bar);
-            let (fidelity, verdict) = phase(progress, "comparing the engine with the CPU", compare)?;
+            let (fidelity, verdict) = phase(progress, "comparing the engine with the reference", compare)?;
             verdict?;
             file.manifest.fidelity = Some(fidelity);
         }

@@ -60,7 +60,7 @@ enum Operand {
 /// The operand of the matrix product that the kernel `name` (lower case) computes, if its name tells; `None` for other kernels.
 fn product(name: &str) -> Option<Option<Operand>> {
     // The second kernel of a product whose sums are cut in parts only adds these up.
-    let is_product = ["gemm", "mha"].iter().any(|word| name.contains(word)) && !name.contains("execute_split_k");
+    let is_product = ["gemm", "xmma", "mha"].iter().any(|word| name.contains(word)) && !name.contains("execute_split_k");
     is_product.then(|| operand(name))
 }
 
@@ -134,6 +134,19 @@ mod tests {
                 "sm80_xmma_gemm_f32f32_f32f32_f32_tn_n_tilesize128x128x8_stage3_ffma_aligna4_execute_split_k_kernel_trt",
                 [0, 0, 0, 0],
             ),
+            (
+                "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize128x64x64_stage3_warpsize2x2x1_tensor16x8x32_execute_kernel_trt",
+                [1, 0, 0, 0],
+            ),
+            (
+                "sm90_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize128x64x64_warpgroupsize1x1x1_beta0_execute_segment_k_off_kernel_trt",
+                [0, 1, 0, 0],
+            ),
+            (
+                "sm50_xmma_cublas_smallN_TN_f32f32_f32_f32_tn_n_cols_per_thread8cols_per_thread_bb9exact_colFalse_execute_kernel_trt",
+                [0, 0, 1, 0],
+            ),
+            ("mha0", [0, 0, 0, 1]),
             ("__myl_bb0_14_CasSubMulResAddAddMaxSubExpSumDivMul", [0, 0, 0, 0]),
             ("[fill]", [0, 0, 0, 0]),
             // Other names of NVIDIA's libraries.

@@ -7,6 +7,7 @@ use super::engine_file::EngineFile;
 use super::library::Library;
 use super::manifest::{Fidelity, rounded};
 use super::profile::Profile;
+use super::reference::ReferenceFile;
 use crate::backend::gpu::parity::{Agreement, Reference, rows_of_all_lengths};
 use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::cuda::Device;
@@ -14,27 +15,40 @@ use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tokens::{Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
+use std::path::Path;
 use std::sync::Arc;
 
-/// What engines are compared with, for the manifest.
-const REFERENCE: &str = "the same weights in fp32 on the CPU";
+/// What engines are compared with where nothing else is given, for the manifest.
+const ON_CPU: &str = "the same weights in fp32 on the CPU";
 
-/// Whether there will be a reference, without making it.
-pub(super) fn check_reference(folder: &ModelFolder) -> Result<()> {
+/// What an engine is compared with.
+pub(super) struct Oracle {
+    vectors: Reference,
+    /// For the manifest.
+    name: String,
+}
+
+/// Whether there will be something to compare with, without running the model: the file at `given`, or the CPU.
+pub(super) fn check_reference(folder: &ModelFolder, given: Option<&Path>) -> Result<()> {
+    if let Some(path) = given {
+        return ReferenceFile::read(path)?.of_model(folder).map(drop);
+    }
     if cfg!(not(feature = "cpu")) {
         return Err(Error::NoReference { reason: "this build lacks the feature `cpu`".into() });
     }
     folder.weights().map(drop).map_err(|error| Error::NoReference { reason: error.to_string() })
 }
 
-/// The model's vectors on the CPU, of texts up to the longest that `profiles` hold.
-pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile]) -> Result<Reference> {
-    let config = &folder.config;
-    let longest = profiles.iter().map(|profile| profile.max().seq as usize).max().unwrap_or(1).min(config.max_tokens());
-    let mut settings = TokenizerSettings::new(longest, config.pad_token_id, config.vocab_size);
-    settings.lower_case = folder.do_lower_case;
+/// The vectors in the file at `given`; else the model's on the CPU, of texts up to the longest that `profiles` hold.
+pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile], given: Option<&Path>) -> Result<Oracle> {
+    if let Some(path) = given {
+        let file = ReferenceFile::read(path)?;
+        return Ok(Oracle { vectors: file.of_model(folder)?, name: file.name() });
+    }
+    let longest = profiles.iter().map(|profile| profile.max().seq as usize).max().unwrap_or(1).min(folder.config.max_tokens());
+    let settings = TokenizerSettings::of_model(folder, longest);
     let rows = rows_of_all_lengths(&Tokenizer::open(&folder.tokenizer_path(), settings)?)?;
-    run_on_cpu(folder, longest, rows)
+    Ok(Oracle { vectors: run_on_cpu(folder, longest, rows)?, name: ON_CPU.into() })
 }
 
 #[cfg(feature = "cpu")]
@@ -50,7 +64,7 @@ fn run_on_cpu(folder: &ModelFolder, longest: usize, rows: Vec<Vec<u32>>) -> Resu
 
 #[cfg(not(feature = "cpu"))]
 fn run_on_cpu(folder: &ModelFolder, _: usize, _: Vec<Vec<u32>>) -> Result<Reference> {
-    check_reference(folder)?;
+    check_reference(folder, None)?;
     Err(Error::NoReference { reason: "this build lacks the feature `cpu`".into() })
 }
 
@@ -61,11 +75,11 @@ pub(super) fn compare(
     device: &Device,
     folder: &ModelFolder,
     file: &EngineFile,
-    reference: &Reference,
+    oracle: &Oracle,
     bar: f64,
 ) -> Result<(Fidelity, Result<()>)> {
-    let agreement = reference.compare(&executor(library, device, folder, file)?)?;
-    let fidelity = fidelity(&agreement, &file.manifest.profiles)?;
+    let agreement = oracle.vectors.compare(&executor(library, device, folder, file)?)?;
+    let fidelity = fidelity(&agreement, &file.manifest.profiles, &oracle.name)?;
     let verdict = judge(&agreement, &fidelity, bar, file.manifest.arithmetic);
     Ok((fidelity, verdict))
 }
@@ -78,7 +92,7 @@ pub(super) fn executor(library: &Arc<Library>, device: &Device, folder: &ModelFo
 }
 
 /// The manifest's words for `agreement`.
-fn fidelity(agreement: &Agreement, profiles: &[Profile]) -> Result<Fidelity> {
+fn fidelity(agreement: &Agreement, profiles: &[Profile], reference: &str) -> Result<Fidelity> {
     for (profile, cosine) in profiles.iter().zip(&agreement.by_profile) {
         log::info!("profile {profile}: the smallest cosine to the CPU is {cosine:.8}");
     }
@@ -89,7 +103,7 @@ fn fidelity(agreement: &Agreement, profiles: &[Profile]) -> Result<Fidelity> {
     })?;
     Ok(Fidelity {
         texts: agreement.texts,
-        reference: REFERENCE.into(),
+        reference: reference.into(),
         min_cosine: rounded(format!("{:.9}", agreement.min_cosine)),
         max_abs_difference: rounded(format!("{:.3e}", agreement.max_abs_difference)),
         not_finite: agreement.not_finite,
@@ -140,7 +154,7 @@ mod tests {
 
     #[test]
     fn what_was_measured_is_written_down_and_read_again() {
-        let written = fidelity(&agreement(0.999_950_000_012_345, 0), &profiles()).unwrap();
+        let written = fidelity(&agreement(0.999_950_000_012_345, 0), &profiles(), ON_CPU).unwrap();
         let read: Fidelity = serde_json::from_str(&serde_json::to_string(&written).unwrap()).unwrap();
         assert_eq!(read, written);
         assert_eq!((written.worst_profile.to_string().as_str(), written.worst_tokens), ("1x1:2x32:4x64", 23));
@@ -149,8 +163,9 @@ mod tests {
 
     #[test]
     fn what_passes_is_taken_and_what_does_not_says_where() {
-        let judged =
-            |agreement: &Agreement, arithmetic| judge(agreement, &fidelity(agreement, &profiles()).unwrap(), 0.9999, arithmetic);
+        let judged = |agreement: &Agreement, arithmetic| {
+            judge(agreement, &fidelity(agreement, &profiles(), ON_CPU).unwrap(), 0.9999, arithmetic)
+        };
         judged(&agreement(0.99995, 0), Arithmetic::Fp16).unwrap();
         for (agreement, arithmetic, parts) in [
             (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--precision fp32"]),

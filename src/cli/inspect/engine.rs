@@ -184,7 +184,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         },
     ));
     if *arithmetic == Arithmetic::Int8 && !build.float_linears.is_empty() {
-        lines.push(("in fp16", build.float_linears.join(", ")));
+        lines.push(("in float", build.float_linears.join(", ")));
     }
     lines.extend(report.manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
     lines.extend(report.manifest.products.iter().map(|products| ("products", products.to_string())));
