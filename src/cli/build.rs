@@ -36,7 +36,7 @@ pub struct Args {
     /// Ranges of the model's activations, made by `trt-embed calibrate`, for --precision int8 or auto.
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Linears that an int8 engine leaves in fp16, e.g. encoder.layer.0.output.dense; may be given several times [default: the fewest
+    /// Linears that an int8 engine leaves in float, e.g. encoder.layer.0.output.dense; may be given several times [default: the fewest
     /// with which the model in INT8 reaches --min-cosine on the CPU].
     #[arg(long, value_name = "NAME", requires = "calibration")]
     keep_float: Vec<String>,
