@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """How true the INT8 export of a mean-pooled model is to its fp32 export: the table of docs/quantization.md.
 
-    pip install numpy onnxruntime tokenizers
+    pip install numpy onnx onnxruntime tokenizers
     scripts/int8_fidelity.py --model models/all-MiniLM-L6-v2 --calibrate calibration.txt --texts others.txt \\
         --keep-float output.dense -- --method percentile --percentile 99.999
 
 Both files hold a text a line, and no line should be in both. What follows `--` goes to `trt-embed calibrate`. Both graphs run in ONNX
 Runtime on the CPU, the INT8 one with optimisations off: optimised, Q/DQ pairs become integer products with another rounding.
-Printed: the smallest and the mean cosine of the vectors, and the share of each text's 10 nearest neighbours that stays.
+Printed: the smallest and the mean cosine of the vectors, and the share of each text's 10 nearest neighbours that stays. Exit status 1
+where the mean is below --min-mean.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 from tokenizers import Tokenizer
 
@@ -79,6 +81,7 @@ def main() -> None:
     arguments.add_argument("--calibrate", type=Path, required=True, metavar="FILE", help="texts that ranges are measured over")
     arguments.add_argument("--texts", type=Path, required=True, metavar="FILE", help="texts that are compared")
     arguments.add_argument("--keep-float", action="append", default=[], metavar="PART", help="leave linears of such names in float")
+    arguments.add_argument("--min-mean", type=float, default=0.0, metavar="X", help="smallest mean cosine that passes")
     arguments.add_argument("more", nargs="*", metavar="…", help="for `trt-embed calibrate`")
     arguments = arguments.parse_args()
     texts = arguments.texts.read_text(encoding="utf-8").splitlines()
@@ -100,12 +103,12 @@ def main() -> None:
         f"{len(texts)} texts of {min(map(len, rows))} to {max(map(len, rows))} tokens; {graph['samples']} calibrated; "
         f"{len(names)} linears in float: min cosine {cosines.min():.5f}, mean {cosines.mean():.5f}, top {NEIGHBOURS} {np.mean(shared):.1%}"
     )
+    if not cosines.mean() >= arguments.min_mean:
+        raise SystemExit(f"the mean is below {arguments.min_mean}")
 
 
 def linears(graph: Path, parts: list[str]) -> list[str]:
     """Names of the linears that have one of `parts` in them, from the graph's weights."""
-    import onnx
-
     names = [tensor.name for tensor in onnx.load(str(graph), load_external_data=False).graph.initializer]
     stems = [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
     chosen = [stem for stem in stems if any(part in stem for part in parts) and "LayerNorm" not in stem]

@@ -1,10 +1,14 @@
 //! From a model to a proven engine, on a GPU: the gate, the cache, and graphs of other exporters.
 #![cfg(all(feature = "tensorrt", feature = "cpu"))]
 
+#[path = "common/phases.rs"]
+mod phases;
+
+use phases::Phases;
 use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use trt_embed::Error;
 use trt_embed::backend::tensorrt::{
     Arithmetic, BuildProgress, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, NoProgress,
@@ -27,28 +31,11 @@ struct Place {
     disk: tempfile::TempDir,
 }
 
-/// Keeps the phases' names.
-#[derive(Default)]
-struct Phases(Mutex<Vec<String>>);
-
-impl BuildProgress for Phases {
-    fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
-        self.0.lock().unwrap().push(phase.to_owned());
-    }
-}
-
-impl Phases {
-    /// Whether a phase began whose name begins so: with TensorRT 8 a build's names its profile.
-    fn has(&self, name: &str) -> bool {
-        self.0.lock().unwrap().iter().any(|phase| phase.starts_with(name))
-    }
-
-    /// Whether something was built for the `kind` candidate.
-    fn built(&self, kind: &str) -> bool {
-        let phases = self.0.lock().unwrap();
-        let of_kind = phases.iter().skip_while(|phase| **phase != format!("the {kind} candidate")).skip(1);
-        of_kind.take_while(|phase| !phase.ends_with(" candidate")).any(|phase| phase.starts_with("building the engine"))
-    }
+/// Whether something was built for the `kind` candidate.
+fn built(phases: &Phases, kind: &str) -> bool {
+    let phases = phases.0.lock().unwrap();
+    let of_kind = phases.iter().skip_while(|phase| **phase != format!("the {kind} candidate")).skip(1);
+    of_kind.take_while(|phase| !phase.ends_with(" candidate")).any(|phase| phase.starts_with("building the engine"))
 }
 
 impl Place {
@@ -274,7 +261,7 @@ fn the_fastest_that_passes_is_chosen_and_fp16_is_built_once() {
     println!("{candidates:?}\n{:?}\n{:?}", engine.manifest.speed, engine.manifest.products);
     // Of the bucket alone: a profile of several shapes is not captured.
     assert_eq!(engine.manifest.products.iter().map(|products| products.profile.to_string()).collect::<Vec<_>>(), [PROFILES[0]]);
-    assert!(phases.built("int8") && phases.built("fp16") && !phases.built("fp32"));
+    assert!(built(&phases, "int8") && built(&phases, "fp16") && !built(&phases, "fp32"));
     assert_eq!(candidates.iter().map(|found| found.arithmetic).collect::<Vec<_>>(), [Arithmetic::Int8, Arithmetic::Fp16]);
     assert_eq!(fitted.unwrap().bar, 0.95);
     assert!(candidates.iter().all(|found| found.refused.is_none() && found.micros.len() == PROFILES.len()));
