@@ -7,8 +7,8 @@ mod phases;
 use phases::Phases;
 use prost::Message;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use trt_embed::Error;
 use trt_embed::backend::tensorrt::{
     Arithmetic, BuildProgress, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, NoProgress,
