@@ -319,6 +319,11 @@ fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
     auto(1, &["-m", "model", "--onnx", "float/model.onnx"], &["int8 is no candidate with an --onnx file that is not quantised"]);
     auto(1, &["-m", "model", "--no-parity"], &["by time alone", "--no-parity"]);
 
+    // What the machine lacks is told before minutes are spent on what INT8 may take.
+    let int8 = ["build", "-m", "model", "--precision", "int8", "--calibration", "c.json", "-o", "x.engine", "--device", "999"];
+    let said = stderr(at, 1, &int8);
+    assert!(!said.contains("quantisation on the CPU") && said.lines().count() == 1, "{said}");
+
     // The other verbs build one precision, and so does every other precision of this one.
     let said = stderr(at, 2, &["embed", "-m", "model", "--engine-precision", "auto", "text"]);
     assert!(said.contains("auto") && said.contains("[possible values: fp32, fp16, int8]"), "{said}");

@@ -125,7 +125,7 @@ pub use with_tensorrt::run;
 
 #[cfg(feature = "tensorrt")]
 mod with_tensorrt {
-    use super::super::build_progress::{Watch, watch};
+    use super::super::build_progress::watch;
     use super::super::build_summary::{candidate_lines, engine_lines, slower_int8, table};
     use super::super::output::{self, Target};
     #[cfg(feature = "cpu")]
@@ -140,6 +140,7 @@ mod with_tensorrt {
         build_fastest,
     };
     use trt_embed::cuda::Device;
+    #[cfg(feature = "cpu")]
     use trt_embed::graph::Quantization;
     use trt_embed::model::ModelFolder;
     use trt_embed::quantization::Calibration;
@@ -186,11 +187,26 @@ mod with_tensorrt {
 
     /// Builds the engine in the precision asked for.
     fn run_one(args: &Args, output: &Path, request: EngineRequest<'_>) -> Result<()> {
-        let quantization = quantization(args, request.folder, request.gate.bar(request.settings.arithmetic))?;
         let mut request = request;
+        let calibration = args.calibration.as_deref().map(Calibration::read).transpose()?;
+        if let Some(calibration) = &calibration {
+            calibration.check(request.folder, None)?;
+        }
+        let quantization = calibration.as_ref().map(|ranges| ranges.quantization(args.keep_float.iter().cloned()));
         request.quantization = quantization.as_ref();
         request.check()?;
-        let (device, library, progress) = prepare(args)?;
+        let (device, library) = open(args)?;
+        // Last, because it takes minutes: all else has proved right. Before builds are watched: Ctrl-C ends it at once.
+        #[cfg(feature = "cpu")]
+        let fitted = match (&calibration, request.gate.bar(request.settings.arithmetic), args.keep_float.as_slice()) {
+            (Some(calibration), Some(bar), []) => Some(fitted(request.folder, calibration, bar)?),
+            _ => None,
+        };
+        #[cfg(feature = "cpu")]
+        if let Some(fitted) = &fitted {
+            request.quantization = Some(fitted);
+        }
+        let progress = watch(&library)?;
         let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let engine = built?;
@@ -217,7 +233,8 @@ mod with_tensorrt {
         if args.no_parity {
             say("--precision auto: by time alone, because of --no-parity");
         }
-        let (device, library, progress) = prepare(args)?;
+        let (device, library) = open(args)?;
+        let progress = watch(&library)?;
         let built = build_fastest(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let fastest = built?;
@@ -241,13 +258,12 @@ mod with_tensorrt {
         notes.iter().flatten().for_each(|note| say(note));
     }
 
-    /// The GPU, TensorRT with its parser, and what watches the build.
-    fn prepare(args: &Args) -> Result<(Device, Arc<Library>, Watch)> {
+    /// The GPU, and TensorRT with its parser.
+    fn open(args: &Args) -> Result<(Device, Arc<Library>)> {
         let device = Device::open(args.device)?;
         let library = Library::load()?;
         library.load_parser()?;
-        let progress = watch(&library)?;
-        Ok((device, library, progress))
+        Ok((device, library))
     }
 
     #[cfg(feature = "cpu")]
@@ -255,23 +271,15 @@ mod with_tensorrt {
         say(&format!("quantisation on the CPU: {}", report.to_string().trim_end()));
     }
 
-    /// How the linears are quantised: as told, or so that the model keeps to the bar on the CPU, where that can be measured.
-    fn quantization(args: &Args, folder: &ModelFolder, bar: Option<f64>) -> Result<Option<Quantization>> {
-        let Some(path) = &args.calibration else { return Ok(None) };
-        let calibration = Calibration::read(path)?;
-        calibration.check(folder, None)?;
-        #[cfg(feature = "cpu")]
-        if let (Some(bar), true) = (bar, args.keep_float.is_empty()) {
-            let spinner = progress::step("choosing what INT8 may take");
-            let fitted = fit(folder, &calibration, &Samples::of_all_lengths(folder)?, bar);
-            spinner.finish_and_clear();
-            let fitted = fitted?;
-            say_fitted(&fitted.report);
-            return Ok(Some(fitted.quantization));
-        }
-        #[cfg(not(feature = "cpu"))]
-        let _ = bar;
-        Ok(Some(calibration.quantization(args.keep_float.iter().cloned())))
+    /// The fewest linears in float with which the model in INT8 keeps to the bar on the CPU.
+    #[cfg(feature = "cpu")]
+    fn fitted(folder: &ModelFolder, calibration: &Calibration, bar: f64) -> Result<Quantization> {
+        let spinner = progress::step("choosing what INT8 may take");
+        let fitted = fit(folder, calibration, &Samples::of_all_lengths(folder)?, bar);
+        spinner.finish_and_clear();
+        let fitted = fitted?;
+        say_fitted(&fitted.report);
+        Ok(fitted.quantization)
     }
 
     fn profiles(args: &Args) -> Result<Vec<Profile>> {
