@@ -168,17 +168,21 @@ pub(super) fn rounded(digits: String) -> f64 {
 }
 
 impl Manifest {
-    /// Where an int8 engine does not run in int8 what was quantised, in words; `None` where it does, for other engines, and where its
-    /// kernels are not known.
+    /// Where an int8 engine does not run in int8 what was quantised, in words; `None` where it does, for other engines, and where nothing
+    /// is known of its products.
     pub fn missing_int8(&self) -> Option<String> {
         let expected = self.build.int8_inputs.max(1);
-        let short = |products: &&Products| self.arithmetic == Arithmetic::Int8 && products.int8 < expected;
+        let short = |products: &&Products| products.all() > 0 && products.int8 < expected;
+        if self.arithmetic != Arithmetic::Int8 {
+            return None;
+        }
         let said: Vec<String> = self.products.iter().filter(short).map(ToString::to_string).collect();
         let of = match self.build.int8_inputs {
             0 => "a quantised graph".to_owned(),
             inputs => format!("linears that {inputs} quantised tensors feed"),
         };
-        (!said.is_empty()).then(|| format!("matrix products of {of} do not all run in int8: {}", said.join("; ")))
+        (!said.is_empty())
+            .then(|| format!("by their kernels' names, matrix products of {of} do not all run in int8: {}", said.join("; ")))
     }
 
     /// Checks that the plan runs on `machine`.
@@ -391,7 +395,9 @@ pub(super) mod tests {
         assert!(said.contains("4 quantised tensors") && said.contains("1x16: 1 int8, 1 fp32"), "{said}");
         manifest.products = products(4);
         assert_eq!(manifest.missing_int8(), None);
-        // Nothing is known of the kernels.
+        // Kernels whose names tell nothing, and none at all.
+        manifest.products = vec![Products::count("1x16".parse().unwrap(), &["__myl_FcMulAdd"])];
+        assert_eq!(manifest.missing_int8(), None);
         manifest.products.clear();
         assert_eq!(manifest.missing_int8(), None);
     }

@@ -37,6 +37,11 @@ impl Products {
         }
         products
     }
+
+    /// All of them.
+    pub fn all(&self) -> usize {
+        self.int8 + self.fp16 + self.fp32 + self.other
+    }
 }
 
 /// `1x16: 8 int8, 4 fp32`.
