@@ -1,4 +1,4 @@
-//! From a model to a proven engine: export, build, compare with the CPU, and what the manifest says of it.
+//! From a model to a proven engine: export, build, compare with a reference, and what the manifest says of it.
 
 use super::builder::{Arithmetic, BuildProgress, BuildSettings, build_plan};
 use super::cache::{Cache, CacheKey};
@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What a new engine must show before it is kept: its vectors beside those of the model on the CPU.
+/// What a new engine must show before it is kept: its vectors beside those of the model on the CPU, or in
+/// [`EngineRequest::reference`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Gate {
@@ -121,7 +122,7 @@ pub(super) fn misplaced_calibration() -> Error {
     Error::Setting { setting: "--calibration", reason }
 }
 
-/// Builds the engine that `request` asks for and compares it with the model on the CPU. `cache` gives and keeps the timing cache, and
+/// Builds the engine that `request` asks for and compares it with its reference. `cache` gives and keeps the timing cache, and
 /// its lock keeps builds of several processes apart; the engine is not put into it.
 ///
 /// # Errors
