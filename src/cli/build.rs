@@ -1,4 +1,4 @@
-//! `trt-embed build`: a model as a TensorRT engine, compared with the CPU before it is kept.
+//! `trt-embed build`: a model as a TensorRT engine, compared with a reference before it is kept.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -199,7 +199,7 @@ mod with_tensorrt {
         // Last, because it takes minutes: all else has proved right. Before builds are watched: Ctrl-C ends it at once.
         #[cfg(feature = "cpu")]
         let fitted = match (&calibration, request.gate.bar(request.settings.arithmetic), args.keep_float.as_slice()) {
-            (Some(calibration), Some(bar), []) => Some(fitted(request.folder, calibration, bar)?),
+            (Some(calibration), Some(bar), []) => Some(fit_to_bar(request.folder, calibration, bar)?),
             _ => None,
         };
         #[cfg(feature = "cpu")]
@@ -273,7 +273,7 @@ mod with_tensorrt {
 
     /// The fewest linears in float with which the model in INT8 keeps to the bar on the CPU.
     #[cfg(feature = "cpu")]
-    fn fitted(folder: &ModelFolder, calibration: &Calibration, bar: f64) -> Result<Quantization> {
+    fn fit_to_bar(folder: &ModelFolder, calibration: &Calibration, bar: f64) -> Result<Quantization> {
         let spinner = progress::step("choosing what INT8 may take");
         let fitted = fit(folder, calibration, &Samples::of_all_lengths(folder)?, bar);
         spinner.finish_and_clear();

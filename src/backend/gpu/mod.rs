@@ -144,8 +144,7 @@ impl GpuBackend {
     /// # Errors
     /// [`Error::OutsideProfile`]; [`Error::Cuda`]; what the executor says.
     pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, GpuMicros)> {
-        let profile = self.choose(batch, seq)?;
-        let shape = self.fit(profile, batch, seq)?;
+        let (profile, shape) = self.place(batch, seq)?;
         Ok((shape, self.with_lane(|lane| lane.measure(profile, shape, runs))?))
     }
 
@@ -155,8 +154,7 @@ impl GpuBackend {
     /// # Errors
     /// As [`GpuBackend::gpu_micros`].
     pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Vec<LayerTime>)> {
-        let profile = self.choose(batch, seq)?;
-        let shape = self.fit(profile, batch, seq)?;
+        let (profile, shape) = self.place(batch, seq)?;
         Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
     }
 
@@ -174,8 +172,7 @@ impl GpuBackend {
     /// # Errors
     /// As [`GpuBackend::gpu_micros`] and [`GpuBackend::kernels`].
     pub fn kernel_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Option<Vec<LayerTime>>)> {
-        let profile = self.choose(batch, seq)?;
-        let shape = self.fit(profile, batch, seq)?;
+        let (profile, shape) = self.place(batch, seq)?;
         Ok((shape, self.with_lane(|lane| lane.measure_kernels(profile, shape, runs))?))
     }
 
@@ -187,6 +184,12 @@ impl GpuBackend {
     fn choose(&self, batch: usize, seq: usize) -> Result<usize> {
         let cheapest = self.costs.cheapest(batch, seq);
         cheapest.map(|(profile, _)| profile).ok_or_else(|| self.outside(batch, seq))
+    }
+
+    /// The profile that serves such a batch fastest, and the shape that it is run at there.
+    fn place(&self, batch: usize, seq: usize) -> Result<(usize, Rectangle)> {
+        let profile = self.choose(batch, seq)?;
+        Ok((profile, self.fit(profile, batch, seq)?))
     }
 
     /// The shape that such a batch is run at in one profile.
@@ -211,8 +214,7 @@ impl Backend for GpuBackend {
     }
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let profile = self.choose(batch.batch(), batch.seq)?;
-        let shape = self.fit(profile, batch.batch(), batch.seq)?;
+        let (profile, shape) = self.place(batch.batch(), batch.seq)?;
         let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
         let width = self.head.hidden_size;
         for (row, states) in out.chunks_exact_mut(batch.seq * width).enumerate() {

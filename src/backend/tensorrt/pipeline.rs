@@ -201,7 +201,6 @@ pub(super) struct Job<'a> {
     progress: &'a dyn BuildProgress,
     settings: BuildSettings,
     float_linears: Vec<String>,
-    int8_inputs: usize,
     bar: Option<f64>,
     reference: Option<&'a Path>,
     source: GraphSource,
@@ -246,8 +245,6 @@ impl<'a> Job<'a> {
         let bar = request.gate.bar(settings.arithmetic);
         let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
         let float_linears: Vec<String> = float_linears.unwrap_or_default();
-        let int8_inputs = source.int8_inputs(&float_linears);
-        let reference = request.reference;
         Ok(Self {
             library,
             device,
@@ -256,9 +253,8 @@ impl<'a> Job<'a> {
             progress,
             settings,
             float_linears,
-            int8_inputs,
             bar,
-            reference,
+            reference: request.reference,
             source,
             machine,
             model,
@@ -357,7 +353,7 @@ impl<'a> Job<'a> {
             optimization_level: self.settings.optimization_level,
             fp32_layers: self.settings.fp32_layers.clone(),
             float_linears: self.float_linears.clone(),
-            int8_inputs: self.int8_inputs,
+            int8_inputs: self.source.int8_inputs(&self.float_linears),
         }
     }
 }

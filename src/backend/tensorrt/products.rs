@@ -92,22 +92,17 @@ fn operand(name: &str) -> Option<Operand> {
         ("h1688gemm", Operand::Fp16),
         ("sgemm", Operand::Fp32),
     ];
-    let is_type = |word: &str| TYPES.iter().any(|(name, _)| *name == word);
-    let mut found = None;
-    for word in name.split('_') {
-        // TF32's operands are stored as fp32: only the second word, what is multiplied in, tells them apart.
-        if word.starts_with("tf32") {
-            return None;
-        }
-        let operand = TYPES
-            .iter()
-            .find(|(start, _)| word.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest == "i32" || is_type(rest)));
-        if let (None, Some((_, operand))) = (found, operand) {
-            found = Some(*operand);
-        }
+    // TF32's operands are stored as fp32: only a later word, what is multiplied in, tells them apart.
+    if name.split('_').any(|word| word.starts_with("tf32")) {
+        return None;
     }
-    let instruction = || INSTRUCTIONS.iter().find(|(word, _)| name.split('_').any(|part| part == *word));
-    found.unwrap_or_else(|| instruction().map(|(_, operand)| *operand))
+    let is_type = |word: &str| TYPES.iter().any(|(name, _)| *name == word);
+    let typed = |word: &str| {
+        let rest = |start| word.strip_prefix(start).filter(|rest| rest.is_empty() || *rest == "i32" || is_type(rest));
+        TYPES.iter().find(|(start, _)| rest(*start).is_some()).map(|(_, operand)| *operand)
+    };
+    let instruction = |word| INSTRUCTIONS.iter().find(|(name, _)| *name == word).map(|(_, operand)| *operand);
+    name.split('_').find_map(typed).unwrap_or_else(|| name.split('_').find_map(instruction))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The proof of a new engine: its vectors beside those of the same model on the CPU.
+//! The proof of a new engine: its vectors beside those of the same model on the CPU, or of another program.
 
 use super::builder::Arithmetic;
 use super::encoder::TensorRtEncoder;
