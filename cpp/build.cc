@@ -221,8 +221,9 @@ struct DestroyParser {
     }
 };
 
-std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_library, BuildRequest const &request,
-                            BuildWatch const &watch) {
+Builder::Builder(std::unique_ptr<nvinfer1::IBuilder> builder) : builder_(std::move(builder)) {}
+
+std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildRequest const &request, BuildWatch const &watch) const {
     Capture capture(Capture::Reach::kBuild);
 #if NV_TENSORRT_MAJOR >= 10
     Monitor monitor(watch); // the first: it must outlive all that uses it
@@ -230,17 +231,14 @@ std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_
     static_cast<void>(watch); // TensorRT 8.6 neither reports progress nor can be stopped
 #endif
     // Destroyed in reverse order. The parser owns weights that the network points at, so it lives through the build.
-    auto const builder = capture.require(
-        static_cast<nvinfer1::IBuilder *>(library.create_builder_(&logger(), NV_TENSORRT_VERSION)), "createInferBuilder");
-
     nvinfer1::NetworkDefinitionCreationFlags flags = 0;
 #if NV_TENSORRT_MAJOR == 8
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
 #elif NV_TENSORRT_MAJOR == 10
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED); // always so in 11
 #endif
-    auto const network = capture.require(builder->createNetworkV2(flags), "createNetworkV2");
-    auto const config = capture.require(builder->createBuilderConfig(), "createBuilderConfig");
+    auto const network = capture.require(builder_->createNetworkV2(flags), "createNetworkV2");
+    auto const config = capture.require(builder_->createBuilderConfig(), "createBuilderConfig");
     std::unique_ptr<nvonnxparser::IParser, DestroyParser> const parser(
         capture
             .require(static_cast<nvonnxparser::IParser *>(
@@ -252,7 +250,7 @@ std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_
     if (!parser->parse(request.onnx.data(), request.onnx.size(), path.empty() ? nullptr : path.c_str())) {
         capture.fail(parser_errors(*parser));
     }
-    add_profiles(*builder, *config, *network, request.profiles, capture);
+    add_profiles(*builder_, *config, *network, request.profiles, capture);
     set_arithmetic(*config, *network, request.arithmetic);
 #if NV_TENSORRT_MAJOR == 8
     keep_fp32(*config, *network, request.fp32_layers);
@@ -275,14 +273,14 @@ std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser_
     config->setProgressMonitor(&monitor);
 #endif
 #if NV_TENSORRT_MAJOR == 8
-    bool const fast_fp16 = builder->platformHasFastFp16();
+    bool const fast_fp16 = builder_->platformHasFastFp16();
 #else
     bool const fast_fp16 = true;
 #endif
     auto const timing_cache = attach_timing_cache(*config, request.timing_cache);
 
     // Null also for a build that the monitor stopped.
-    auto plan = capture.require(builder->buildSerializedNetwork(*network, *config), "buildSerializedNetwork");
+    auto plan = capture.require(builder_->buildSerializedNetwork(*network, *config), "buildSerializedNetwork");
     std::unique_ptr<nvinfer1::IHostMemory> timings;
     if (auto const *const filled = config->getTimingCache()) {
         timings.reset(filled->serialize());

@@ -135,6 +135,13 @@ std::unique_ptr<Runtime> Library::create_runtime() const {
     return std::make_unique<Runtime>(std::move(runtime));
 }
 
+std::unique_ptr<Builder> Library::create_builder() const {
+    Capture capture;
+    auto builder = capture.require(static_cast<nvinfer1::IBuilder *>(create_builder_(&logger(), NV_TENSORRT_VERSION)),
+                                   "createInferBuilder");
+    return std::make_unique<Builder>(std::move(builder));
+}
+
 ParserLibrary::ParserLibrary(std::string const &path) {
     create_parser_ = symbol<decltype(create_parser_)>(open(path), "createNvOnnxParser_INTERNAL");
 }

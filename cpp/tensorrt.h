@@ -26,8 +26,10 @@ struct LayerTime;
 struct Version;
 enum class Scratch : std::uint8_t;
 
+class Builder;
 class Context;
 class Engine;
+class ParserLibrary;
 class Plan;
 class Runtime;
 
@@ -40,10 +42,9 @@ public:
     /// The file that the loader chose.
     rust::String path() const;
     std::unique_ptr<Runtime> create_runtime() const;
+    std::unique_ptr<Builder> create_builder() const;
 
 private:
-    friend std::unique_ptr<Plan> build(Library const &, class ParserLibrary const &, BuildRequest const &, BuildWatch const &);
-
     using Factory = void *(*)(void *logger, std::int32_t version);
 
     std::int32_t raw_version_{};
@@ -58,7 +59,7 @@ public:
     explicit ParserLibrary(std::string const &path);
 
 private:
-    friend std::unique_ptr<Plan> build(Library const &, ParserLibrary const &, BuildRequest const &, BuildWatch const &);
+    friend class Builder;
 
     void *(*create_parser_)(void *network, void *logger, int version){};
 };
@@ -77,6 +78,18 @@ private:
     std::unique_ptr<nvinfer1::IHostMemory> plan_;
     std::unique_ptr<nvinfer1::IHostMemory> timing_cache_;
     bool fast_fp16_;
+};
+
+/// Builds one engine after another, on one thread.
+class Builder {
+public:
+    explicit Builder(std::unique_ptr<nvinfer1::IBuilder> builder);
+
+    /// One at a time in a process: concurrent work spoils the timing of tactics.
+    std::unique_ptr<Plan> build(ParserLibrary const &parser, BuildRequest const &request, BuildWatch const &watch) const;
+
+private:
+    std::unique_ptr<nvinfer1::IBuilder> builder_;
 };
 
 class Runtime {
@@ -149,9 +162,6 @@ private:
 Version header_version();
 std::unique_ptr<Library> open_library(rust::Str path);
 std::unique_ptr<ParserLibrary> open_parser(rust::Str path);
-/// One at a time in a process, on one thread: concurrent work spoils the timing of tactics.
-std::unique_ptr<Plan> build(Library const &library, ParserLibrary const &parser, BuildRequest const &request,
-                            BuildWatch const &watch);
 /// Ends the process without running what is registered for its end, so that it may be called while other threads build.
 [[noreturn]] void end_process(std::int32_t status);
 

@@ -5,9 +5,13 @@ use super::library::Library;
 use super::profile::Profile;
 use crate::cuda::Device;
 use crate::{Error, Result};
+use cxx::UniquePtr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+
+/// What an error says was being done.
+const ACTION: &str = "build the engine";
 
 /// What an engine's arithmetic may use.
 ///
@@ -134,8 +138,7 @@ impl Library {
 /// Builds an engine on `device` for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
 ///
 /// # Errors
-/// [`Error::Setting`] without a profile; [`Error::TensorRtLibrary`] without the parser's library; [`Error::Cancelled`] when
-/// `progress` asked for it; [`Error::TensorRt`] with what TensorRT logged, e.g. the node that it does not know.
+/// As [`PlanBuilder::new`] and [`PlanBuilder::build`].
 pub fn build_plan(
     library: &Library,
     device: &Device,
@@ -143,44 +146,79 @@ pub fn build_plan(
     settings: &BuildSettings,
     progress: &dyn BuildProgress,
 ) -> Result<Plan> {
-    const WHAT: &str = "building the engine";
-    if settings.profiles.is_empty() {
-        return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
+    PlanBuilder::new(library, device)?.build(onnx, settings, progress)
+}
+
+/// Builds engines one after the other. What TensorRT loads to build, for which 8.6 needs seconds, it loads once.
+pub struct PlanBuilder<'a> {
+    library: &'a Library,
+    device: &'a Device,
+    handle: UniquePtr<bridge::Builder>,
+}
+
+impl fmt::Debug for PlanBuilder<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("PlanBuilder").field("library", self.library).field("device", self.device).finish_non_exhaustive()
     }
-    if library.version().major > 8 && !settings.fp32_layers.is_empty() {
-        let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
-        return Err(Error::Setting { setting: "--fp32-layers", reason });
+}
+
+impl<'a> PlanBuilder<'a> {
+    /// For engines that run on `device`.
+    ///
+    /// # Errors
+    /// [`Error::TensorRtLibrary`] without the parser's library; [`Error::TensorRt`], e.g. where the GPU's memory is full.
+    pub fn new(library: &'a Library, device: &'a Device) -> Result<Self> {
+        library.load_parser()?;
+        device.bind()?;
+        let handle = library.handle().create_builder().map_err(|exception| failure(ACTION, &exception))?;
+        Ok(Self { library, device, handle })
     }
-    if settings.arithmetic == Arithmetic::Int8 {
-        check_int8(device)?;
+
+    /// As [`build_plan`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] without a profile; [`Error::Cancelled`] when `progress` asked for it; [`Error::TensorRt`] with what
+    /// TensorRT logged, e.g. the node that it does not know.
+    pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn BuildProgress) -> Result<Plan> {
+        let library = self.library;
+        if settings.profiles.is_empty() {
+            return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
+        }
+        if library.version().major > 8 && !settings.fp32_layers.is_empty() {
+            let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
+            return Err(Error::Setting { setting: "--fp32-layers", reason });
+        }
+        if settings.arithmetic == Arithmetic::Int8 {
+            check_int8(self.device)?;
+        }
+        let request = bridge::BuildRequest {
+            onnx,
+            onnx_path: settings.onnx_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+            arithmetic: match settings.arithmetic {
+                Arithmetic::Fp32 => bridge::Arithmetic::Fp32,
+                Arithmetic::Fp16 => bridge::Arithmetic::Fp16,
+                Arithmetic::Int8 => bridge::Arithmetic::Int8,
+            },
+            profiles: settings
+                .profiles
+                .iter()
+                .map(|profile| bridge::Range { min: profile.min().dims(), opt: profile.opt().dims(), max: profile.max().dims() })
+                .collect(),
+            workspace_bytes: settings.workspace_bytes.unwrap_or(0),
+            optimization_level: settings.optimization_level.map_or(-1, i32::from),
+            auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
+            detailed_layers: settings.layer_details == LayerDetails::Full,
+            fp32_layers: settings.fp32_layers.clone(),
+            timing_cache: &settings.timing_cache,
+        };
+        self.device.bind()?;
+        let built = library.with_parser(|parser| self.handle.build(parser, &request, &BuildWatch(progress)))?;
+        if progress.cancelled() {
+            return Err(Error::Cancelled { what: "building the engine" });
+        }
+        let plan = built.map_err(|exception| failure(ACTION, &exception))?;
+        Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
     }
-    let request = bridge::BuildRequest {
-        onnx,
-        onnx_path: settings.onnx_path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-        arithmetic: match settings.arithmetic {
-            Arithmetic::Fp32 => bridge::Arithmetic::Fp32,
-            Arithmetic::Fp16 => bridge::Arithmetic::Fp16,
-            Arithmetic::Int8 => bridge::Arithmetic::Int8,
-        },
-        profiles: settings
-            .profiles
-            .iter()
-            .map(|profile| bridge::Range { min: profile.min().dims(), opt: profile.opt().dims(), max: profile.max().dims() })
-            .collect(),
-        workspace_bytes: settings.workspace_bytes.unwrap_or(0),
-        optimization_level: settings.optimization_level.map_or(-1, i32::from),
-        auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
-        detailed_layers: settings.layer_details == LayerDetails::Full,
-        fp32_layers: settings.fp32_layers.clone(),
-        timing_cache: &settings.timing_cache,
-    };
-    device.bind()?;
-    let built = library.with_parser(|parser| bridge::build(library.handle(), parser, &request, &BuildWatch(progress)))?;
-    if progress.cancelled() {
-        return Err(Error::Cancelled { what: WHAT });
-    }
-    let plan = built.map_err(|exception| failure("build the engine", &exception))?;
-    Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
 }
 
 /// Whether `device` has 8-bit arithmetic: Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
@@ -208,7 +246,7 @@ pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error
         .any(|sign| lower.contains(sign))
     {
         "The GPU's memory is full: stop other programs on it (`nvidia-smi` lists them), build with smaller profiles or fewer buckets."
-    } else if action == "build the engine" {
+    } else if action == ACTION {
         "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
     } else if action == "load the engine" {
         "A plan runs only with the TensorRT and the kind of GPU that built it: build it again with `trt-embed build`."

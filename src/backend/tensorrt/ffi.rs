@@ -157,7 +157,7 @@ pub(super) mod bridge {
 
     // SAFETY (`unsafe extern`): each function checks what it is given and reports by exception, so a call with any values is
     // sound, save for two promises that the safe types around it keep: `Context` (engine.rs) takes addresses only of buffers
-    // and streams that then hold what they use, and `create_runtime` and `build` are called with an open `Device` at hand.
+    // and streams that then hold what they use, and `create_runtime` and `create_builder` are called with an open `Device` at hand.
     unsafe extern "C++" {
         include!("trt-embed/cpp/tensorrt.h");
 
@@ -168,17 +168,15 @@ pub(super) mod bridge {
         fn path(self: &Library) -> String;
         /// TensorRT 8.6 dereferences null here without a usable CUDA driver.
         fn create_runtime(self: &Library) -> Result<UniquePtr<Runtime>>;
+        fn create_builder(self: &Library) -> Result<UniquePtr<Builder>>;
 
         type ParserLibrary;
         fn open_parser(path: &str) -> Result<UniquePtr<ParserLibrary>>;
-        fn build(
-            library: &Library,
-            parser: &ParserLibrary,
-            request: &BuildRequest,
-            watch: &BuildWatch,
-        ) -> Result<UniquePtr<Plan>>;
         /// Does not return.
         fn end_process(status: i32);
+
+        type Builder;
+        fn build(self: &Builder, parser: &ParserLibrary, request: &BuildRequest, watch: &BuildWatch) -> Result<UniquePtr<Plan>>;
 
         type Plan;
         fn bytes(self: &Plan) -> &[u8];

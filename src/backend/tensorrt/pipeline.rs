@@ -1,6 +1,6 @@
 //! From a model to a proven engine: export, build, compare with a reference, and what the manifest says of it.
 
-use super::builder::{Arithmetic, BuildProgress, BuildSettings, build_plan};
+use super::builder::{Arithmetic, BuildProgress, BuildSettings, PlanBuilder};
 use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
@@ -126,7 +126,7 @@ pub(super) fn misplaced_calibration() -> Error {
 /// its lock keeps builds of several processes apart; the engine is not put into it.
 ///
 /// # Errors
-/// See [`EngineRequest::check`] and [`build_plan`]; [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
+/// See [`EngineRequest::check`] and [`PlanBuilder`]; [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
 pub fn build_engine(
     library: &Arc<Library>,
     device: &Device,
@@ -324,6 +324,7 @@ impl<'a> Job<'a> {
             ..10 => self.settings.profiles.chunks(1).collect(),
             _ => vec![&self.settings.profiles],
         };
+        let builder = phase(self.progress, "loading TensorRT's builder", || PlanBuilder::new(self.library, self.device))?;
         let mut plans = Vec::with_capacity(parts.len());
         for (number, profiles) in parts.iter().enumerate() {
             settings.profiles = profiles.to_vec();
@@ -331,7 +332,7 @@ impl<'a> Job<'a> {
                 (2.., [profile]) => format!("building the engine for {profile} ({} of {})", number + 1, parts.len()),
                 _ => "building the engine".to_owned(),
             };
-            let build = || build_plan(self.library, self.device, &graph.bytes, &settings, self.progress);
+            let build = || builder.build(&graph.bytes, &settings, self.progress);
             let plan = phase(self.progress, &name, build)?;
             plans.push(plan.bytes);
             settings.timing_cache = plan.timing_cache;
