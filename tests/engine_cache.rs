@@ -35,6 +35,7 @@ fn manifest() -> Manifest {
             pooling: "mean".into(),
             hidden_size: 384,
             positions: 512,
+            tanh_gelu: false,
         },
         arithmetic: Arithmetic::Fp16,
         profiles: vec!["1x16".parse().unwrap()],

@@ -161,6 +161,23 @@ fn engines_of_both_precisions_pass_and_say_how_well() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn gelu_by_tanh_is_compared_with_the_model_itself() {
+    let place = Place::new();
+    let mut request = place.request(Arithmetic::Fp32, 0.9999);
+    request.settings.profiles.truncate(1);
+    request.tanh_gelu = true;
+    let engine = place.build(&request).unwrap();
+    let fidelity = engine.manifest.fidelity.as_ref().unwrap();
+    println!("{fidelity:?}");
+    // fp32 alone loses some 1e-11.
+    assert!(engine.manifest.model.tanh_gelu && fidelity.min_cosine < 1.0 - 1e-9, "{fidelity:?}");
+    let path = place.disk.path().join("tanh.engine");
+    EngineFile::write(&path, &engine.manifest, &engine.plan).unwrap();
+    assert!(load_engine(&path, &place.library, &place.device, &place.folder).unwrap() == engine);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn an_engine_below_the_bar_is_not_kept_but_its_timings_are() {
     let place = Place::new();
     let request = place.request(Arithmetic::Fp32, 1.1);

@@ -1,5 +1,7 @@
 //! What a warm call must not do, counted. Alone in its file: the counts are the process's.
-#![cfg(all(feature = "tensorrt", feature = "cpu"))]
+//!
+//! Without the feature `nvtx`, whose crate copies the name of every range.
+#![cfg(all(feature = "tensorrt", feature = "cpu", not(feature = "nvtx")))]
 
 #[path = "common/counting.rs"]
 mod counting;

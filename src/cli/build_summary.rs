@@ -29,7 +29,7 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
         ("size", HumanBytes(engine.plan.len() as u64).to_string()),
         ("built in", format!("{} s", manifest.build.seconds)),
         ("for", format!("{}, TensorRT {}", machine.gpu, machine.tensorrt)),
-        ("precision", manifest.arithmetic.to_string()),
+        ("precision", precision(manifest)),
         ("profiles", profiles),
         ("fidelity", fidelity),
     ];
@@ -45,6 +45,12 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
     lines.extend(manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
     lines.extend(manifest.products.iter().map(|products| ("products", products.to_string())));
     lines
+}
+
+/// In which arithmetic, and where that is not the model's own function.
+pub fn precision(manifest: &Manifest) -> String {
+    let gelu = if manifest.model.tanh_gelu { ", GELU by tanh" } else { "" };
+    format!("{}{gelu}", manifest.arithmetic)
 }
 
 /// The candidates of `--precision auto`, of which the engine with the manifest `chosen` came: verdict, fidelity and times.

@@ -290,3 +290,65 @@ impl<'w> Builder<'w> {
         Graph { header: self.header, constants: self.constants, linears: self.linears }
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests {
+    use super::*;
+    use crate::backend::CpuBackend;
+    use crate::graph::onnx::AttributeProto;
+    use crate::model::ModelFolder;
+    use crate::pooling::{Head, Pooling, PoolingMode};
+    use crate::tokens::TokenBatch;
+
+    /// x / 100 - 10 for the ids 0 to 2000, through `activation`.
+    fn through(activation: Activation) -> Vec<(f64, f64)> {
+        const IDS: i32 = 2001;
+        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        let weights = folder.weights().unwrap();
+        let mut builder = Builder::new(&folder.config, &weights, Precision::Fp32);
+        let ids = builder.node("Cast", "x", &["input_ids"], vec![AttributeProto::int("to", ElementType::Float32 as i64)]);
+        let (step, ten) = (builder.scalar("x.step", 0.01), builder.scalar("x.ten", 10.0));
+        let scaled = builder.node("Mul", "x", &[&ids, &step], vec![]);
+        let x = builder.node("Sub", "x", &[&scaled, &ten], vec![]);
+        let y = builder.activation("y", &x, activation);
+        let axes = builder.ints("axes", &[2]);
+        let wide = builder.node("Unsqueeze", "y", &[&y, &axes], vec![]);
+        let mut graph = builder.finish(&wide);
+        let tokens = [Dim::Named("batch"), Dim::Named("sequence")];
+        let outputs = &mut graph.header.graph.as_mut().unwrap().output;
+        outputs.extend([&x, &y].map(|name| ValueInfoProto::tensor(name, ElementType::Float32, &tokens)));
+
+        let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, false).unwrap();
+        let backend = CpuBackend::from_graph(graph, head, IDS as usize, 1).unwrap();
+        let (ids, lengths) = ((0..IDS).collect(), vec![IDS as u32]);
+        let batch = TokenBatch { ids, lengths, seq: IDS as usize, rows: vec![0], skip: 0 };
+        let mut seen = Vec::new();
+        backend.observe(&batch, &mut |_, values| seen.push(values.to_vec())).unwrap();
+        let [x, y] = <[Vec<f32>; 2]>::try_from(seen).unwrap();
+        assert_eq!(x.len(), IDS as usize);
+        x.into_iter().zip(y).map(|(x, y)| (f64::from(x), f64::from(y))).collect()
+    }
+
+    #[test]
+    fn activations_are_those_of_transformers() {
+        let gelu = |x: f64| x / 2.0 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2));
+        let tanh = |x: f64| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
+        let relu = |x: f64| x.max(0.0);
+        let oracles: [(Activation, &dyn Fn(f64) -> f64); 3] =
+            [(Activation::Gelu, &gelu), (Activation::GeluTanh, &tanh), (Activation::Relu, &relu)];
+        for (activation, oracle) in oracles {
+            for (x, y) in through(activation) {
+                // 1 + erf(..) and 1 + tanh(..) are sums near 0 of terms near 1, rounded to 2^-24 a step, times |x| / 2.
+                let bound = 8.0 * f64::from(f32::EPSILON) * x.abs().max(1.0);
+                assert!((y - oracle(x)).abs() <= bound, "{activation:?}({x}) = {y}, expected {}", oracle(x));
+            }
+        }
+    }
+
+    #[test]
+    fn the_tanh_form_of_gelu_is_near_it() {
+        let pairs = through(Activation::Gelu).into_iter().zip(through(Activation::GeluTanh));
+        let largest = pairs.map(|((_, exact), (_, tanh))| (exact - tanh).abs()).fold(0.0, f64::max);
+        assert!((4.7e-4..4.8e-4).contains(&largest), "{largest}");
+    }
+}

@@ -96,6 +96,14 @@ impl Activation {
 }
 
 impl EncoderConfig {
+    /// The same encoder with the tanh approximation in the place of GELU.
+    pub fn with_tanh_gelu(&self) -> Self {
+        match self.activation {
+            Activation::Gelu => Self { activation: Activation::GeluTanh, ..self.clone() },
+            Activation::GeluTanh | Activation::Relu => self.clone(),
+        }
+    }
+
     /// Reads and checks `config.json`. An absent field has the value that transformers' `MPNetConfig` or `BertConfig` gives it.
     ///
     /// # Errors

@@ -53,6 +53,9 @@ pub struct Model {
     pub hidden_size: usize,
     /// Longest row.
     pub positions: usize,
+    /// Whether an exported graph has GELU's tanh approximation where the model has GELU itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tanh_gelu: bool,
 }
 
 /// How near the engine's vectors are to the reference's.
@@ -295,6 +298,7 @@ pub(super) mod tests {
                 pooling: "mean, normalize".into(),
                 hidden_size: 384,
                 positions: 512,
+                tanh_gelu: false,
             },
             arithmetic: Arithmetic::Fp16,
             profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
@@ -360,6 +364,16 @@ pub(super) mod tests {
         here.build.cuda_driver = "12.4".into();
         here.fidelity = None;
         check(&manifest(), &here).unwrap();
+    }
+
+    #[test]
+    fn engines_of_earlier_versions_have_the_model_s_own_gelu() {
+        let mut model = manifest().model;
+        let json = serde_json::to_string(&model).unwrap();
+        assert!(!json.contains("tanh_gelu"), "{json}");
+        assert_eq!(serde_json::from_str::<Model>(&json).unwrap(), model);
+        model.tanh_gelu = true;
+        assert_eq!(serde_json::from_str::<Model>(&serde_json::to_string(&model).unwrap()).unwrap(), model);
     }
 
     #[test]

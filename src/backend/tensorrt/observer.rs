@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn an_observed_engine_is_told_from_the_model_s_own() {
         let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
-        let own = GraphSource::export(&folder, Precision::Fp32).unwrap().model(&folder).unwrap();
+        let own = GraphSource::export(&folder, Precision::Fp32, false).unwrap().model(&folder).unwrap();
         let observed = GraphSource::observe(&folder).unwrap().model(&folder).unwrap();
         assert_eq!(observed.source, own.source);
         assert_ne!(observed.graph, own.graph);

@@ -8,7 +8,7 @@ use crate::digest::hex;
 use crate::files::TemporaryFolder;
 use crate::graph::onnx::{self, ModelProto, TensorProto, ValueInfoProto};
 use crate::graph::{Graph, Precision, Quantization};
-use crate::model::{Mapped, ModelFolder};
+use crate::model::{EncoderConfig, Mapped, ModelFolder};
 use crate::{Error, Result};
 use prost::bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -23,9 +23,9 @@ const REQUIRED_INPUTS: usize = 2;
 /// A graph that a plan can be built from.
 pub(super) enum GraphSource {
     /// Weights still in the model folder's files.
-    Exported(Graph, Precision),
-    /// The same with Q/DQ pairs, and the hash of the graph without them.
-    Quantised { graph: Graph, precision: Precision, base: String },
+    Exported { graph: Graph, precision: Precision, tanh_gelu: bool },
+    /// The same with Q/DQ pairs, and the hash of the model's own graph, without them.
+    Quantised { graph: Graph, precision: Precision, tanh_gelu: bool, base: String },
     /// Mapped, so that what is hashed is what is built.
     File { path: PathBuf, bytes: Bytes, digest: String },
 }
@@ -39,22 +39,24 @@ pub(super) struct Serialised {
 }
 
 impl GraphSource {
-    /// The graph of `folder`, with weights of type `precision`.
-    pub fn export(folder: &ModelFolder, precision: Precision) -> Result<Self> {
-        Ok(Self::Exported(Graph::new(&folder.config, &folder.weights()?, precision)?, precision))
+    /// The graph of `folder`, with weights of type `precision`, and with `tanh_gelu` as [`EncoderConfig::with_tanh_gelu`].
+    pub fn export(folder: &ModelFolder, precision: Precision, tanh_gelu: bool) -> Result<Self> {
+        let graph = Graph::new(&config(folder, tanh_gelu), &folder.weights()?, precision)?;
+        Ok(Self::Exported { graph, precision, tanh_gelu })
     }
 
     /// As [`GraphSource::export`] in fp32, with every tensor that feeds a linear as a further output.
     pub fn observe(folder: &ModelFolder) -> Result<Self> {
-        Ok(Self::Exported(Graph::observed(&folder.config, &folder.weights()?)?, Precision::Fp32))
+        let graph = Graph::observed(&folder.config, &folder.weights()?)?;
+        Ok(Self::Exported { graph, precision: Precision::Fp32, tanh_gelu: false })
     }
 
     /// As [`GraphSource::export`], with linears in INT8.
-    pub fn quantise(folder: &ModelFolder, precision: Precision, quantization: &Quantization) -> Result<Self> {
+    pub fn quantise(folder: &ModelFolder, precision: Precision, tanh_gelu: bool, quantization: &Quantization) -> Result<Self> {
         let weights = folder.weights()?;
-        let graph = Graph::quantized(&folder.config, &weights, precision, quantization)?;
+        let graph = Graph::quantized(&config(folder, tanh_gelu), &weights, precision, quantization)?;
         let base = Graph::new(&folder.config, &weights, precision)?.digest_hex();
-        Ok(Self::Quantised { graph, precision, base })
+        Ok(Self::Quantised { graph, precision, tanh_gelu, base })
     }
 
     /// The graph in the file at `path`, which must be an encoder of `folder`'s width.
@@ -72,17 +74,17 @@ impl GraphSource {
 
     /// The model that a plan of this graph computes, with `folder`'s tokenizer and pooling.
     pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
-        let (source, graph) = match self {
-            Self::Exported(graph, precision) => (Source::Exported(*precision), graph.digest_hex()),
-            Self::Quantised { graph, precision, base } => {
-                (Source::Quantised { precision: *precision, base: base.clone() }, graph.digest_hex())
+        let (source, tanh_gelu, graph) = match self {
+            Self::Exported { graph, precision, tanh_gelu } => (Source::Exported(*precision), *tanh_gelu, graph.digest_hex()),
+            Self::Quantised { graph, precision, tanh_gelu, base } => {
+                (Source::Quantised { precision: *precision, base: base.clone() }, *tanh_gelu, graph.digest_hex())
             }
             Self::File { path, digest, .. } => {
                 let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                (Source::Onnx(name), digest.clone())
+                (Source::Onnx(name), false, digest.clone())
             }
         };
-        model(folder, source, graph)
+        Ok(Model { tanh_gelu, ..model(folder, source, graph)? })
     }
 
     /// How many tensors feed linears that are quantised, which are all but `float`; 0 for a graph from a file.
@@ -94,7 +96,7 @@ impl GraphSource {
 
     pub fn serialise(&self) -> Result<Serialised> {
         let graph = match self {
-            Self::Exported(graph, _) | Self::Quantised { graph, .. } => graph,
+            Self::Exported { graph, .. } | Self::Quantised { graph, .. } => graph,
             Self::File { path, bytes, .. } => {
                 return Ok(Serialised { bytes: bytes.clone(), path: Some(path.clone()), _folder: None });
             }
@@ -141,9 +143,11 @@ impl Manifest {
         // Without the weights first, which take longer to hash.
         self.check_model(&model(folder, self.model.source.clone(), self.model.graph.clone())?)?;
         match &self.model.source {
-            Source::Exported(precision) => self.check_model(&GraphSource::export(folder, *precision)?.model(folder)?),
+            Source::Exported(precision) => {
+                self.check_model(&GraphSource::export(folder, *precision, self.model.tanh_gelu)?.model(folder)?)
+            }
             Source::Quantised { precision, base } => {
-                self.check_base(base, &GraphSource::export(folder, *precision)?.model(folder)?.graph)
+                self.check_base(base, &GraphSource::export(folder, *precision, false)?.model(folder)?.graph)
             }
             Source::Onnx(_) => Ok(()),
         }
@@ -160,7 +164,12 @@ fn model(folder: &ModelFolder, source: Source, graph: String) -> Result<Model> {
         pooling: pooling_words(folder),
         hidden_size: folder.config.hidden_size,
         positions: folder.config.max_tokens(),
+        tanh_gelu: false,
     })
+}
+
+fn config(folder: &ModelFolder, tanh_gelu: bool) -> EncoderConfig {
+    if tanh_gelu { folder.config.with_tanh_gelu() } else { folder.config.clone() }
 }
 
 /// E.g. `mean, dense 768 to 512, normalize`.

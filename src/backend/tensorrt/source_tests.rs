@@ -30,14 +30,20 @@ fn manifest_of(model: Model) -> Manifest {
 
 #[test]
 fn an_exported_graph_is_checked_against_the_folder_s_weights() {
-    let exported = GraphSource::export(&folder(), Precision::Fp32).unwrap().model(&folder()).unwrap();
+    let exported = GraphSource::export(&folder(), Precision::Fp32, false).unwrap().model(&folder()).unwrap();
     assert_eq!((exported.hidden_size, exported.positions), (32, 208));
     assert_eq!(exported.source, Source::Exported(Precision::Fp32));
     manifest_of(exported.clone()).check_folder(&folder()).unwrap();
 
-    let half = GraphSource::export(&folder(), Precision::Fp16).unwrap().model(&folder()).unwrap();
+    let half = GraphSource::export(&folder(), Precision::Fp16, false).unwrap().model(&folder()).unwrap();
     assert_ne!(half.graph, exported.graph);
     manifest_of(half).check_folder(&folder()).unwrap();
+
+    let tanh = GraphSource::export(&folder(), Precision::Fp32, true).unwrap().model(&folder()).unwrap();
+    assert!(tanh.tanh_gelu && tanh.graph != exported.graph);
+    manifest_of(tanh.clone()).check_folder(&folder()).unwrap();
+    let error = manifest_of(Model { tanh_gelu: false, ..tanh }).check_folder(&folder()).unwrap_err();
+    assert!(matches!(error, Error::EngineMismatch { field: "the hash of the graph", .. }), "{error}");
 
     // The fixture of another family has another tokenizer, width and graph.
     let bert = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bert")).unwrap();
@@ -49,7 +55,7 @@ fn an_exported_graph_is_checked_against_the_folder_s_weights() {
 
 #[test]
 fn another_head_is_the_same_engine() {
-    let built = manifest_of(GraphSource::export(&folder(), Precision::Fp32).unwrap().model(&folder()).unwrap());
+    let built = manifest_of(GraphSource::export(&folder(), Precision::Fp32, false).unwrap().model(&folder()).unwrap());
     let mut other = folder();
     other.pooling.modes = vec![crate::pooling::PoolingMode::Cls, crate::pooling::PoolingMode::Max];
     other.pooling.include_prompt = false;

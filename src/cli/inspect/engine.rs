@@ -1,6 +1,7 @@
 //! `trt-embed inspect FILE.engine`: the manifest on any machine, the engine itself where it can be loaded.
 
 use super::{Args, Port, table};
+use crate::cli::build_summary::precision;
 use crate::cli::{output, say};
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
@@ -153,7 +154,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         ("size", HumanBytes(report.bytes).to_string()),
         ("TensorRT", machine.tensorrt.clone()),
         ("GPU", format!("{}, compute capability {}", machine.gpu, machine.compute_capability)),
-        ("arithmetic", arithmetic.to_string()),
+        ("arithmetic", precision(&report.manifest)),
     ];
     for (number, profile) in profiles.iter().enumerate() {
         let bucket = if profile.is_bucket() { " (bucket)" } else { "" };
