@@ -11,7 +11,7 @@ use trt_embed::graph::{Graph, Precision};
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::Head;
 use trt_embed::quantization::{
-    Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, fit, sensitivity,
+    Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, choose_float, fit, sensitivity,
 };
 use trt_embed::tokens::TokenBatch;
 use trt_embed::{Error, Result};
@@ -228,6 +228,15 @@ fn the_fewest_groups_stay_in_float_that_reach_the_bar() {
 
     let error = fit(&model, &calibration, &texts, 1.1).unwrap_err();
     assert!(matches!(error, Error::QuantizedFidelity { bar: 1.1, .. }), "{error}");
+
+    // Told linears, or no bar: nothing is looked for.
+    let told = [calibration.quantization([]).ranges.keys().next().unwrap().clone()];
+    for (keep_float, bar) in [(&told[..], Some(1.1)), (&told[..], None), (&[], None)] {
+        let (chosen, report) = choose_float(&model, &calibration, keep_float, bar).unwrap();
+        assert!(report.is_none() && chosen == calibration.quantization(keep_float.iter().cloned()));
+    }
+    let (chosen, report) = choose_float(&model, &calibration, &[], Some(0.5)).unwrap();
+    assert_eq!((chosen, report.unwrap().bar), (calibration.quantization([]), 0.5));
 }
 
 fn place() -> TempDir {

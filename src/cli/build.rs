@@ -149,7 +149,7 @@ mod with_tensorrt {
     use trt_embed::model::ModelFolder;
     use trt_embed::quantization::Calibration;
     #[cfg(feature = "cpu")]
-    use trt_embed::quantization::{QuantizationReport, Samples, fit};
+    use trt_embed::quantization::{QuantizationReport, choose_float};
 
     impl Precision {
         /// As the builder takes it; none where it is to be chosen.
@@ -203,13 +203,10 @@ mod with_tensorrt {
         let (device, library) = open(args)?;
         // Last, because it takes minutes: all else has proved right. Before builds are watched: Ctrl-C ends it at once.
         #[cfg(feature = "cpu")]
-        let fitted = match (&calibration, request.gate.bar(request.settings.arithmetic), args.keep_float.as_slice()) {
-            (Some(calibration), Some(bar), []) => Some(fit_to_bar(request.folder, calibration, bar)?),
-            _ => None,
-        };
+        let chosen = calibration.as_ref().map(|ranges| choose(&request, ranges, &args.keep_float)).transpose()?;
         #[cfg(feature = "cpu")]
-        if let Some(fitted) = &fitted {
-            request.quantization = Some(fitted);
+        if let Some(chosen) = &chosen {
+            request.quantization = Some(chosen);
         }
         let progress = watch(&library)?;
         let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
@@ -276,15 +273,16 @@ mod with_tensorrt {
         say(&format!("quantisation on the CPU: {}", report.to_string().trim_end()));
     }
 
-    /// The fewest linears in float with which the model in INT8 keeps to the bar on the CPU.
+    /// What INT8 takes: as told, or so that the model keeps to the bar on the CPU.
     #[cfg(feature = "cpu")]
-    fn fit_to_bar(folder: &ModelFolder, calibration: &Calibration, bar: f64) -> Result<Quantization> {
+    fn choose(request: &EngineRequest<'_>, calibration: &Calibration, keep_float: &[String]) -> Result<Quantization> {
         let spinner = progress::step("choosing what INT8 may take");
-        let fitted = fit(folder, calibration, &Samples::of_all_lengths(folder)?, bar);
+        let bar = request.gate.bar(request.settings.arithmetic);
+        let chosen = choose_float(request.folder, calibration, keep_float, bar);
         spinner.finish_and_clear();
-        let fitted = fitted?;
-        say_fitted(&fitted.report);
-        Ok(fitted.quantization)
+        let (quantization, report) = chosen?;
+        report.iter().for_each(say_fitted);
+        Ok(quantization)
     }
 
     fn profiles(args: &Args) -> Result<Vec<Profile>> {

@@ -200,6 +200,26 @@ pub fn fit(model: &ModelFolder, calibration: &Calibration, texts: &Samples, min_
     Ok(Fitted { quantization, report: QuantizationReport { bar: min_cosine, texts, all_int8, chosen, groups } })
 }
 
+/// What INT8 may take of `model`: all linears but those named in `keep_float`. Where that names none and there is a `bar`, as [`fit`] finds
+/// over [`Samples::of_all_lengths`], with its report.
+///
+/// # Errors
+/// As [`fit`].
+pub fn choose_float(
+    model: &ModelFolder,
+    calibration: &Calibration,
+    keep_float: &[String],
+    bar: Option<f64>,
+) -> Result<(Quantization, Option<QuantizationReport>)> {
+    match (bar, keep_float) {
+        (Some(bar), []) => {
+            let fitted = fit(model, calibration, &Samples::of_all_lengths(model)?, bar)?;
+            Ok((fitted.quantization, Some(fitted.report)))
+        }
+        _ => Ok((calibration.quantization(keep_float.iter().cloned()), None)),
+    }
+}
+
 impl fmt::Display for QuantizationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} texts, smallest cosine asked for {}", self.texts, self.bar)?;

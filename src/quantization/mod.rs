@@ -12,7 +12,7 @@ mod samples;
 
 pub use calibration::{Calibration, CalibrationSettings, Method, ModelIdentity};
 #[cfg(feature = "cpu")]
-pub use fidelity::{Cosines, Fitted, Group, GroupReport, QuantizationReport, fit, sensitivity};
+pub use fidelity::{Cosines, Fitted, Group, GroupReport, QuantizationReport, choose_float, fit, sensitivity};
 #[cfg(feature = "cpu")]
 pub use observe::{CpuObserver, calibrate};
 pub use observe::{Observer, Visit, calibrate_with, check_calibration};

@@ -11,6 +11,8 @@ use super::{proof, source};
 use crate::cuda::Device;
 use crate::graph::Quantization;
 use crate::quantization::Calibration;
+#[cfg(feature = "cpu")]
+use crate::quantization::choose_float;
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -23,7 +25,7 @@ pub struct FastestRequest<'a> {
     pub engine: EngineRequest<'a>,
     /// Ranges of the model's activations. Without them int8 is no candidate.
     pub calibration: Option<&'a Calibration>,
-    /// Names of linears that the int8 engine leaves in float. Where there is none, `quantization::fit` finds the fewest with which
+    /// Names of linears that the int8 engine leaves in float. Where there is none, `quantization::choose_float` finds the fewest with which
     /// the model in INT8 reaches the gate's bar on the CPU; without a gate all linears are quantised.
     pub keep_float: &'a [String],
 }
@@ -210,18 +212,19 @@ impl Contest<'_> {
     }
 
     /// As told, or so that the model keeps to the bar on the CPU.
+    #[cfg(feature = "cpu")]
     fn quantise(&mut self, calibration: &Calibration) -> Result<Quantization> {
-        let request = self.request;
-        #[cfg(feature = "cpu")]
-        if let (Some(bar), []) = (request.engine.gate.bar(Arithmetic::Int8), request.keep_float) {
-            use crate::quantization::{Samples, fit};
-            let folder = request.engine.folder;
-            let fitted = || fit(folder, calibration, &Samples::of_all_lengths(folder)?, bar);
-            let fitted = phase(self.progress, "choosing what INT8 may take", fitted)?;
-            self.fitted = Some(fitted.report);
-            return Ok(fitted.quantization);
-        }
-        Ok(calibration.quantization(request.keep_float.iter().cloned()))
+        let FastestRequest { engine, keep_float, .. } = self.request;
+        let choose = || choose_float(engine.folder, calibration, keep_float, engine.gate.bar(Arithmetic::Int8));
+        let (quantization, report) = phase(self.progress, "choosing what INT8 may take", choose)?;
+        self.fitted = report;
+        Ok(quantization)
+    }
+
+    /// As told.
+    #[cfg(not(feature = "cpu"))]
+    fn quantise(&mut self, calibration: &Calibration) -> Result<Quantization> {
+        Ok(calibration.quantization(self.request.keep_float.iter().cloned()))
     }
 
     /// Out of the cache, where what other builds left may not have been compared.

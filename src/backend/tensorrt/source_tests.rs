@@ -2,7 +2,7 @@
 
 use super::super::manifest::tests::manifest;
 use super::*;
-use crate::graph::export_to_folder;
+use crate::graph::{Range, export_to_folder};
 use prost::Message;
 
 fn folder() -> ModelFolder {
@@ -51,6 +51,24 @@ fn an_exported_graph_is_checked_against_the_folder_s_weights() {
     assert!(matches!(error, Error::EngineMismatch { field: "the hidden size", .. }), "{error}");
     let other = manifest_of(Model { graph: "0".repeat(64), ..exported }).check_folder(&folder()).unwrap_err();
     assert!(matches!(other, Error::EngineMismatch { field: "the hash of the graph", .. }), "{other}");
+}
+
+#[test]
+fn an_int8_graph_with_gelu_by_tanh_is_known_by_the_model_s_own_graph() {
+    let folder = folder();
+    let own = Graph::new(&folder.config, &folder.weights().unwrap(), Precision::Fp32).unwrap();
+    let range = |(name, _): (&str, usize)| (name.to_owned(), Range { amax: 4.0, smoothing: None });
+    let quantization =
+        Quantization { ranges: own.observed_tensors().into_iter().map(range).collect(), ..Quantization::default() };
+    let [exact, tanh] = [false, true].map(|tanh_gelu| {
+        let source = GraphSource::quantise(&folder, Precision::Fp32, tanh_gelu, &quantization).unwrap();
+        source.model(&folder).unwrap()
+    });
+    assert!(tanh.tanh_gelu && !exact.tanh_gelu && tanh.graph != exact.graph);
+    for model in [exact, tanh] {
+        assert_eq!(model.source, Source::Quantised { precision: Precision::Fp32, base: own.digest_hex() });
+        manifest_of(model).check_folder(&folder).unwrap();
+    }
 }
 
 #[test]
