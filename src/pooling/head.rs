@@ -6,6 +6,7 @@ use crate::model::ModelFolder;
 use crate::model::{Dense, DenseActivation};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
+use std::cell::Cell;
 
 /// Partial sums of a dot product: enough to fill the vector units, and they keep rounding errors small.
 const LANES: usize = 16;
@@ -84,23 +85,31 @@ impl Head {
     /// # Panics
     /// When the lengths of `hidden` or `out` do not follow from `batch`.
     pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) {
-        let mut vectors = vec![0f32; batch.batch() * self.pooled_width()];
-        pool(hidden, batch, self.hidden_size, &self.pooling, &mut vectors);
-        self.apply_pooled(vectors, out);
+        self.apply_to(batch.batch(), out, |pooled| pool(hidden, batch, self.hidden_size, &self.pooling, pooled));
     }
 
-    /// The steps after pooling: `pooled` `[batch, pooled_width]` to `out` `[batch, dim]`.
+    /// The steps after pooling, of the vectors `[rows, pooled_width]` that `pool` writes, to `out` `[rows, dim]`. What lies between is
+    /// kept for this thread's next call, which then allocates nothing. Returns what `pool` returns; where that is a failure, `out` holds
+    /// nothing of use.
     ///
     /// # Panics
-    /// When the two lengths do not belong to the same number of rows.
-    pub fn apply_pooled(&self, pooled: Vec<f32>, out: &mut [f32]) {
-        let mut vectors = pooled;
+    /// When `out` does not have `rows` vectors.
+    pub fn apply_to<R>(&self, rows: usize, out: &mut [f32], pool: impl FnOnce(&mut [f32]) -> R) -> R {
+        thread_local! {
+            static KEPT: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+        }
+        // Taken, not borrowed: `pool` may run other work on this thread.
+        let [mut vectors, mut next] = KEPT.take();
+        vectors.resize(rows * self.pooled_width(), 0.0);
+        let pooled = pool(&mut vectors);
         for dense in &self.dense {
-            let mut next = vec![0f32; vectors.len() / dense.in_features * dense.out_features];
+            next.resize(rows * dense.out_features, 0.0);
             apply_dense(dense, &vectors, &mut next);
-            vectors = next;
+            std::mem::swap(&mut vectors, &mut next);
         }
         cut_and_normalise(&vectors, self.width(), self.dim, self.normalize, out);
+        KEPT.set([vectors, next]);
+        pooled
     }
 }
 

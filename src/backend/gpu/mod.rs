@@ -132,10 +132,7 @@ impl GpuBackend {
         if self.head.dense.is_empty() {
             return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
         }
-        let mut pooled = vec![0.0; batch.batch() * self.head.pooled_width()];
-        self.with_lane(|lane| lane.encode(profile, shape, batch, &mut pooled))?;
-        self.head.apply_pooled(pooled, out);
-        Ok(())
+        self.head.apply_to(batch.batch(), out, |pooled| self.with_lane(|lane| lane.encode(profile, shape, batch, pooled)))
     }
 
     /// The GPU's own time for a batch of `batch` rows of `seq` tokens, at the profile that would serve it: medians of `runs` runs, and
