@@ -232,10 +232,10 @@ fn the_fewest_groups_stay_in_float_that_reach_the_bar() {
     // Told linears, or no bar: nothing is looked for.
     let told = [calibration.quantization([]).ranges.keys().next().unwrap().clone()];
     for (keep_float, bar) in [(&told[..], Some(1.1)), (&told[..], None), (&[], None)] {
-        let (chosen, report) = choose_float(&model, &calibration, keep_float, bar).unwrap();
+        let (chosen, report) = choose_float(&model, &calibration, &texts, keep_float, bar).unwrap();
         assert!(report.is_none() && chosen == calibration.quantization(keep_float.iter().cloned()));
     }
-    let (chosen, report) = choose_float(&model, &calibration, &[], Some(0.5)).unwrap();
+    let (chosen, report) = choose_float(&model, &calibration, &texts, &[], Some(0.5)).unwrap();
     assert_eq!((chosen, report.unwrap().bar), (calibration.quantization([]), 0.5));
 }
 

@@ -149,7 +149,7 @@ mod with_tensorrt {
     use trt_embed::model::ModelFolder;
     use trt_embed::quantization::Calibration;
     #[cfg(feature = "cpu")]
-    use trt_embed::quantization::{QuantizationReport, choose_float};
+    use trt_embed::quantization::{QuantizationReport, Samples, choose_float};
 
     impl Precision {
         /// As the builder takes it; none where it is to be chosen.
@@ -276,9 +276,9 @@ mod with_tensorrt {
     /// What INT8 takes: as told, or so that the model keeps to the bar on the CPU.
     #[cfg(feature = "cpu")]
     fn choose(request: &EngineRequest<'_>, calibration: &Calibration, keep_float: &[String]) -> Result<Quantization> {
+        let (texts, bar) = (Samples::of_all_lengths(request.folder)?, request.gate.bar(request.settings.arithmetic));
         let spinner = progress::step("choosing what INT8 may take");
-        let bar = request.gate.bar(request.settings.arithmetic);
-        let chosen = choose_float(request.folder, calibration, keep_float, bar);
+        let chosen = choose_float(request.folder, calibration, &texts, keep_float, bar);
         spinner.finish_and_clear();
         let (quantization, report) = chosen?;
         report.iter().for_each(say_fitted);

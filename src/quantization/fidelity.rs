@@ -201,19 +201,20 @@ pub fn fit(model: &ModelFolder, calibration: &Calibration, texts: &Samples, min_
 }
 
 /// What INT8 may take of `model`: all linears but those named in `keep_float`. Where that names none and there is a `bar`, as [`fit`] finds
-/// over [`Samples::of_all_lengths`], with its report.
+/// over `texts`, with its report.
 ///
 /// # Errors
 /// As [`fit`].
 pub fn choose_float(
     model: &ModelFolder,
     calibration: &Calibration,
+    texts: &Samples,
     keep_float: &[String],
     bar: Option<f64>,
 ) -> Result<(Quantization, Option<QuantizationReport>)> {
     match (bar, keep_float) {
         (Some(bar), []) => {
-            let fitted = fit(model, calibration, &Samples::of_all_lengths(model)?, bar)?;
+            let fitted = fit(model, calibration, texts, bar)?;
             Ok((fitted.quantization, Some(fitted.report)))
         }
         _ => Ok((calibration.quantization(keep_float.iter().cloned()), None)),

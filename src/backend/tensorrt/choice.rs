@@ -12,7 +12,7 @@ use crate::cuda::Device;
 use crate::graph::Quantization;
 use crate::quantization::Calibration;
 #[cfg(feature = "cpu")]
-use crate::quantization::choose_float;
+use crate::quantization::{Samples, choose_float};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -215,7 +215,8 @@ impl Contest<'_> {
     #[cfg(feature = "cpu")]
     fn quantise(&mut self, calibration: &Calibration) -> Result<Quantization> {
         let FastestRequest { engine, keep_float, .. } = self.request;
-        let choose = || choose_float(engine.folder, calibration, keep_float, engine.gate.bar(Arithmetic::Int8));
+        let bar = engine.gate.bar(Arithmetic::Int8);
+        let choose = || choose_float(engine.folder, calibration, &Samples::of_all_lengths(engine.folder)?, keep_float, bar);
         let (quantization, report) = phase(self.progress, "choosing what INT8 may take", choose)?;
         self.fitted = report;
         Ok(quantization)
