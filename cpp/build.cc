@@ -230,13 +230,13 @@ std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildR
 #else
     static_cast<void>(watch); // TensorRT 8.6 neither reports progress nor can be stopped
 #endif
-    // Destroyed in reverse order. The parser owns weights that the network points at, so it lives through the build.
     nvinfer1::NetworkDefinitionCreationFlags flags = 0;
 #if NV_TENSORRT_MAJOR == 8
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
 #elif NV_TENSORRT_MAJOR == 10
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED); // always so in 11
 #endif
+    // Destroyed in reverse order. The parser owns weights that the network points at, so it lives through the build.
     auto const network = capture.require(builder_->createNetworkV2(flags), "createNetworkV2");
     auto const config = capture.require(builder_->createBuilderConfig(), "createBuilderConfig");
     std::unique_ptr<nvonnxparser::IParser, DestroyParser> const parser(

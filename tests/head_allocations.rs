@@ -29,7 +29,11 @@ fn vectors(head: &Head, rows: usize) -> Vec<f32> {
 }
 
 fn apply(head: &Head, rows: usize, out: &mut [f32]) {
-    head.apply_to(rows, out, |pooled| pooled.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32).cos()));
+    head.apply_to(rows, out, pool);
+}
+
+fn pool(pooled: &mut [f32]) {
+    pooled.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32).cos());
 }
 
 #[test]
@@ -53,7 +57,7 @@ fn a_head_may_run_within_another_s_pooling() {
     let alone = vectors(&head, 3);
     let mut out = vec![f32::NAN; 3 * head.dim];
     let inner = head.apply_to(3, &mut out, |pooled| {
-        pooled.iter_mut().enumerate().for_each(|(i, x)| *x = (i as f32).cos());
+        pool(pooled);
         vectors(&head, 2)
     });
     assert_eq!((out, inner.len()), (alone, 2 * head.dim));
