@@ -318,6 +318,6 @@ fn activation_name(activation: DenseActivation) -> &'static str {
         DenseActivation::Relu => "relu",
         DenseActivation::Gelu => "gelu",
         DenseActivation::Sigmoid => "sigmoid",
-        _ => "other",
+        other => other.class(),
     }
 }

@@ -19,7 +19,7 @@ mod transformer_module;
 mod weights;
 
 pub use config::{Activation, EncoderConfig, Family};
-pub use dense::{Dense, DenseActivation};
+pub use dense::{Dense, DenseActivation, Residual};
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
 pub use sentence_transformers::Prompts;
