@@ -1,5 +1,7 @@
 //! Model folders: configuration, weights and where they come from. Knows files, nothing of graphs or devices.
 
+mod adapter;
+mod adapter_config;
 mod config;
 mod config_keys;
 mod dense;
@@ -14,6 +16,7 @@ mod modules;
 mod schema;
 mod sentence_transformers;
 mod source;
+mod stored;
 mod tensors;
 mod transformer_module;
 mod weights;
