@@ -51,7 +51,7 @@ fn faults_of_config_json() {
         ("layer_norm_eps", json!(-1e-12), &["layer_norm_eps is -1e-12"]),
         ("layer_norm_eps", json!("tiny"), &["layer_norm_eps is \"tiny\""]),
         ("pad_token_id", json!(10), &["pad_token_id is 10", "vocab_size only 10"]),
-        ("hidden_act", json!("swish"), &["hidden_act is \"swish\"", "gelu_new"]),
+        ("hidden_act", json!("xielu"), &["hidden_act is \"xielu\"", "gelu_new"]),
         ("position_embedding_type", json!("relative_key"), &["position_embedding_type is \"relative_key\"", "absolute"]),
         ("is_decoder", json!(true), &["is_decoder is true"]),
     ] {
