@@ -125,6 +125,14 @@ impl TensorView {
         self.map.get(self.range.clone()).unwrap_or_default()
     }
 
+    /// Whether the file is still as it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.map.check_unchanged()
+    }
+
     /// The values as f32; borrowed when they are stored so and aligned.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         let bytes = self.bytes();
