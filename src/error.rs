@@ -29,6 +29,12 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A file was written to while it was read.
+    #[error("{} changed while it was read; run it again when nothing writes to it", path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A configuration file is not what it should be.
     #[error("{}: {reason}", path.display())]
     Config {
@@ -148,6 +154,24 @@ pub enum Error {
         texts: usize,
         /// Values of one vector.
         dim: usize,
+    },
+    /// A batch of token ids whose parts do not belong together, or that is longer than an executor takes.
+    #[error("batch of token ids: {reason}")]
+    TokenBatch {
+        /// What does not fit, with its values.
+        reason: String,
+    },
+    /// Values that are handed in have not the shape that they must have.
+    #[error("{what}: {found} values, {expected} are needed ({shape})")]
+    InputLength {
+        /// What they are, e.g. `hidden states`.
+        what: &'static str,
+        /// The product of `shape`.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+        /// The dimensions, in words.
+        shape: String,
     },
     /// An ONNX file cannot be read, written or represented.
     #[error("onnx: {reason}")]

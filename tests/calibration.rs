@@ -48,9 +48,9 @@ impl Observer for Constant<'_> {
             for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
                 let row = |length: &u32| {
                     let length = *length as usize * channels;
-                    (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                    (0..batch.seq() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
                 };
-                let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
+                let mut values: Vec<f32> = batch.lengths().iter().flat_map(row).collect();
                 match self.odd {
                     Some(0.0) if place == 2 => values.fill(0.0),
                     Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,

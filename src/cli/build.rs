@@ -212,7 +212,7 @@ mod with_tensorrt {
         let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let engine = built?;
-        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        EngineFile::write(output, &engine.manifest, engine.plan())?;
         output::print(&table(&engine_lines(&args.output, &engine)))?;
         say_all([engine.manifest.missing_int8(), slower_int8(&engine.manifest, false)]);
         Ok(())
@@ -241,7 +241,7 @@ mod with_tensorrt {
         progress.finish();
         let fastest = built?;
         let Fastest { engine, candidates, .. } = &fastest;
-        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        EngineFile::write(output, &engine.manifest, engine.plan())?;
         #[cfg(feature = "cpu")]
         if let Some(report) = &fastest.fitted {
             say_fitted(report);

@@ -28,6 +28,7 @@ pub(super) struct Builder<'w> {
     header: ModelProto,
     quantization: Option<&'w Quantization>,
     linears: Vec<Linear>,
+    vocab_size: usize,
     /// Layers built so far.
     layers: usize,
 }
@@ -74,6 +75,7 @@ impl<'w> Builder<'w> {
             header,
             quantization: None,
             linears: Vec::new(),
+            vocab_size: config.vocab_size,
             layers: 0,
         }
     }
@@ -314,7 +316,7 @@ impl<'w> Builder<'w> {
         if let Some(graph) = &mut self.header.graph {
             graph.node = self.nodes;
         }
-        Graph { header: self.header, constants: self.constants, linears: self.linears }
+        Graph { header: self.header, constants: self.constants, linears: self.linears, vocab_size: self.vocab_size }
     }
 }
 
@@ -330,7 +332,8 @@ mod tests {
     /// x / 100 - 20 for the ids 0 to 4000, through `activation`.
     fn through(activation: Activation) -> Vec<(f64, f64)> {
         const IDS: i32 = 4001;
-        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        let mut folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        folder.config.vocab_size = IDS as usize;
         let weights = folder.weights().unwrap();
         let mut builder = Builder::new(&folder.config, &weights, Precision::Fp32);
         let ids = builder.node("Cast", "x", &["input_ids"], vec![AttributeProto::int("to", ElementType::Float32 as i64)]);
@@ -349,8 +352,7 @@ mod tests {
             Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, crate::pooling::Scaling::None)
                 .unwrap();
         let backend = CpuBackend::from_graph(graph, head, IDS as usize, 1).unwrap();
-        let (ids, lengths) = ((0..IDS).collect(), vec![IDS as u32]);
-        let batch = TokenBatch { ids, lengths, seq: IDS as usize, rows: vec![0], skip: 0 };
+        let batch = TokenBatch::from_padded((0..IDS).collect(), vec![IDS as u32], IDS as usize, 0).unwrap();
         let mut seen = Vec::new();
         backend.observe(&batch, &mut |_, values| seen.push(values.to_vec())).unwrap();
         let [x, y] = <[Vec<f32>; 2]>::try_from(seen).unwrap();

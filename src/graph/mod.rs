@@ -75,6 +75,7 @@ pub struct Graph {
     header: ModelProto,
     constants: Vec<Constant>,
     linears: Vec<Linear>,
+    vocab_size: usize,
 }
 
 impl Graph {
@@ -84,6 +85,20 @@ impl Graph {
     /// A tensor that is missing or misshapen, see [`Weights::tensor`].
     pub fn new(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Self> {
         Self::build(Builder::new(config, weights, precision), config, weights)
+    }
+
+    /// Rows of the token embedding table: ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Whether the weight files are as they were when the graph was made: asked when all has been read, so that no half of another
+    /// model is taken for this one.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.constants.iter().try_for_each(Constant::check_unchanged)
     }
 
     fn build(builder: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Self> {

@@ -150,6 +150,17 @@ impl TensorView {
         }
     }
 
+    /// Whether the file is still as it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        match &self.data {
+            Data::Mapped { map, .. } => map.check_unchanged(),
+            Data::Owned(_) => Ok(()),
+        }
+    }
+
     /// The values as f32, f64 rounded; borrowed when they are stored so and aligned.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
         if let Data::Owned(values) = &self.data {

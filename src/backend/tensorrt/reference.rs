@@ -92,7 +92,7 @@ impl ReferenceFile {
             let reason = format!("text {text} has {expected} tokens there and {found} with this model's tokenizer");
             return Err(fault(reason));
         }
-        let padding = Padding { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size };
+        let padding = Padding::of_model(folder);
         Ok(Reference::given(rows, vectors.concat(), dim, padding, tokenizer.skip()))
     }
 }
