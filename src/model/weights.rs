@@ -1,6 +1,7 @@
 //! Encoder weights: one safetensors file or several shards, looked up by name.
 
 use crate::model::json::{JsonObject, shown};
+use crate::model::pointer::check_link;
 use crate::model::tensors::TensorFile;
 use crate::model::{Family, TensorView};
 use crate::{Error, Result};
@@ -34,11 +35,15 @@ impl Weights {
     /// Maps `model.safetensors` or, where it is absent, every shard that `model.safetensors.index.json` names in `folder`.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::WeightFile`] for a header that does not parse, lies outside the file or disagrees with its
-    /// size, for a tensor in two shards or in none; [`Error::Config`] for an index that is not one.
+    /// [`Error::NotFound`]; [`Error::DanglingLink`]; [`Error::LfsPointer`]; [`Error::WeightFile`] for a header that does not parse,
+    /// lies outside the file or disagrees with its size, for a tensor in two shards or in none; [`Error::Config`] for an index that
+    /// is not one.
     pub fn open(folder: &Path, family: Family) -> Result<Self> {
         let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
+        // A link to a deleted file is no reason to read another file in its place.
+        check_link(&single)?;
+        check_link(&index)?;
         if single.is_file() {
             return Self::collect(folder, family, vec![TensorFile::open(&single)?]);
         }
@@ -51,6 +56,7 @@ impl Weights {
             .into_iter()
             .map(|shard| {
                 let path = folder.join(shard);
+                check_link(&path)?;
                 if !path.is_file() {
                     let next = format!("{INDEX_FILE} names it; fetch the model again").to_owned();
                     return Err(Error::NotFound { what: format!("shard {shard}"), path, next });
