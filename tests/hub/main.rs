@@ -241,6 +241,26 @@ fn files_that_change_vectors_are_fetched_or_known_to_be_absent() {
     assert_eq!(names(&absent), ["2_Normalize", "vocab.txt"]);
 }
 
+/// What a cache does not know of, because an earlier version did not ask for it, is asked for once; until then its absence is assumed.
+#[test]
+fn a_cache_of_an_earlier_version_serves() {
+    let cache = cache();
+    let hub = Hub::serve(&model_folder());
+    let options = options(&hub.endpoint, &cache);
+    let pinned = format!("{REPO}@{COMMIT}");
+    let snapshot = fetch(&options, &pinned).unwrap();
+    let absent = repo_folder(&cache).join(".no_exist").join(COMMIT);
+    let new = ["added_tokens.json", "adapter_config.json", "special_tokens_map.json"];
+    new.iter().for_each(|file| std::fs::remove_file(absent.join(file)).unwrap());
+    hub.requests();
+    assert_eq!(fetch(&offline(&cache), &pinned).unwrap(), snapshot);
+    assert_eq!(fetch(&options, &pinned).unwrap(), snapshot);
+    assert_eq!(hub.requests(), [format!("GET /api/models/{REPO}/revision/{COMMIT}")]);
+    assert!(new.iter().all(|file| absent.join(file).is_file()));
+    assert_eq!(fetch(&options, &pinned).unwrap(), snapshot);
+    assert_eq!(hub.requests(), [""; 0]);
+}
+
 /// An adapter's weights lie beside settings only; what an adapter without an encoder needs is told by the reader of the folder.
 #[test]
 fn an_adapter_alone_is_fetched_for_the_folders_reader() {

@@ -106,7 +106,8 @@ impl Client {
                 Follow::Anywhere => {}
                 Follow::UpToMetadata if has_metadata(&response) => return Ok(response),
                 Follow::WithinHub | Follow::UpToMetadata if !within_hub => {
-                    return Err(Failure::Redirect { from: url, to: target });
+                    let server = target.origin().ascii_serialization();
+                    return Err(Failure::Redirect { from: without_query(&url), to: without_query(&target), server });
                 }
                 Follow::WithinHub | Follow::UpToMetadata => {}
             }
@@ -171,7 +172,7 @@ pub(super) fn header<'a>(response: &'a Response, name: &str) -> Option<&'a str> 
 }
 
 /// `url` without its query, which may hold a signature.
-pub(super) fn without_query(url: &Url) -> String {
+fn without_query(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.into()

@@ -1,11 +1,10 @@
 //! What the hub or the network said, told with its cause and the next step.
 
 use super::HubOptions;
-use super::client::{header, without_query};
+use super::client::header;
 use super::tls::{self, root_cause};
 use crate::Error;
 use crate::model::HubId;
-use reqwest::Url;
 use reqwest::blocking::Response;
 use std::io::Read;
 use std::path::PathBuf;
@@ -30,7 +29,7 @@ pub(super) enum Failure {
     /// A status that is no success.
     Refused(Refusal),
     /// The hub names another server as the one to ask.
-    Redirect { from: Url, to: Url },
+    Redirect { from: String, to: String, server: String },
     /// An answer that no hub gives.
     Answer(String),
 }
@@ -106,13 +105,10 @@ pub(super) fn explain(options: &HubOptions, id: &HubId, failure: &Failure) -> Er
             "run again; what is downloaded already is kept".to_owned(),
         ),
         Failure::Refused(refusal) => refused(endpoint, id, refusal),
-        Failure::Redirect { from, to } => {
-            let there = to.origin().ascii_serialization();
-            (
-                format!("{} leads to another server: {}", without_query(from), without_query(to)),
-                format!("if you trust that one, set HF_ENDPOINT={there} (HF_TOKEN is sent there then)"),
-            )
-        }
+        Failure::Redirect { from, to, server } => (
+            format!("{from} leads to another server: {to}"),
+            format!("if you trust that one, set HF_ENDPOINT={server} (HF_TOKEN is sent there then)"),
+        ),
         Failure::Answer(what) => (format!("{endpoint}: {what}"), NOT_A_HUB.to_owned()),
     };
     Error::Hub { repo: id.to_string(), reason, next }

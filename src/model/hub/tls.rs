@@ -22,7 +22,8 @@ pub(super) fn authorities_from_env() -> Result<Option<Vec<Certificate>>, Failure
         let (file, folder) = if path.is_dir() { (None, Some(path.as_path())) } else { (Some(path.as_path()), None) };
         let found = rustls_native_certs::load_certs_from_paths(file, folder);
         let unusable = |reason: String| Failure::Authorities { variable, path: path.clone(), reason };
-        if let Some(error) = found.errors.first() {
+        // A folder may hold other files too.
+        if let Some(error) = found.errors.first().filter(|_| file.is_some() || found.certs.is_empty()) {
             return Err(unusable(root_cause(error)));
         }
         if found.certs.is_empty() {
