@@ -39,7 +39,8 @@ pub enum Normalize {
 
 /// Receives the progress of slow steps (downloads, building an engine). Every method may be called from any thread.
 pub trait Progress: Send + Sync {
-    /// `done` of `total` bytes of `file` have arrived.
+    /// `done` of `total` bytes of `file` have arrived. `total` is 0 while the hub does not say how many there are; the last call
+    /// has `done` equal to `total` then too.
     fn download(&self, file: &str, done: u64, total: u64);
 
     /// A step that may take minutes begins: `what` names it, until another begins or none (`None`).

@@ -61,6 +61,29 @@ pub enum Error {
         /// What the header or the size says.
         reason: String,
     },
+    /// A Git LFS pointer lies where a file should be: the folder was cloned without git-lfs.
+    #[error(
+        "{} is a Git LFS pointer{}, not the file itself; run `git lfs pull` in its folder, or give the hub id org/name, \
+         which is downloaded",
+        path.display(), pointed_to(*size)
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the file that it stands for, where the pointer says so.
+        size: Option<u64>,
+    },
+    /// A symbolic link lies where a file should be, and what it points to is gone.
+    #[error(
+        "{} is a link to {}, which does not exist (was a cache cleaned?); fetch the model again, or remove the link",
+        path.display(), target.display()
+    )]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it points.
+        target: PathBuf,
+    },
     /// A tensor that the configuration asks for is not in the weights.
     #[error("tensor \"{name}\" {expected:?} is missing from {}; do config.json and the weights belong together?", path.display())]
     MissingTensor {
@@ -356,6 +379,10 @@ pub enum Error {
         /// E.g. `building the engine`.
         what: &'static str,
     },
+}
+
+fn pointed_to(size: Option<u64>) -> String {
+    size.map_or_else(String::new, |size| format!(" to a file of {size} bytes"))
 }
 
 fn list_tried(tried: &[(PathBuf, String)]) -> String {

@@ -66,6 +66,12 @@ impl AtomicFile {
         Ok(self.temporary.get_mut().as_file_mut())
     }
 
+    /// The file will be `path`, on the same file system, instead of what [`Self::create`] was told.
+    #[cfg(feature = "hub")]
+    pub(crate) fn set_path(&mut self, path: &Path) {
+        self.path = path.to_path_buf();
+    }
+
     /// Gives the file its final name.
     ///
     /// # Errors
