@@ -1,7 +1,7 @@
 //! The tokenizer of a model folder as its files describe it: tokenizer.json with tokenizer_config.json, special_tokens_map.json and
 //! added_tokens.json, put together as `from_pretrained` of transformers 5 does.
 
-use crate::model::json::{config_error, read_value, shown};
+use crate::model::json::{config_error, number, shown};
 use crate::model::tokenizer_class::TokenizerClass;
 use crate::model::tokenizer_keys;
 use crate::model::tokenizer_token::TokenForm;
@@ -94,9 +94,10 @@ impl TokenizerFiles {
     /// [`Error::NotFound`] without a vocabulary, [`Error::Config`] for a value that cannot be served exactly (named with its file and key).
     pub fn read(encoder: &Path, model: TokenizerModel<'_>, overrides: &Map<String, Value>) -> Result<Self> {
         let config_path = encoder.join("tokenizer_config.json");
-        let config = tokenizer_keys::read_config(&config_path)?.unwrap_or_default();
+        let config = tokenizer_keys::read_fields(&config_path)?.unwrap_or_default();
         let class = TokenizerClass::choose(&config_path, &config, model.model_type, model.tokenizer_class)?;
         let vocabulary = find_vocabulary(encoder, class)?;
+        tokenizer_keys::check_config(&config_path, &config)?;
         tokenizer_keys::check_overrides(&encoder.join("sentence_bert_config.json"), overrides)?;
         let mut arguments = Arguments { path: config_path, fields: config };
         if matches!(vocabulary, Vocabulary::Json(_)) {
@@ -156,7 +157,12 @@ struct Arguments {
 
 impl Arguments {
     /// Follows `PreTrainedTokenizerBase._from_pretrained`, then `__init__`, step by step: the order decides which file wins.
-    fn init(mut self, encoder: &Path, overrides: &Map<String, Value>, class: TokenizerClass) -> Result<(TokenizerInit, Option<usize>)> {
+    fn init(
+        mut self,
+        encoder: &Path,
+        overrides: &Map<String, Value>,
+        class: TokenizerClass,
+    ) -> Result<(TokenizerInit, Option<usize>)> {
         if self.fields.contains_key("additional_special_tokens") && !truthy(self.fields.get("extra_special_tokens")) {
             self.rename("additional_special_tokens", "extra_special_tokens");
         }
@@ -209,7 +215,7 @@ impl Arguments {
             lower_case: true,
             strip_accents: None,
             tokenize_chinese_chars: true,
-            add_prefix_space: None,
+            add_prefix_space: self.fields.get("add_prefix_space").and_then(Value::as_bool),
             split_special_tokens: self.boolean("split_special_tokens")?.unwrap_or(false),
             truncation_left: self.side("truncation_side")?,
             add_bos_eos: match (self.boolean("add_bos_token")?, self.boolean("add_eos_token")?) {
@@ -229,17 +235,21 @@ impl Arguments {
             init.strip_accents = self.nullable_boolean("strip_accents")?;
             init.tokenize_chinese_chars = self.boolean("tokenize_chinese_chars")?.unwrap_or(true);
         } else if class != TokenizerClass::Backend {
-            // Python takes null for false here.
-            let is_null = self.fields.get("add_prefix_space").is_some_and(Value::is_null);
-            init.add_prefix_space = if is_null { Some(false) } else { self.boolean("add_prefix_space")? };
+            // XLMRobertaTokenizer takes null for false, as Python does.
+            let null = class == TokenizerClass::XlmRoberta && self.fields.get("add_prefix_space").is_some_and(Value::is_null);
+            init.add_prefix_space = if null { Some(false) } else { self.boolean("add_prefix_space")? };
         }
         Ok((init, self.model_max_length()?))
     }
 
     /// Takes out the keys `*_token` that no class knows, where they are strings.
     fn take_model_specific(&mut self) -> Map<String, Value> {
-        let keys: Vec<String> =
-            self.fields.iter().filter(|(key, value)| model_specific_key(key) && value.is_string()).map(|(key, _)| key.clone()).collect();
+        let keys: Vec<String> = self
+            .fields
+            .iter()
+            .filter(|(key, value)| model_specific_key(key) && value.is_string())
+            .map(|(key, _)| key.clone())
+            .collect();
         keys.into_iter().filter_map(|key| self.fields.remove_entry(&key)).collect()
     }
 
@@ -289,11 +299,7 @@ impl Arguments {
     /// added_tokens.json: ids by token.
     fn read_added_tokens(&self, encoder: &Path) -> Result<Vec<(i64, TokenForm)>> {
         let path = encoder.join("added_tokens.json");
-        let tokens = match read_value(&path)? {
-            None => return Ok(Vec::new()),
-            Some(Value::Object(tokens)) => tokens,
-            Some(other) => return Err(config_error(&path, format!("an object is expected, not {}", shown(&other)))),
-        };
+        let Some(tokens) = tokenizer_keys::read_fields(&path)? else { return Ok(Vec::new()) };
         let content = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
         let mut special: Vec<String> = NAMED_TOKENS.iter().filter_map(|key| content(self.fields.get(*key)?)).collect();
         if let Some(Value::Array(extra)) = self.fields.get("extra_special_tokens") {
@@ -336,8 +342,12 @@ impl Arguments {
     }
 
     fn token(&self, key: &str, value: &Value) -> Result<TokenForm> {
-        TokenForm::from_value(value)
-            .ok_or_else(|| config_error(&self.path, format!("{key} is {}; a token is expected: a string, or an AddedToken with its __type", shown(value))))
+        TokenForm::from_value(value).ok_or_else(|| {
+            config_error(
+                &self.path,
+                format!("{key} is {}; a token is expected: a string, or an AddedToken with its __type", shown(value)),
+            )
+        })
     }
 
     fn rename(&mut self, from: &str, to: &str) {
@@ -382,21 +392,27 @@ impl Arguments {
     fn input_names(&self) -> Result<bool> {
         match self.fields.get("model_input_names") {
             None => Ok(false),
-            Some(Value::Array(names)) if names.iter().all(Value::is_string) => Ok(names.iter().any(|name| name == "token_type_ids")),
+            Some(Value::Array(names)) if names.iter().all(Value::is_string) => {
+                Ok(names.iter().any(|name| name == "token_type_ids"))
+            }
             Some(_) => Err(self.expected("model_input_names", "a list of names is expected")),
         }
     }
 
     fn model_max_length(&self) -> Result<Option<usize>> {
-        let key = if self.fields.contains_key("model_max_length") { "model_max_length" } else { "max_len" };
-        let limit = match self.fields.get(key) {
-            None | Some(Value::Null) => return Ok(None),
-            Some(value) => crate::model::json::number(value),
-        };
-        match limit {
-            Some(limit) if limit > NO_LIMIT => Ok(None),
-            Some(limit) if limit >= 1.0 && limit.fract() == 0.0 => Ok(Some(limit as usize)),
-            _ => Err(self.expected(key, "a number of tokens is expected")),
+        let old = self.tokens("max_len")?;
+        // A null is no limit, and the older name does not count beside it.
+        if self.fields.contains_key("model_max_length") { self.tokens("model_max_length") } else { Ok(old) }
+    }
+
+    fn tokens(&self, key: &str) -> Result<Option<usize>> {
+        match self.fields.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match number(value) {
+                Some(limit) if limit > NO_LIMIT => Ok(None),
+                Some(limit) if limit >= 1.0 && limit.fract() == 0.0 => Ok(Some(limit as usize)),
+                _ => Err(self.expected(key, "a number of tokens is expected")),
+            },
         }
     }
 

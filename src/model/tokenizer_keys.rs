@@ -1,5 +1,6 @@
 //! What is done with every key of tokenizer_config.json and special_tokens_map.json.
 
+use super::json::{config_error, read_value, shown};
 use super::schema::{JsonObject, Key, Schema, Unknown};
 use crate::Result;
 use serde_json::{Map, Value};
@@ -27,7 +28,10 @@ const ARGUMENTS: &[Key] = &[
     Key::honoured("additional_special_tokens", "as extra_special_tokens, where that is empty"),
     Key::honoured("extra_special_tokens", "further special tokens: a list, or an object by name"),
     Key::honoured("model_specific_special_tokens", "further special tokens by name"),
-    Key::honoured("added_tokens_decoder", "added tokens with their flags; without it special_tokens_map.json and added_tokens.json are read"),
+    Key::honoured(
+        "added_tokens_decoder",
+        "added tokens with their flags; without it special_tokens_map.json and added_tokens.json are read",
+    ),
     Key::honoured("truncation_side", "the side on which long texts are cut (tokenizer.json's, else right)"),
     Key::honoured("model_max_length", "most tokens of a text, as far as the positions reach"),
     Key::honoured("max_len", "as model_max_length, where that is absent"),
@@ -36,8 +40,6 @@ const ARGUMENTS: &[Key] = &[
     Key::honoured("tokenize_chinese_chars", "BertTokenizer and MPNetTokenizer: whether ideographs are words (true)"),
     Key::honoured("add_prefix_space", "XLMRobertaTokenizer (true) and RobertaTokenizer (false): a space before the text"),
     Key::honoured("split_special_tokens", "special tokens that a text spells are not found whole (false)"),
-    Key::honoured("add_bos_token", "read in sentence_bert_config.json alone: tokenizer.json wins over tokenizer_config.json"),
-    Key::honoured("add_eos_token", "as add_bos_token"),
     Key::honoured("model_input_names", "token types other than 0 are refused where it asks for them"),
     Key::honoured("padding_side", "\"left\" or \"right\"; texts are computed as each alone, without padding"),
     Key::only("init_inputs", &["[]"], "arguments without names are not supported"),
@@ -67,9 +69,6 @@ const ARGUMENTS: &[Key] = &[
     Key::harmless("_name_or_path", ORIGIN),
     Key::harmless("_commit_hash", ORIGIN),
     Key::harmless("special_tokens_map_file", ORIGIN),
-    Key::harmless("tokenizer_file", ORIGIN),
-    Key::harmless("vocab_file", ORIGIN),
-    Key::harmless("merges_file", ORIGIN),
     Key::harmless("transformers_version", ORIGIN),
     Key::harmless("backend", ORIGIN),
     Key::harmless("is_local", ORIGIN),
@@ -98,6 +97,19 @@ const ARGUMENTS: &[Key] = &[
     Key::harmless("device_map", "where the reference computes"),
 ];
 
+/// Names of files, which a folder has of its own.
+const FILES: &[Key] =
+    &[Key::harmless("tokenizer_file", ORIGIN), Key::harmless("vocab_file", ORIGIN), Key::harmless("merges_file", ORIGIN)];
+
+/// Keys that tokenizer.json wins over where tokenizer_config.json has them.
+const SPECIAL_OF_EVERY_TEXT: &[Key] = &[
+    Key::honoured(
+        "add_bos_token",
+        "whether bos_token begins every text; classes with special tokens of their own leave it unread",
+    ),
+    Key::honoured("add_eos_token", "as add_bos_token, for the end"),
+];
+
 /// Keys of tokenizer_config.json.
 pub(super) static CONFIG_KEYS: Schema = Schema {
     title: "tokenizer_config.json",
@@ -105,14 +117,18 @@ pub(super) static CONFIG_KEYS: Schema = Schema {
         &[
             Key::honoured("tokenizer_class", "what is taken of tokenizer.json; classes that cannot be served are refused"),
             Key::honoured("auto_map", "a tokenizer with code of its own is refused"),
+            Key::harmless("add_bos_token", "tokenizer.json says it"),
+            Key::harmless("add_eos_token", "tokenizer.json says it"),
         ],
         ARGUMENTS,
+        FILES,
     ],
     unknown: Unknown::Warn,
 };
 
 /// Keys of special_tokens_map.json.
-pub(super) static MAP_KEYS: Schema = Schema { title: "special_tokens_map.json", keys: &[ARGUMENTS], unknown: Unknown::Warn };
+pub(super) static MAP_KEYS: Schema =
+    Schema { title: "special_tokens_map.json", keys: &[ARGUMENTS, FILES, SPECIAL_OF_EVERY_TEXT], unknown: Unknown::Warn };
 
 /// Keys of `tokenizer_args` and `processor_kwargs` of sentence_bert_config.json.
 pub(super) static OVERRIDE_KEYS: Schema = Schema {
@@ -127,26 +143,45 @@ pub(super) static OVERRIDE_KEYS: Schema = Schema {
             Key::only("mistral_format", &["false"], "Mistral's own tokenizer is not supported"),
             Key::only("tokenizer_file", &[], "a file elsewhere is not read"),
             Key::only("vocab_file", &[], "a file elsewhere is not read"),
+            Key::only("merges_file", &[], "a file elsewhere is not read"),
         ],
         ARGUMENTS,
+        SPECIAL_OF_EVERY_TEXT,
     ],
     unknown: Unknown::Refuse,
 };
 
-/// The fields of tokenizer_config.json at `path`, where it is there.
-pub(super) fn read_config(path: &Path) -> Result<Option<Map<String, Value>>> {
-    Ok(JsonObject::read_if_present(path, &CONFIG_KEYS)?.map(|json| json.fields().clone()))
+/// Holds the fields of tokenizer_config.json against their table.
+pub(super) fn check_config(path: &Path, fields: &Map<String, Value>) -> Result<()> {
+    check(path, fields, &CONFIG_KEYS)
 }
 
 /// The fields of special_tokens_map.json at `path`, where it is there.
 pub(super) fn read_special_tokens_map(path: &Path) -> Result<Option<Map<String, Value>>> {
-    Ok(JsonObject::read_if_present(path, &MAP_KEYS)?.map(|json| json.fields().clone()))
+    let fields = read_fields(path)?;
+    fields.iter().try_for_each(|fields| check(path, fields, &MAP_KEYS))?;
+    Ok(fields)
 }
 
 /// Holds overrides, which stand in the file at `path`, against their table.
 pub(super) fn check_overrides(path: &Path, overrides: &Map<String, Value>) -> Result<()> {
-    // A special token of this model has a name that no table knows.
-    let known = overrides.iter().filter(|(key, value)| !(key.ends_with("_token") && (value.is_string() || value.is_object())));
-    let known: Map<String, Value> = known.map(|(key, value)| (key.clone(), value.clone())).collect();
-    JsonObject::new(path, Value::Object(known), &OVERRIDE_KEYS).map(drop)
+    check(path, overrides, &OVERRIDE_KEYS)
+}
+
+/// The fields of the JSON object at `path`, where it is there; not yet held against a table.
+pub(super) fn read_fields(path: &Path) -> Result<Option<Map<String, Value>>> {
+    match read_value(path)? {
+        None => Ok(None),
+        Some(Value::Object(fields)) => Ok(Some(fields)),
+        Some(other) => Err(config_error(path, format!("an object is expected, not {}", shown(&other)))),
+    }
+}
+
+/// Holds fields against a table, but for the special tokens that a model has of its own: no table knows their names.
+fn check(path: &Path, fields: &Map<String, Value>, schema: &'static Schema) -> Result<()> {
+    let own = |key: &str, value: &Value| {
+        schema.key(key).is_none() && key.ends_with("_token") && (value.is_string() || value.is_object())
+    };
+    let known = fields.iter().filter(|(key, value)| !own(key, value)).map(|(key, value)| (key.clone(), value.clone()));
+    JsonObject::new(path, Value::Object(known.collect()), schema).map(drop)
 }

@@ -231,7 +231,8 @@ impl SpecialTokens {
     /// Tokens of the model's own names get new ids in the order in which the file lists them, which a JSON object does not keep here.
     fn check_order(&self, inner: &Tokenizer, init: &TokenizerInit, known: &HashSet<String>) -> Result<()> {
         let is_new = |token: &&TokenForm| !known.contains(token.content()) && inner.token_to_id(token.content()).is_none();
-        let new: HashSet<&str> = init.model_specific.iter().map(|(_, token)| token).filter(is_new).map(TokenForm::content).collect();
+        let new: HashSet<&str> =
+            init.model_specific.iter().map(|(_, token)| token).filter(is_new).map(TokenForm::content).collect();
         if new.len() > 1 {
             let mut names: Vec<&str> = new.into_iter().collect();
             names.sort_unstable();
@@ -249,7 +250,9 @@ fn defaults(class: TokenizerClass) -> [Option<&'static str>; 7] {
             [None, None, Some("[UNK]"), Some("[SEP]"), Some("[PAD]"), Some("[CLS]"), Some("[MASK]")]
         }
         TokenizerClass::MpNet => ["<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"].map(Some),
-        TokenizerClass::XlmRoberta | TokenizerClass::Roberta => ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"].map(Some),
+        TokenizerClass::XlmRoberta | TokenizerClass::Roberta => {
+            ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"].map(Some)
+        }
         _ => [None; 7],
     }
 }
@@ -318,8 +321,7 @@ fn word_piece(inner: &mut Tokenizer, unk_token: &str) -> Result<()> {
                 "type": "WordPiece", "unk_token": unk_token, "continuing_subword_prefix": WORD_PREFIX,
                 "max_input_chars_per_word": WORD_CHARS, "vocab": other.get_vocab(),
             });
-            let model: WordPiece = serde_json::from_value(model).map_err(|error| reason(error.to_string()))?;
-            inner.with_model(model);
+            inner.with_model(model_of(&model)?);
         }
     }
     Ok(())
@@ -349,12 +351,11 @@ fn precompiled(normalizer: &NormalizerWrapper) -> Option<NormalizerWrapper> {
 
 /// The model of `RobertaTokenizer`: the vocabulary and merges of tokenizer.json without its other settings.
 fn byte_level_bpe(inner: &mut Tokenizer, bytes: &[u8], outline: &ModelOutline) -> Result<()> {
-    if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-        return Err(reason("model: RobertaTokenizer needs a BPE vocabulary".to_owned()));
-    }
     let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
     let off = |flag: Option<bool>| flag != Some(true);
-    let as_it_is = outline.unk_token.is_none()
+    let is_bpe = matches!(inner.get_model(), ModelWrapper::BPE(_));
+    let as_it_is = is_bpe
+        && outline.unk_token.is_none()
         && outline.dropout.is_none()
         && off(outline.fuse_unk)
         && off(outline.byte_fallback)
@@ -364,15 +365,25 @@ fn byte_level_bpe(inner: &mut Tokenizer, bytes: &[u8], outline: &ModelOutline) -
     if as_it_is {
         return Ok(());
     }
-    let mut whole: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| reason(error.to_string()))?;
-    let mut part = |key: &str| whole.get_mut("model").and_then(|model| model.get_mut(key)).map_or(Value::Null, Value::take);
+    let merges = match is_bpe {
+        true => {
+            let mut whole: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| reason(error.to_string()))?;
+            whole.get_mut("model").and_then(|model| model.get_mut("merges")).map_or(Value::Null, Value::take)
+        }
+        // A vocabulary of another kind has none.
+        false => json!([]),
+    };
     let model = json!({
         "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-        "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": part("vocab"), "merges": part("merges"),
+        "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": inner.get_model().get_vocab(), "merges": merges,
     });
-    let model: ModelWrapper = serde_json::from_value(model).map_err(|error| reason(error.to_string()))?;
-    inner.with_model(model);
+    inner.with_model(model_of(&model)?);
     Ok(())
+}
+
+/// The library reads models from text alone.
+fn model_of(json: &Value) -> Result<ModelWrapper> {
+    serde_json::from_str(&json.to_string()).map_err(|error| reason(error.to_string()))
 }
 
 /// Sets the post-processor that the class has of its own.

@@ -8,8 +8,8 @@
 
 use std::collections::{HashMap, HashSet};
 use tokenizers::{
-    ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    PreTokenizerWrapper, Tokenizer,
+    ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer, PreTokenizerWrapper, Tokenizer,
 };
 
 /// White space at which texts are cut: what every normalizer keeps as white space or turns into a space.
@@ -41,6 +41,9 @@ pub(super) struct Nature {
     /// Whether an added token has it, or a character of its normal form.
     in_raw: bool,
     in_normalized: bool,
+    /// Whether an added token begins, and ends, with it.
+    pub begins_token: bool,
+    pub ends_token: bool,
     /// Characters of its normal form.
     pub chars: usize,
 }
@@ -50,8 +53,7 @@ pub(super) struct Nature {
 struct AddedTokens {
     /// Characters that follow each other in a token.
     pairs: HashSet<(char, char)>,
-    /// Tokens of one character.
-    singles: HashSet<char>,
+    contents: Vec<String>,
     chars: HashSet<char>,
     /// First and last characters of tokens that must be words of their own.
     word_starts: HashSet<char>,
@@ -98,9 +100,7 @@ impl Default for Known {
 impl AddedTokens {
     fn add(&mut self, content: &str, token: &tokenizers::AddedToken) {
         self.chars.extend(content.chars());
-        if content.chars().count() == 1 {
-            self.singles.extend(content.chars());
-        }
+        self.contents.push(content.to_owned());
         self.pairs.extend(content.chars().zip(content.chars().skip(1)));
         if token.single_word {
             self.word_starts.extend(content.chars().next());
@@ -119,8 +119,7 @@ impl AddedTokens {
     /// Whether no token looks at its neighbour over the cut between `a` and `b`.
     fn unseen(&self, a: char, b: char) -> bool {
         self.word_starts.is_empty()
-            || !(self.word_starts.contains(&b) && may_be_word(a))
-            && !(self.word_ends.contains(&a) && may_be_word(b))
+            || !(self.word_starts.contains(&b) && may_be_word(a)) && !(self.word_ends.contains(&a) && may_be_word(b))
     }
 }
 
@@ -144,7 +143,9 @@ impl Kind {
         };
         use PreTokenizerWrapper as P;
         let within = |part: &P| match part {
-            P::Metaspace(metaspace) => metaspace.get_prepend_scheme() != tokenizers::pre_tokenizers::metaspace::PrependScheme::First,
+            P::Metaspace(metaspace) => {
+                metaspace.get_prepend_scheme() != tokenizers::pre_tokenizers::metaspace::PrependScheme::First
+            }
             P::BertPreTokenizer(_) | P::Whitespace(_) | P::WhitespaceSplit(_) | P::Digits(_) | P::Punctuation(_) => true,
             _ => false,
         };
@@ -242,16 +243,24 @@ impl Cuts {
         }
     }
 
-    /// Whether `b` can be nothing but a part of a word without any added token in it, where `a` stands before it.
-    pub fn within_word(&self, a: Option<char>, (b, of_b): (char, Nature)) -> bool {
-        !of_b.alone
-            && !of_b.in_normalized
-            && !(of_b.in_raw && (self.raw.singles.contains(&b) || a.is_some_and(|a| self.raw.pairs.contains(&(a, b)))))
+    /// Whether a character can be nothing but a part of a word, as long as no added token is found in the text.
+    pub fn within_word(&self, nature: Nature) -> bool {
+        !nature.alone && !nature.in_normalized
     }
 
-    /// Whether characters follow each other in `text` as they do in an added token.
-    pub fn may_hold_token(&self, text: &str) -> bool {
-        text.chars().zip(text.chars().skip(1)).any(|pair| self.raw.pairs.contains(&pair))
+    /// Whether an added token that is found in the text as it is ends at the end of `text`.
+    pub fn token_ends(&self, text: &str) -> bool {
+        self.raw.contents.iter().any(|token| text.ends_with(token.as_str()))
+    }
+
+    /// As [`Cuts::token_ends`], at its beginning.
+    pub fn token_begins(&self, text: &str) -> bool {
+        self.raw.contents.iter().any(|token| text.starts_with(token.as_str()))
+    }
+
+    /// Whether an added token that is found in the text as it is stands anywhere in `text`.
+    pub fn holds_token(&self, text: &str) -> bool {
+        self.raw.contents.iter().any(|token| text.contains(token.as_str()))
     }
 
     /// The normal form of `text`, where the library gives one.
@@ -271,14 +280,19 @@ impl Cuts {
         let bert = PreTokenizerWrapper::from(tokenizers::pre_tokenizers::bert::BertPreTokenizer);
         let form = self.normal_form(c.encode_utf8(&mut [0; 4])).unwrap_or_default();
         let split = pieces(self.normalizer.as_ref(), Some(&bert), &format!("a{c}a")).unwrap_or_default();
-        let alone = split.len() > 1 && split.first().is_some_and(|piece| piece == "a") && split.last().is_some_and(|piece| piece == "a");
-        let parts = |edge: Option<char>| alone && edge.is_some_and(|edge| !self.normalized.chars.contains(&edge) && !self.seen_as_word(edge));
+        let alone =
+            split.len() > 1 && split.first().is_some_and(|piece| piece == "a") && split.last().is_some_and(|piece| piece == "a");
+        let parts = |edge: Option<char>| {
+            alone && edge.is_some_and(|edge| !self.normalized.chars.contains(&edge) && !self.seen_as_word(edge))
+        };
         Nature {
             alone,
             blank: alone && form.chars().all(char::is_whitespace),
             parts_before: parts(form.chars().next()),
             parts_after: parts(form.chars().next_back()),
             in_raw: self.raw.chars.contains(&c),
+            begins_token: self.raw.contents.iter().any(|token| token.starts_with(c)),
+            ends_token: self.raw.contents.iter().any(|token| token.ends_with(c)),
             in_normalized: form.chars().any(|c| self.normalized.chars.contains(&c)),
             chars: form.chars().count(),
         }
@@ -297,7 +311,7 @@ fn may_be_word(c: char) -> bool {
 
 /// Whether `c` may be of the class that joins what follows it (Unicode's Prepend, some letters of Indic and Arabic scripts); in doubt it is.
 fn may_prepend(c: char) -> bool {
-    !matches!(c, '\0'..'\u{600}' | '\u{2010}'..'\u{2e80}' | '\u{2e80}'..'\u{d800}' | '\u{f900}'..='\u{ffef}')
+    !matches!(c, '\0'..'\u{600}' | '\u{2010}'..='\u{d7ff}' | '\u{f900}'..='\u{ffef}')
 }
 
 fn has_clusters(normalizer: &NormalizerWrapper) -> bool {

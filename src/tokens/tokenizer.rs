@@ -61,6 +61,7 @@ impl TokenizerSettings {
         Self {
             lower_case: model.do_lower_case,
             skip_prompt: !model.pooling.include_prompt,
+            add_special_tokens: model.text_call.add_special_tokens,
             position_padding: model.config.position_padding(),
             ..Self::new(max_tokens, model.config.pad_token_id, model.config.vocab_size)
         }
@@ -166,7 +167,8 @@ impl Tokenizer {
         let path = files.vocabulary_path();
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let effective = description(assemble::from_files(files)?)?;
-        let plain = assemble::from_json(&bytes).and_then(|plain| description(Assembled { side: TruncationDirection::Right, ..plain }));
+        let plain =
+            assemble::from_json(&bytes).and_then(|plain| description(Assembled { side: TruncationDirection::Right, ..plain }));
         Ok(match plain {
             Ok(plain) if plain == effective => crate::digest::hex(&Sha256::digest(&bytes)),
             _ => crate::digest::hex(&Sha256::digest(effective)),
@@ -285,7 +287,9 @@ impl Tokenizer {
     fn cut(&self, text: &str) -> Result<Row, String> {
         let Parts { inner, kept, cuts, before, after, .. } = &*self.parts;
         let room = self.settings.max_tokens - before.len() - after.len();
-        let encode = |part: &str| inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string());
+        let encode = |part: &str| {
+            inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
+        };
         // One token more than there is room for: a text that has it is longer than the limit.
         let found = Windows { cuts, encode, limits: Limits::default() }.ids(text, room.saturating_add(1), *kept)?;
         let truncated = found.len() > room;

@@ -96,7 +96,9 @@ impl<F: Fn(&str) -> Result<Vec<u32>, String>> Windows<'_, F> {
         }
         if run.bytes > self.limits.unbroken {
             let most = self.limits.unbroken;
-            return Err(format!("more than {most} bytes follow each other without a place at which this tokenizer can be cut exactly; put spaces between them"));
+            return Err(format!(
+                "more than {most} bytes follow each other without a place at which this tokenizer can be cut exactly; put spaces between them"
+            ));
         }
         Ok(((self.encode)(part(run.bytes))?, run.bytes))
     }
@@ -157,10 +159,12 @@ impl<F: Fn(&str) -> Result<Vec<u32>, String>> Windows<'_, F> {
                 }
             }
             if let Some((letters, chars, max_chars)) = &mut word {
-                let plain = match (kept, last) {
-                    (Kept::End, Some(last)) => self.cuts.within_word(None, this) && self.cuts.within_word(Some(c), last),
-                    (_, last) => self.cuts.within_word(last.map(|(c, _)| c), this),
+                let end = bytes + c.len_utf8();
+                let token = match kept {
+                    Kept::Start => this.1.ends_token && self.cuts.token_ends(&rest[..end]),
+                    Kept::End => this.1.begins_token && self.cuts.token_begins(&rest[rest.len() - end..]),
                 };
+                let plain = self.cuts.within_word(this.1) && !token;
                 if plain {
                     if this.1.chars > 0 && *chars <= *max_chars {
                         letters.push(c);
@@ -193,9 +197,12 @@ impl<F: Fn(&str) -> Result<Vec<u32>, String>> Windows<'_, F> {
         }
         // Marks that are dropped stand between others in the text; here they do not, which must change neither their order nor make an
         // added token of what remains.
-        let one_by_one: Option<String> =
-            letters.chars().map(|c| self.cuts.normal_form(c.encode_utf8(&mut [0; 4]))).collect::<Option<Vec<_>>>().map(|forms| forms.concat());
-        if one_by_one != self.cuts.normal_form(letters) || self.cuts.may_hold_token(letters) {
+        let one_by_one: Option<String> = letters
+            .chars()
+            .map(|c| self.cuts.normal_form(c.encode_utf8(&mut [0; 4])))
+            .collect::<Option<Vec<_>>>()
+            .map(|forms| forms.concat());
+        if one_by_one != self.cuts.normal_form(letters) || self.cuts.holds_token(letters) {
             return Ok(None);
         }
         (self.encode)(letters).map(Some)
