@@ -143,13 +143,16 @@ proptest! {
         // Norms whose squares leave the range of f32 must not overflow or vanish.
         let values: Vec<f32> = values(rows * width, seed).iter().map(|x| x * 10f32.powi(exponent)).collect();
         let mut out = vec![f32::NAN; rows * dim];
-        cut_and_scale(&values, width, dim, Scaling::AfterCut, &mut out);
-        for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
-            let norm = row[..dim].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
-            for (&x, &found) in row.iter().zip(found) {
-                let want = f64::from(x) / norm;
-                // One rounding of the result, relative, or of the smallest f32 below the normal range.
-                prop_assert!((f64::from(found) - want).abs() <= want.abs() * ROUNDING * 1.001 + 1e-45, "{found} for {want}");
+        for (scaling, measured) in [(Scaling::AfterCut, dim), (Scaling::BeforeCut, width)] {
+            out.fill(f32::NAN);
+            cut_and_scale(&values, width, dim, scaling, &mut out);
+            for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
+                let norm = row[..measured].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                for (&x, &found) in row.iter().zip(found) {
+                    let want = f64::from(x) / norm;
+                    // One rounding of the result, relative, or of the smallest f32 below the normal range.
+                    prop_assert!((f64::from(found) - want).abs() <= want.abs() * ROUNDING * 1.001 + 1e-45, "{found} for {want}");
+                }
             }
         }
         cut_and_scale(&values, width, dim, Scaling::None, &mut out);
