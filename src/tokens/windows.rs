@@ -63,7 +63,9 @@ impl<F: Fn(&str) -> Result<Vec<u32>, String>> Windows<'_, F> {
             }
             let (ids, bytes) = self.next(&mut known, rest, window, kept)?;
             found += ids.len();
-            parts.push(ids);
+            if !ids.is_empty() {
+                parts.push(ids);
+            }
             rest = match kept {
                 Kept::Start => &rest[bytes..],
                 Kept::End => &rest[..rest.len() - bytes],
