@@ -300,7 +300,12 @@ impl Arguments {
     fn read_added_tokens(&self, encoder: &Path) -> Result<Vec<(i64, TokenForm)>> {
         let path = encoder.join("added_tokens.json");
         let Some(tokens) = tokenizer_keys::read_fields(&path)? else { return Ok(Vec::new()) };
-        let content = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+        // An AddedToken of tokenizer_config.json is not one yet where transformers looks, and does not count.
+        let content = |value: &Value| match value {
+            Value::Object(_) if !TokenForm::is_of_map(value) => None,
+            Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
+            other => other.as_str().map(str::to_owned),
+        };
         let mut special: Vec<String> = NAMED_TOKENS.iter().filter_map(|key| content(self.fields.get(*key)?)).collect();
         if let Some(Value::Array(extra)) = self.fields.get("extra_special_tokens") {
             special.extend(extra.iter().filter_map(content));

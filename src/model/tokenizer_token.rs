@@ -3,6 +3,9 @@
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
+/// Tells an entry of special_tokens_map.json from one of tokenizer_config.json, both of which may come to stand in the same place.
+const OF_MAP: &str = "\0special_tokens_map";
+
 /// A token with the flags that a file gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TokenForm {
@@ -81,7 +84,13 @@ impl TokenForm {
     pub fn marked_special(mut fields: Map<String, Value>) -> Value {
         fields.insert("special".to_owned(), Value::Bool(true));
         fields.insert("__type".to_owned(), Value::String("AddedToken".to_owned()));
+        fields.insert(OF_MAP.to_owned(), Value::Bool(true));
         Value::Object(fields)
+    }
+
+    /// Whether `value` is of [`TokenForm::marked_special`].
+    pub fn is_of_map(value: &Value) -> bool {
+        value.get(OF_MAP).is_some()
     }
 
     /// An entry of added_tokens.json.

@@ -118,8 +118,9 @@ impl AddedTokens {
 
     /// Whether no token looks at its neighbour over the cut between `a` and `b`.
     fn unseen(&self, a: char, b: char) -> bool {
-        self.word_starts.is_empty()
-            || !(self.word_starts.contains(&b) && may_be_word(a)) && !(self.word_ends.contains(&a) && may_be_word(b))
+        let sees_left = self.word_starts.contains(&b) && may_be_word(a);
+        let sees_right = self.word_ends.contains(&a) && may_be_word(b);
+        !sees_left && !sees_right
     }
 }
 

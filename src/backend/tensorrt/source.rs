@@ -14,7 +14,6 @@ use crate::{Error, Result};
 use prost::bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashSet};
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Inputs that an encoder must have, and one that it may have.
