@@ -10,7 +10,7 @@ use trt_embed::Error;
 use trt_embed::backend::Backend;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
 use trt_embed::backend::tensorrt::{Products, TensorRtEncoder};
-use trt_embed::model::{Dense, DenseActivation};
+use trt_embed::model::{Dense, DenseActivation, Residual};
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 /// fp32 without TF32, another order of summation: differences of a few ulp of the largest intermediate values, as between the CPU
@@ -78,6 +78,7 @@ fn dense_modules_and_hidden_states_equal_the_cpu() {
         weight: values(width * 10),
         bias: Some(values(10)),
         activation: DenseActivation::Tanh,
+        residual: Residual::None,
     };
     let pooling = || Pooling::new([PoolingMode::Mean], true).unwrap();
     // A cut of vectors that were scaled whole goes the same way as Dense modules: by the host, from the pooled vector.

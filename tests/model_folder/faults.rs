@@ -203,9 +203,10 @@ fn faults_of_dense() {
         ("in_features", Value::Null, &["in_features is null"]),
         ("out_features", json!(0), &["out_features is 0"]),
         ("out_features", Value::Null, &["out_features is null"]),
-        ("activation_function", json!("torch.nn.modules.activation.Mish"), &["Mish", "known: Identity, Tanh"]),
+        ("activation_function", json!("torch.nn.modules.activation.PReLU"), &["PReLU", "known: Identity, Tanh", "Softplus"]),
         ("activation_function", json!("my_code.Tanh"), &["my_code.Tanh"]),
-        ("use_residual", json!(true), &["use_residual is true"]),
+        ("use_residual", json!(true), &["residual.weight", "[3, 4]", "missing"]),
+        ("bias", json!(false), &["\"linear.bias\"", "belongs to no such Dense module"]),
         ("module_output_name", json!("token_embeddings"), &["module_output_name"]),
     ] {
         let folder = folder();
