@@ -84,7 +84,7 @@ fn tables() -> Vec<Table> {
                 ("pooling_mode", "\"lasttoken\""),
                 ("pooling_mode_cls_token", "true"),
                 ("pooling_mode_max_tokens", "true"),
-                ("pooling_mode_mean_tokens", "false"),
+                ("pooling_mode_mean_tokens", "3"),
                 ("pooling_mode_mean_sqrt_len_tokens", "true"),
                 ("pooling_mode_weightedmean_tokens", "true"),
                 ("pooling_mode_lasttoken", "true"),

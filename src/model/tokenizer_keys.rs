@@ -27,7 +27,6 @@ const ARGUMENTS: &[Key] = &[
     Key::honoured("mask_token", TOKEN),
     Key::honoured("additional_special_tokens", "as extra_special_tokens, where that is empty"),
     Key::honoured("extra_special_tokens", "further special tokens: a list, or an object by name"),
-    Key::honoured("model_specific_special_tokens", "further special tokens by name"),
     Key::honoured(
         "added_tokens_decoder",
         "added tokens with their flags; without it special_tokens_map.json and added_tokens.json are read",
@@ -97,6 +96,12 @@ const ARGUMENTS: &[Key] = &[
     Key::harmless("device_map", "where the reference computes"),
 ];
 
+/// Keys of tokenizer_config.json and the overrides alone.
+const BY_NAME: &[Key] = &[Key::honoured("model_specific_special_tokens", "further special tokens by name")];
+
+/// What special_tokens_map.json cannot have: the reference takes every object in it for one token.
+const NOT_BY_NAME: &[Key] = &[Key::only("model_specific_special_tokens", &[], "extra_special_tokens can name tokens here")];
+
 /// Names of files, which a folder has of its own.
 const FILES: &[Key] =
     &[Key::harmless("tokenizer_file", ORIGIN), Key::harmless("vocab_file", ORIGIN), Key::harmless("merges_file", ORIGIN)];
@@ -121,14 +126,18 @@ pub(super) static CONFIG_KEYS: Schema = Schema {
             Key::harmless("add_eos_token", "tokenizer.json says it"),
         ],
         ARGUMENTS,
+        BY_NAME,
         FILES,
     ],
     unknown: Unknown::Warn,
 };
 
 /// Keys of special_tokens_map.json.
-pub(super) static MAP_KEYS: Schema =
-    Schema { title: "special_tokens_map.json", keys: &[ARGUMENTS, FILES, SPECIAL_OF_EVERY_TEXT], unknown: Unknown::Warn };
+pub(super) static MAP_KEYS: Schema = Schema {
+    title: "special_tokens_map.json",
+    keys: &[ARGUMENTS, NOT_BY_NAME, FILES, SPECIAL_OF_EVERY_TEXT],
+    unknown: Unknown::Warn,
+};
 
 /// Keys of `tokenizer_args` and `processor_kwargs` of sentence_bert_config.json.
 pub(super) static OVERRIDE_KEYS: Schema = Schema {
@@ -146,6 +155,7 @@ pub(super) static OVERRIDE_KEYS: Schema = Schema {
             Key::only("merges_file", &[], "a file elsewhere is not read"),
         ],
         ARGUMENTS,
+        BY_NAME,
         SPECIAL_OF_EVERY_TEXT,
     ],
     unknown: Unknown::Refuse,
