@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use std::path::Path;
 use trt_embed::Error;
+use trt_embed::model::{TokenizerFiles, TokenizerModel};
 use trt_embed::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings, batches_from_ids};
 
 const VOCAB: [&str; 24] = [
@@ -93,11 +93,12 @@ fn encode(tokenizer: &Tokenizer, texts: &[&str]) -> Vec<Vec<u32>> {
     restore(&tokenizer.encode(texts, &roomy()).unwrap())
 }
 
-/// The library on its own: truncation at `max_tokens` (none when `None`), no padding.
+/// The library on its own: truncation at `max_tokens` (none when `None`) on the file's side, no padding.
 fn reference(json: &Value, text: &str, max_tokens: Option<usize>) -> Vec<u32> {
     let mut tokenizer = tokenizers::Tokenizer::from_bytes(json.to_string()).unwrap();
     tokenizer.with_padding(None);
-    let truncation = max_tokens.map(|max_length| tokenizers::TruncationParams { max_length, ..Default::default() });
+    let direction = tokenizer.get_truncation().unwrap().direction;
+    let truncation = max_tokens.map(|max_length| tokenizers::TruncationParams { max_length, direction, ..Default::default() });
     tokenizer.with_truncation(truncation).unwrap();
     tokenizer.encode(text, true).unwrap().get_ids().to_vec()
 }
@@ -217,25 +218,61 @@ fn ids_outside_the_table_name_the_text() {
 fn damaged_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
-    let error = Tokenizer::open(&path, settings(8)).unwrap_err();
+    let model = TokenizerModel { model_type: "bert", tokenizer_class: None };
+    let files = || TokenizerFiles::read(folder.path(), model, &serde_json::Map::new());
+    let open = |limit: usize| Tokenizer::open(&files()?, settings(limit));
+    let error = open(8).unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
 
     let whole = tokenizer_json(&bert_processing(), None).to_string();
     std::fs::write(&path, &whole).unwrap();
-    assert_eq!(encode(&Tokenizer::open(&path, settings(8)).unwrap(), &["cat"]), [vec![2, 6, 3]]);
+    // The file's truncation is on the left, which the tokenizer's class takes from it.
+    assert_eq!(encode(&open(3).unwrap(), &["cat sat"]), [vec![2, 7, 3]]);
 
     for damaged in [&whole[..whole.len() / 2], "", "{}", "[]", "\u{feff}", &whole.replace("WordPiece", "Word")] {
         std::fs::write(&path, damaged).unwrap();
-        let error = Tokenizer::open(&path, settings(8)).unwrap_err();
+        let error = open(8).unwrap_err();
         assert!(matches!(&error, Error::Tokenizer { reason } if reason.contains("tokenizer.json")), "{error}");
     }
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
-    assert!(matches!(Tokenizer::open(&path, settings(8)).unwrap_err(), Error::Tokenizer { .. }));
-    assert!(matches!(Tokenizer::open(folder.path(), settings(8)).unwrap_err(), Error::Io { .. }));
+    assert!(matches!(open(8).unwrap_err(), Error::Tokenizer { .. }));
+    std::fs::write(&path, &whole).unwrap();
+    let files = files().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(Tokenizer::open(&files, settings(8)).unwrap_err(), Error::Io { .. }));
     assert!(matches!(
         Tokenizer::from_bytes(whole.as_bytes(), TokenizerSettings::new(8, 9, 9)).unwrap_err(),
         Error::Tokenizer { .. }
     ));
+}
+
+#[test]
+fn the_padding_token_within_a_text_is_refused_where_positions_are_counted_by_it() {
+    let json = tokenizer_json(&bert_processing(), None);
+    let mut counted = settings(6);
+    counted.position_padding = Some(PAD);
+    let tokenizer = open(&json, counted);
+    // Beyond what is kept it does no harm (the file keeps the end).
+    assert_eq!(encode(&tokenizer, &["the cat", "[PAD] cat cat cat cat"]), [vec![2, 5, 6, 3], vec![2, 6, 6, 6, 6, 3]]);
+    let error = tokenizer.encode(&["cat", "the [PAD] cat"], &roomy()).unwrap_err().to_string();
+    assert!(["text 1", "[PAD]", "positions"].iter().all(|part| error.contains(part)), "{error}");
+    let error = tokenizer.batches_from_ids(&[vec![2, 3], vec![2, PAD, 3]], &roomy()).unwrap_err().to_string();
+    assert!(error.contains("row 1") && error.contains("[PAD]"), "{error}");
+    assert_eq!(encode(&open(&json, settings(6)), &["[PAD] cat"]), [vec![2, PAD, 6, 3]]);
+}
+
+#[test]
+fn special_tokens_are_left_out_where_the_settings_say_so() {
+    let json = tokenizer_json(&template(), None);
+    let mut bare = settings(3);
+    bare.add_special_tokens = false;
+    bare.skip_prompt = true;
+    bare.prompt = Some("query: ".to_owned());
+    let tokenizer = open(&json, bare);
+    assert_eq!(tokenizer.skip(), 2);
+    let tokenized = tokenizer.encode(&["", "the cat"], &roomy()).unwrap();
+    assert_eq!(restore(&tokenized), [vec![13, 14], vec![14, 5, 6]]);
+    assert_eq!(tokenized.truncated, 1);
 }
 
 #[test]
@@ -265,7 +302,6 @@ fn many_texts_at_once_equal_each_alone_in_input_order() {
 fn a_tokenizer_serves_many_threads() {
     fn shared<T: Send + Sync>(_: &T) {}
     shared(&open(&tokenizer_json(&bert_processing(), None), settings(8)));
-    assert!(Tokenizer::open(Path::new(""), settings(8)).is_err());
 }
 
 /// Pieces that meet every rule of the tokenizer: words, punctuation, several scripts, marks, control characters, special tokens.
@@ -280,13 +316,14 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..300).prop_map(|pieces| pieces.concat())
 }
 
-/// Only the start of a long text is looked at; wherever that start ends, nothing may show it: neither in a text whose start holds
-/// just as many tokens as the limit, nor inside an added token of several words.
+/// Only the kept end of a long text is looked at; wherever that part ends, nothing may show it: neither in a text whose part holds just
+/// as many tokens as the limit, nor inside an added token of several words.
 #[test]
 fn long_texts_are_cut_as_whole_ones() {
     let phrase = json!({"id": ADDED, "content": "the cat sat on the mat", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false});
-    for added in [None, Some(phrase)] {
-        let json = tokenizer_json(&bert_processing(), added);
+    for (added, side) in [(None, "Left"), (None, "Right"), (Some(phrase.clone()), "Left"), (Some(phrase), "Right")] {
+        let mut json = tokenizer_json(&bert_processing(), added);
+        json["truncation"]["direction"] = json!(side);
         for max_tokens in 3..8 {
             let tokenizer = open(&json, settings(max_tokens));
             for letters in 1..60 {
@@ -308,8 +345,9 @@ fn long_texts_are_cut_as_whole_ones() {
 proptest! {
     /// The library's own truncation, on any text and with any added token, whether or not we look at a part of the text only.
     #[test]
-    fn ids_equal_the_library(text in text(), max_tokens in 4usize..30, post in 0usize..3, added in 0usize..4) {
-        let json = tokenizer_json(&post_processors()[post].0, added_tokens()[added].clone());
+    fn ids_equal_the_library(text in text(), max_tokens in 4usize..30, post in 0usize..3, added in 0usize..4, left in any::<bool>()) {
+        let mut json = tokenizer_json(&post_processors()[post].0, added_tokens()[added].clone());
+        json["truncation"]["direction"] = json!(if left { "Left" } else { "Right" });
         let tokenized = open(&json, settings(max_tokens)).encode(&[&text], &roomy()).unwrap();
         prop_assert_eq!(&restore(&tokenized)[0], &reference(&json, &text, Some(max_tokens)));
         prop_assert_eq!(tokenized.truncated, usize::from(reference(&json, &text, None).len() > max_tokens));

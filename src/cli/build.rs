@@ -317,7 +317,8 @@ mod with_tensorrt {
         let inner = onnx.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
         // Where links lead, so that the parent is that of the real folder; one that does not exist is named as it was given.
         let inner = inner.canonicalize().unwrap_or_else(|_| inner.to_path_buf());
-        let is_model = |folder: &&Path| ["config.json", "tokenizer.json"].iter().all(|name| folder.join(name).is_file());
+        let has = |folder: &Path, name: &str| folder.join(name).is_file();
+        let is_model = |folder: &&Path| has(folder, "config.json") && (has(folder, "tokenizer.json") || has(folder, "vocab.txt"));
         match [Some(inner.as_path()), inner.parent()].into_iter().flatten().find(is_model) {
             Some(folder) => Ok(ModelFolder::open(folder)?),
             None => Err(Usage(format!(

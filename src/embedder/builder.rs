@@ -211,7 +211,7 @@ impl EmbedderBuilder {
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, cut, scaling)?;
         let dim = head.dim;
         let tokenizer = Tokenizer::open(
-            &folder.tokenizer_path(),
+            &folder.tokenizer,
             TokenizerSettings {
                 skip_prompt: !pooling.include_prompt,
                 prompt: prompt.clone(),

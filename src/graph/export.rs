@@ -40,8 +40,15 @@ pub struct ExportedFile {
 }
 
 /// Configuration and tokenizer files that travel with `model.onnx`, where the model folder has them.
-const COMPANIONS: [&str; 6] =
-    ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "merges.txt"];
+const COMPANIONS: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "merges.txt",
+];
 
 /// Exports `model` as `folder/model.onnx` with its configuration and tokenizer files beside it.
 ///

@@ -104,6 +104,8 @@ pub struct EncoderConfig {
     pub type_vocab_size: usize,
     /// Buckets of the relative position bias (MPNet; 0 for BERT).
     pub relative_attention_num_buckets: usize,
+    /// `tokenizer_class`, which counts where tokenizer_config.json names none.
+    pub tokenizer_class: Option<String>,
 }
 
 /// Names in `transformers.activations.ACT2FN`, and what each is.
@@ -184,6 +186,7 @@ impl EncoderConfig {
                 Family::MpNet => json.size("relative_attention_num_buckets", MIN_BUCKETS..=MAX_BUCKETS)?.unwrap_or(32),
                 Family::Bert => 0,
             },
+            tokenizer_class: json.string("tokenizer_class")?.map(str::to_owned),
         };
         config.check(&json)?;
         Ok(config)
@@ -210,6 +213,14 @@ impl EncoderConfig {
         match self.family {
             Family::MpNet => self.max_position_embeddings.saturating_sub(self.pad_token_id as usize + 1),
             Family::Bert => self.max_position_embeddings,
+        }
+    }
+
+    /// The id by which the model counts positions: it takes none itself. A graph that counts tokens instead is wrong for a text with it.
+    pub fn position_padding(&self) -> Option<u32> {
+        match self.family {
+            Family::MpNet => Some(self.pad_token_id),
+            Family::Bert => None,
         }
     }
 

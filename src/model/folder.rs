@@ -6,12 +6,11 @@ use crate::model::json::config_error;
 use crate::model::modules::{ModuleKind, check_dropout, check_normalize, read_modules, read_pooling};
 use crate::model::sentence_transformers::{Prompts, WholeModel};
 use crate::model::transformer_module::{TextCall, TransformerModule};
-use crate::model::{EncoderConfig, Weights};
+use crate::model::{EncoderConfig, TokenizerFiles, TokenizerModel, Weights};
 use crate::notice::warn_once;
 use crate::pooling::{Pooling, PoolingMode, Scaling};
 use crate::similarity::Similarity;
 use crate::{Error, Result};
-use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// An opened model folder: everything but the encoder's weights is read and checked.
@@ -36,14 +35,14 @@ pub struct ModelFolder {
     pub similarity: Similarity,
     /// Prompts, possibly none.
     pub prompts: Prompts,
-    /// `max_seq_length` of sentence_bert_config.json; where that is absent, `model_max_length` of tokenizer_config.json.
+    /// `max_length` of `processing_kwargs`, else `max_seq_length`, else `model_max_length` of tokenizer_config.json.
     pub max_seq_length: Option<usize>,
     /// `do_lower_case` of sentence_bert_config.json: texts are put into lower case before the tokenizer's own normalisation.
     pub do_lower_case: bool,
     /// How the tokenizer is called (`processing_kwargs` of sentence_bert_config.json).
     pub text_call: TextCall,
-    /// Fields of sentence_bert_config.json that replace those of tokenizer_config.json.
-    pub tokenizer_overrides: Map<String, Value>,
+    /// The tokenizer's files, with what sentence_bert_config.json lays over them.
+    pub tokenizer: TokenizerFiles,
 }
 
 impl ModelFolder {
@@ -104,8 +103,8 @@ impl ModelFolder {
         check_not_alone(encoder)?;
         let over = module.config_overrides.as_ref().map(|(json, field)| (json, *field));
         let config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
-        require_tokenizer(encoder)?;
-        let limit = module.tokenizer_overrides.get("model_max_length").and_then(Value::as_u64);
+        let model = TokenizerModel { model_type: config.family.name(), tokenizer_class: config.tokenizer_class.as_deref() };
+        let tokenizer = TokenizerFiles::read(encoder, model, &module.tokenizer_overrides)?;
         Ok(Self {
             root: encoder.to_path_buf(),
             encoder: encoder.to_path_buf(),
@@ -116,19 +115,11 @@ impl ModelFolder {
             truncate_dim: None,
             similarity: Similarity::default(),
             prompts: Prompts::default(),
-            max_seq_length: match limit.and_then(|limit| usize::try_from(limit).ok()) {
-                Some(limit) => Some(limit),
-                None => read_tokenizer_limit(encoder)?,
-            },
+            max_seq_length: module.text.max_length.or(tokenizer.limit()),
             do_lower_case: module.do_lower_case,
             text_call: module.text,
-            tokenizer_overrides: module.tokenizer_overrides,
+            tokenizer,
         })
-    }
-
-    /// `tokenizer.json`, in the encoder's folder.
-    pub fn tokenizer_path(&self) -> PathBuf {
-        self.encoder.join("tokenizer.json")
     }
 
     /// Memory-maps the encoder's weights (`model.safetensors`, or the shards of `model.safetensors.index.json`).
@@ -159,33 +150,5 @@ impl ModelFolder {
     /// Values of one vector before any cut: the pooled width, or the last Dense module's output.
     pub fn embedding_size(&self) -> usize {
         self.dense.last().map_or(self.pooling.width(self.config.hidden_size), |dense| dense.out_features)
-    }
-}
-
-fn require_tokenizer(encoder: &Path) -> Result<()> {
-    let path = encoder.join("tokenizer.json");
-    if path.is_file() {
-        return Ok(());
-    }
-    let next = "vocab.txt alone is not read; make it with transformers: \
-                AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)";
-    Err(Error::NotFound { what: "tokenizer.json".to_owned(), path, next: next.to_owned() })
-}
-
-/// Keys of `tokenizer_config.json`.
-static TOKENIZER_LIMIT: crate::model::schema::Schema = crate::model::schema::Schema {
-    title: "tokenizer_config.json",
-    keys: &[&[crate::model::schema::Key::honoured("model_max_length", "most tokens of a text")]],
-    unknown: crate::model::schema::Unknown::Ignore,
-};
-
-/// `model_max_length` of tokenizer_config.json. transformers writes 10^30 for no limit.
-fn read_tokenizer_limit(encoder: &Path) -> Result<Option<usize>> {
-    let path = encoder.join("tokenizer_config.json");
-    let Some(json) = crate::model::schema::JsonObject::read_if_present(&path, &TOKENIZER_LIMIT)? else { return Ok(None) };
-    match json.number("model_max_length")? {
-        None => Ok(None),
-        Some(limit) if limit >= 1.0 => Ok((limit < usize::MAX as f64).then_some(limit as usize)),
-        Some(_) => Err(json.field_error("model_max_length", "a number of tokens is expected")),
     }
 }

@@ -1,7 +1,9 @@
 //! Every key of every table: honoured, harmless or refused as its table says, and written down in `docs/model-folders.md`.
 
 use super::schema::{Action, Key, Schema, Unknown};
-use super::{ModelFolder, adapter_config, config_keys, dense, modules, sentence_transformers, transformer_module, weights};
+use super::{
+    ModelFolder, adapter_config, config_keys, dense, modules, sentence_transformers, tokenizer_keys, transformer_module, weights,
+};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -29,12 +31,39 @@ fn tables() -> Vec<Table> {
         ("intermediate_size", "24"),
         ("vocab_size", "500"),
         ("max_position_embeddings", "40"),
-        ("layer_norm_eps", "1e-5"),
+        ("layer_norm_eps", "1e-6"),
         ("hidden_act", "\"relu\""),
         ("tokenizer_class", "\"BertTokenizer\""),
         ("pad_token_id", "3"),
         ("type_vocab_size", "1"),
         ("relative_attention_num_buckets", "16"),
+    ];
+    const TOKENIZER: &[(&str, &str)] = &[
+        ("tokenizer_class", "\"PreTrainedTokenizerFast\""),
+        ("auto_map", "{\"AutoTokenizer\": [null, \"code.Tokenizer\"]}"),
+        ("bos_token", "\"<s>\""),
+        ("eos_token", "\"</s>\""),
+        ("unk_token", "\"<unk>\""),
+        ("sep_token", "\"</s>\""),
+        ("pad_token", "\"<pad>\""),
+        ("cls_token", "\"<s>\""),
+        ("mask_token", "\"<mask>\""),
+        ("additional_special_tokens", "[\"<e>\"]"),
+        ("extra_special_tokens", "[\"<e>\"]"),
+        ("model_specific_special_tokens", "{\"tool_token\": \"<tool>\"}"),
+        ("added_tokens_decoder", "{\"0\": {\"content\": \"[PAD]\"}}"),
+        ("truncation_side", "\"left\""),
+        ("model_max_length", "7"),
+        ("max_len", "\"long\""),
+        ("do_lower_case", "false"),
+        ("strip_accents", "false"),
+        ("tokenize_chinese_chars", "false"),
+        ("add_prefix_space", "true"),
+        ("split_special_tokens", "true"),
+        ("add_bos_token", "true"),
+        ("add_eos_token", "true"),
+        ("model_input_names", "[\"input_ids\", \"token_type_ids\"]"),
+        ("padding_side", "\"up\""),
     ];
     vec![
         table(&config_keys::BERT_CONFIG, "bert", "config.json", &[], CONFIG),
@@ -55,7 +84,7 @@ fn tables() -> Vec<Table> {
                 ("pooling_mode", "\"lasttoken\""),
                 ("pooling_mode_cls_token", "true"),
                 ("pooling_mode_max_tokens", "true"),
-                ("pooling_mode_mean_tokens", "false"),
+                ("pooling_mode_mean_tokens", "3"),
                 ("pooling_mode_mean_sqrt_len_tokens", "true"),
                 ("pooling_mode_weightedmean_tokens", "true"),
                 ("pooling_mode_lasttoken", "true"),
@@ -119,6 +148,9 @@ fn tables() -> Vec<Table> {
             &[("text", "{\"method\": \"get_text_features\"}")],
         ),
         table(&transformer_module::TEXT_MODALITY_KEYS, "bert", st, &["modality_config", "text"], &[]),
+        table(&tokenizer_keys::CONFIG_KEYS, "bert", "tokenizer_config.json", &[], TOKENIZER),
+        table(&tokenizer_keys::MAP_KEYS, "bert", "special_tokens_map.json", &[], TOKENIZER),
+        table(&tokenizer_keys::OVERRIDE_KEYS, "bert", st, &["tokenizer_args"], TOKENIZER),
         table(
             &dense::DENSE_KEYS,
             "bert",

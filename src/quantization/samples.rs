@@ -22,7 +22,7 @@ impl Samples {
     pub fn from_texts<T: AsRef<str> + Sync>(model: &ModelFolder, texts: &[T]) -> Result<Self> {
         let mut settings = TokenizerSettings::of_model(model, model.max_tokens());
         settings.prompt = model.prompts.default_text().map(str::to_owned);
-        Ok(Self { rows: Tokenizer::open(&model.tokenizer_path(), settings)?.ids(texts)? })
+        Ok(Self { rows: Tokenizer::open(&model.tokenizer, settings)?.ids(texts)? })
     }
 
     /// Takes rows of ids, special tokens included, none of them padding.
@@ -51,7 +51,7 @@ impl Samples {
     #[cfg(feature = "tensorrt")]
     pub fn of_all_lengths(model: &ModelFolder) -> Result<Self> {
         let settings = TokenizerSettings::of_model(model, model.max_tokens());
-        let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer_path(), settings)?)?;
+        let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer, settings)?)?;
         Ok(Self { rows })
     }
 

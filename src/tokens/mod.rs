@@ -1,8 +1,11 @@
 //! Tokens: texts to ids, sorted by length and cut into batches.
 
+mod assemble;
 mod batch;
 mod cost;
+mod cuts;
 mod tokenizer;
+mod windows;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};

@@ -1,27 +1,29 @@
 //! The tokenizer of a model folder: prompts, cutting at the token limit, and ids checked against the embedding table.
 
+use super::assemble::{self, Assembled, as_error};
+use super::cuts::Cuts;
+use super::windows::{Kept, Limits, Windows, joined};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
-use crate::model::ModelFolder;
+use crate::model::{ModelFolder, TokenizerFiles};
 use crate::{Error, Result};
 use rayon::prelude::*;
-use std::borrow::Cow;
-use std::path::Path;
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use std::sync::Arc;
 use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{
-    NormalizerWrapper, PostProcessor, PreTokenizerWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
-};
+use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, Token, TruncationDirection};
 
 /// Texts shorter than this altogether (about a millisecond's work) are not worth spreading over threads.
 const PARALLEL_BYTES: usize = 8 * 1024;
 
-/// First guess at how much of a long text its first `max_tokens` tokens cover; English has about 5 bytes a token.
-const BYTES_PER_TOKEN: usize = 8;
+/// Stands for the text's own tokens where the special tokens around them are found out.
+const TEXT: u32 = u32::MAX;
 
 /// What the model folder and the caller ask of a [`Tokenizer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenizerSettings {
-    /// Most tokens of a text, special tokens and prompt included; longer texts are cut on the right.
+    /// Most tokens of a text, special tokens and prompt included; longer texts are cut, on the side that the tokenizer says.
     pub max_tokens: usize,
     /// Id that fills rows up to the width of their batch.
     pub pad_token_id: u32,
@@ -33,12 +35,25 @@ pub struct TokenizerSettings {
     pub prompt: Option<String>,
     /// Whether pooling leaves the prompt's tokens out (`include_prompt: false`). Without a prompt it changes nothing.
     pub skip_prompt: bool,
+    /// Whether texts get the tokenizer's special tokens.
+    pub add_special_tokens: bool,
+    /// An id that no text may have in it, other than as padding: that by which the model itself counts positions.
+    pub position_padding: Option<u32>,
 }
 
 impl TokenizerSettings {
     /// Settings without a prompt and without lower-casing.
     pub fn new(max_tokens: usize, pad_token_id: u32, vocab_size: usize) -> Self {
-        Self { max_tokens, pad_token_id, vocab_size, lower_case: false, prompt: None, skip_prompt: false }
+        Self {
+            max_tokens,
+            pad_token_id,
+            vocab_size,
+            lower_case: false,
+            prompt: None,
+            skip_prompt: false,
+            add_special_tokens: true,
+            position_padding: None,
+        }
     }
 
     /// As `model`'s folder asks for, without a prompt.
@@ -46,6 +61,8 @@ impl TokenizerSettings {
         Self {
             lower_case: model.do_lower_case,
             skip_prompt: !model.pooling.include_prompt,
+            add_special_tokens: model.text_call.add_special_tokens,
+            position_padding: model.config.position_padding(),
             ..Self::new(max_tokens, model.config.pad_token_id, model.config.vocab_size)
         }
     }
@@ -63,17 +80,29 @@ pub struct Tokenized {
     pub truncated: usize,
 }
 
-/// A `tokenizer.json` made ready for one model. Its own truncation and padding are overridden: the published MPNet file, for one,
-/// cuts at 128 tokens and pads every text to 128.
+/// A tokenizer made ready for one model. Its files' own truncation and padding are overridden: the published MPNet file, for one, cuts at
+/// 128 tokens and pads every text to 128.
 ///
 /// Texts are passed on as they are, as sentence-transformers 6.2 does (older releases stripped surrounding whitespace, which the BERT
-/// pre-tokenizer drops in any case).
+/// pre-tokenizer drops in any case). Memory and time for a text are bounded by what is kept of it, as far as the tokenizer can be cut
+/// exactly; a longer run without such a place is an error.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    parts: Arc<Parts>,
     settings: TokenizerSettings,
     skip: u32,
-    cuts_at_whitespace: bool,
+}
+
+/// What does not depend on the prompt.
+#[derive(Debug)]
+struct Parts {
+    inner: tokenizers::Tokenizer,
+    kept: Kept,
+    cuts: Cuts,
+    /// Special tokens before and after every text.
+    before: Vec<u32>,
+    after: Vec<u32>,
+    special_ids: HashSet<u32>,
 }
 
 /// Ids of one text.
@@ -89,34 +118,25 @@ impl AsRef<[u32]> for Row {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` at `path`.
+    /// The tokenizer that a model folder's files describe.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Io`], [`Error::Tokenizer`] when it does not parse or the pad id is outside the table, [`Error::Setting`] when `max_tokens` has no
-    /// room for the special tokens that the file adds.
-    pub fn open(path: &Path, settings: TokenizerSettings) -> Result<Self> {
-        if !path.exists() {
-            let next = "save it with transformers' AutoTokenizer.save_pretrained (a fast tokenizer)".to_owned();
-            return Err(Error::NotFound { what: "tokenizer.json".to_owned(), path: path.to_owned(), next });
-        }
-        let json = std::fs::read(path).map_err(Error::io("read", path))?;
-        Self::from_bytes(&json, settings).map_err(|error| match error {
-            Error::Tokenizer { reason } => Error::Tokenizer { reason: format!("{}: {reason}", path.display()) },
-            other => other,
-        })
+    /// [`Error::Io`], [`Error::Tokenizer`] when a file does not parse, parts of it do not fit the tokenizer's class or the pad id is
+    /// outside the table, [`Error::Setting`] when `max_tokens` has no room for the special tokens of every text.
+    pub fn open(files: &TokenizerFiles, settings: TokenizerSettings) -> Result<Self> {
+        Self::new(assemble::from_files(files)?, settings).map_err(assemble::at(files.vocabulary_path()))
     }
 
-    /// As [`Tokenizer::open`], from the file's bytes.
+    /// The tokenizer of `tokenizer.json` alone, given as its bytes.
     ///
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn from_bytes(json: &[u8], settings: TokenizerSettings) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(as_error)?;
-        let added = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
-        if settings.max_tokens < added.max(1) {
-            let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
-            return Err(Error::Setting { setting: "--max-tokens", reason });
-        }
+        Self::new(assemble::from_json(json)?, settings)
+    }
+
+    fn new(assembled: Assembled, settings: TokenizerSettings) -> Result<Self> {
+        let Assembled { mut inner, side, special_ids, token_types } = assembled;
         if settings.pad_token_id as usize >= settings.vocab_size {
             let (id, size) = (settings.pad_token_id, settings.vocab_size);
             return Err(Error::Tokenizer { reason: format!("pad_token_id {id} is outside the embedding table of {size} rows") });
@@ -124,19 +144,35 @@ impl Tokenizer {
         if settings.lower_case {
             lower_case_first(&mut inner)?;
         }
-        inner.with_padding(None);
-        // One token more than asked for: a text that reaches it was longer than the limit. (Asked for the limit itself, the library
-        // stops early without a word when no special tokens are added.) `Tokenizer::cut` takes the token off again.
-        let truncation = TruncationParams {
-            direction: TruncationDirection::Right,
-            max_length: settings.max_tokens.saturating_add(1),
-            strategy: TruncationStrategy::LongestFirst,
-            stride: 0,
+        let (before, after) = match settings.add_special_tokens {
+            true => frame(&inner, token_types)?,
+            false => (Vec::new(), Vec::new()),
         };
-        inner.with_truncation(Some(truncation)).map_err(as_error)?;
-        let cuts_at_whitespace = cuts_at_whitespace(&inner);
+        let added = before.len() + after.len();
+        if settings.max_tokens < added.max(1) {
+            let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
+            return Err(Error::Setting { setting: "--max-tokens", reason });
+        }
+        let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
+        let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner });
         let prompt = settings.prompt.clone();
-        Self { inner, settings, skip: 0, cuts_at_whitespace }.prompted(prompt)
+        Self { parts, settings, skip: 0 }.prompted(prompt)
+    }
+
+    /// SHA-256, as hexadecimal digits, of what `files` make of texts: that of tokenizer.json where its own parts are all that counts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::open`].
+    pub fn content_hash(files: &TokenizerFiles) -> Result<String> {
+        let path = files.vocabulary_path();
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let effective = description(assemble::from_files(files)?)?;
+        let plain =
+            assemble::from_json(&bytes).and_then(|plain| description(Assembled { side: TruncationDirection::Right, ..plain }));
+        Ok(match plain {
+            Ok(plain) if plain == effective => crate::digest::hex(&Sha256::digest(&bytes)),
+            _ => crate::digest::hex(&Sha256::digest(effective)),
+        })
     }
 
     /// The same tokenizer with another prompt, or none.
@@ -233,56 +269,82 @@ impl Tokenizer {
                 let reason = format!("row {index} has {length} ids; 1 to {limit} are accepted");
                 return Err(Error::Setting { setting: "ids", reason });
             }
+            if let Some(id) = self.settings.position_padding.filter(|id| row.as_ref().contains(id)) {
+                let token = self.parts.inner.id_to_token(id).unwrap_or_default();
+                let reason = format!("row {index}: {}", position_padding(&token, id));
+                return Err(Error::Setting { setting: "ids", reason });
+            }
         }
         Ok(())
     }
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
-        let text = match &self.settings.prompt {
-            Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
-            None => Cow::Borrowed(text),
+        let text = joined(self.settings.prompt.as_deref(), text);
+        self.cut(&text).map_err(|reason| Error::Tokenizer { reason: format!("text {index}: {reason}") })
+    }
+
+    /// Ids of `text`, at most `max_tokens`, with the special tokens around what is kept of it.
+    fn cut(&self, text: &str) -> Result<Row, String> {
+        let Parts { inner, kept, cuts, before, after, .. } = &*self.parts;
+        let room = self.settings.max_tokens - before.len() - after.len();
+        let encode = |part: &str| {
+            inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
         };
-        self.cut(&text).map_err(|error| Error::Tokenizer { reason: format!("text {index}: {error}") })
-    }
-
-    /// Ids of `text`, at most `max_tokens`, with the special tokens around what is left of it.
-    fn cut(&self, text: &str) -> tokenizers::Result<Row> {
-        let encoding = self.encode_start(text)?;
-        let mut ids = encoding.get_ids().to_vec();
-        let truncated = ids.len() > self.settings.max_tokens;
-        if truncated && let Some(last) = encoding.get_special_tokens_mask().iter().rposition(|&special| special == 0) {
-            ids.remove(last);
+        // One token more than there is room for: a text that has it is longer than the limit.
+        let found = Windows { cuts, encode, limits: Limits::default() }.ids(text, room.saturating_add(1), *kept)?;
+        let truncated = found.len() > room;
+        let own = match kept {
+            Kept::Start => &found[..found.len().min(room)],
+            Kept::End => &found[found.len() - found.len().min(room)..],
+        };
+        if let Some(id) = self.settings.position_padding.filter(|id| own.contains(id)) {
+            return Err(position_padding(&inner.id_to_token(id).unwrap_or_default(), id));
         }
-        Ok(Row { ids, truncated })
-    }
-
-    /// Encodes no more of a long text than the limit needs, where that provably gives the same ids.
-    fn encode_start(&self, text: &str) -> tokenizers::Result<tokenizers::Encoding> {
-        let mut window = self.settings.max_tokens.saturating_add(1).saturating_mul(BYTES_PER_TOKEN);
-        while self.cuts_at_whitespace && window < text.len() {
-            if let Some(start) = up_to_last_space(text, window) {
-                let encoding = self.inner.encode_fast(start, true)?;
-                if encoding.len() > self.settings.max_tokens {
-                    return Ok(encoding);
-                }
-            }
-            window = window.saturating_mul(4);
-        }
-        self.inner.encode_fast(text, true)
+        Ok(Row { ids: [before, own, after].concat(), truncated })
     }
 
     /// The prompt's tokens as sentence-transformers counts them: the prompt tokenized alone, less a special token at its end
     /// (`Transformer._get_prompt_length`).
     fn prompt_length(&self, prompt: &str) -> Result<u32> {
         let ids = self.cut(prompt).map_err(|error| Error::Tokenizer { reason: format!("prompt \"{prompt}\": {error}") })?.ids;
-        let special = self.inner.get_added_tokens_decoder();
-        let ends_special = ids.last().and_then(|id| special.get(id)).is_some_and(|token| token.special);
+        let ends_special = ids.last().is_some_and(|id| self.parts.special_ids.contains(id));
         Ok(ids.len() as u32 - u32::from(ends_special))
     }
 }
 
-fn as_error(error: tokenizers::Error) -> Error {
-    Error::Tokenizer { reason: error.to_string() }
+/// Why the padding token within a text is refused.
+fn position_padding(token: &str, id: u32) -> String {
+    format!(
+        "it has the padding token \"{token}\" (id {id}) in it, by which this model counts positions; the exported graph counts tokens \
+         instead. Take it out of the text"
+    )
+}
+
+/// The special tokens before and after a text.
+fn frame(inner: &tokenizers::Tokenizer, token_types: bool) -> Result<(Vec<u32>, Vec<u32>)> {
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+    let framed = inner.post_process(text, None, true).map_err(as_error)?;
+    let ids = framed.get_ids();
+    let (Some(place), 1) = (ids.iter().position(|&id| id == TEXT), ids.iter().filter(|&&id| id == TEXT).count()) else {
+        let reason = "post_processor: a text is expected once between its special tokens".to_owned();
+        return Err(Error::Tokenizer { reason });
+    };
+    if token_types && framed.get_type_ids().iter().any(|&kind| kind != 0) {
+        let reason = "post_processor: token types other than 0, which model_input_names asks for, are not supported".to_owned();
+        return Err(Error::Tokenizer { reason });
+    }
+    Ok((ids[..place].to_vec(), ids[place + 1..].to_vec()))
+}
+
+/// All that ids depend on, as text.
+fn description(assembled: Assembled) -> Result<String> {
+    let Assembled { mut inner, side, token_types, .. } = assembled;
+    let (before, after) = frame(&inner, token_types)?;
+    inner.with_post_processor(None::<PostProcessorWrapper>);
+    inner.with_decoder(None::<tokenizers::DecoderWrapper>);
+    let json = inner.to_string(false).map_err(as_error)?;
+    let whole = !inner.get_encode_special_tokens();
+    Ok(format!("{json}\nbefore {before:?} after {after:?} left {} whole {whole}", side == TruncationDirection::Left))
 }
 
 /// `do_lower_case` as sentence-transformers does it: a `Lowercase` normalizer before the others unless there is one. Added tokens
@@ -298,33 +360,4 @@ fn lower_case_first(inner: &mut tokenizers::Tokenizer) -> Result<()> {
         inner.with_normalizer(Some(Sequence::new(normalizers))).map_err(as_error)?;
     }
     Ok(())
-}
-
-/// Whether the ids of a text cut before an ASCII space begin those of the whole text, special tokens apart.
-///
-/// So it is with BERT's parts: its normalizer and `Lowercase` work on each character (accents are stripped after a decomposition
-/// that a space ends), its pre-tokenizer always splits at a space and drops it, and models see one piece at a time. Added tokens are
-/// searched for in the whole text, but one without whitespace in it cannot span the cut; those searched for after normalization must
-/// be ASCII, since normalizing other characters can put spaces into them.
-fn cuts_at_whitespace(inner: &tokenizers::Tokenizer) -> bool {
-    fn local(normalizer: &NormalizerWrapper) -> bool {
-        match normalizer {
-            NormalizerWrapper::BertNormalizer(_) | NormalizerWrapper::Lowercase(_) => true,
-            NormalizerWrapper::Sequence(sequence) => sequence.as_ref().iter().all(local),
-            _ => false,
-        }
-    }
-    matches!(inner.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
-        && inner.get_normalizer().is_none_or(local)
-        && inner
-            .get_added_tokens_decoder()
-            .values()
-            .all(|token| !token.content.contains(char::is_whitespace) && (!token.normalized || token.content.is_ascii()))
-}
-
-/// The first `window` bytes of `text` up to their last ASCII space.
-fn up_to_last_space(text: &str, window: usize) -> Option<&str> {
-    let bytes = text.as_bytes().get(..window)?;
-    let end = bytes.iter().rposition(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))?;
-    text.get(..end)
 }

@@ -21,7 +21,7 @@ fn published_layout() {
     assert_eq!(model.prompts.default_name.as_deref(), Some("query"));
     assert_eq!(model.prompts.by_name["query"], "query: ");
     assert_eq!(model.prompts.by_name["none"], "");
-    assert_eq!(model.tokenizer_path(), folder.join("tokenizer.json"));
+    assert_eq!(model.tokenizer.vocabulary_path(), folder.join("tokenizer.json"));
     assert_eq!(model.weights().unwrap().size_in_bytes(), std::fs::metadata(folder.join("model.safetensors")).unwrap().len());
 }
 
@@ -60,7 +60,7 @@ fn encoder_in_its_own_folder() {
     folder.write("0_Transformer/model.safetensors", &weights(&[("mpnet.x", &[1], &[1.0])]));
     folder.json("1_Pooling/config.json", &pooling(&["lasttoken", "cls_token", "max_tokens"]));
     let model = open(&folder);
-    assert_eq!(model.tokenizer_path(), folder.join("0_Transformer/tokenizer.json"));
+    assert_eq!(model.tokenizer.vocabulary_path(), folder.join("0_Transformer/tokenizer.json"));
     assert_eq!(model.pooling.modes, [PoolingMode::Cls, PoolingMode::Max, PoolingMode::LastToken]);
     assert_eq!(model.embedding_size(), 3 * HIDDEN);
     assert!(model.do_lower_case);

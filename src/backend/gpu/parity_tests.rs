@@ -68,7 +68,7 @@ fn fake<F: Fn(usize, usize, &mut [f32])>(spoil: F) -> Fake<F> {
 
 fn tokenizer(longest: usize) -> Tokenizer {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mpnet/tokenizer.json");
-    Tokenizer::open(&path, TokenizerSettings::new(longest, PADDING.id, PADDING.vocab_size)).unwrap()
+    Tokenizer::from_bytes(&std::fs::read(path).unwrap(), TokenizerSettings::new(longest, PADDING.id, PADDING.vocab_size)).unwrap()
 }
 
 fn reference(longest: usize) -> Reference {

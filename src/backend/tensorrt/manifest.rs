@@ -46,7 +46,7 @@ pub struct Model {
     pub source: Source,
     /// Hash of the graph with its weights, as [`Source`] says.
     pub graph: String,
-    /// SHA-256 of tokenizer.json.
+    /// SHA-256 of tokenizer.json, or of what all tokenizer files make of it together, where that differs.
     pub tokenizer: String,
     /// The model's own pooling and what follows it, in words. The plan ends before it, so that other pooling is no other plan.
     pub pooling: String,

@@ -48,7 +48,7 @@ pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile], given: Optio
     }
     let longest = profiles.iter().map(|profile| profile.max().seq as usize).max().unwrap_or(1).min(folder.config.max_tokens());
     let settings = TokenizerSettings::of_model(folder, longest);
-    let rows = rows_of_all_lengths(&Tokenizer::open(&folder.tokenizer_path(), settings)?)?;
+    let rows = rows_of_all_lengths(&Tokenizer::open(&folder.tokenizer, settings)?)?;
     Ok(Oracle { vectors: run_on_cpu(folder, longest, rows)?, name: ON_CPU.into() })
 }
 

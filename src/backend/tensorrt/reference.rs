@@ -85,7 +85,7 @@ impl ReferenceFile {
         }
         let mut settings = TokenizerSettings::of_model(folder, folder.max_tokens());
         settings.prompt = folder.prompts.default_text().map(str::to_owned);
-        let tokenizer = Tokenizer::open(&folder.tokenizer_path(), settings)?;
+        let tokenizer = Tokenizer::open(&folder.tokenizer, settings)?;
         let rows = tokenizer.ids(texts)?;
         let counted = tokens.iter().flatten().zip(&rows).map(|(&expected, row)| (expected, row.len()));
         if let Some((text, (expected, found))) = counted.enumerate().find(|(_, (expected, found))| expected != found) {

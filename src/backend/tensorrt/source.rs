@@ -9,11 +9,11 @@ use crate::files::TemporaryFolder;
 use crate::graph::onnx::{self, ModelProto, TensorProto, ValueInfoProto};
 use crate::graph::{Graph, Precision, Quantization};
 use crate::model::{EncoderConfig, Mapped, ModelFolder};
+use crate::tokens::Tokenizer;
 use crate::{Error, Result};
 use prost::bytes::Bytes;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashSet};
-use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 /// Inputs that an encoder must have, and one that it may have.
@@ -158,12 +158,10 @@ impl Manifest {
 }
 
 fn model(folder: &ModelFolder, source: Source, graph: String) -> Result<Model> {
-    let path = folder.tokenizer_path();
-    let tokenizer = fs::read(&path).map_err(Error::io("read", &path))?;
     Ok(Model {
         source,
         graph,
-        tokenizer: hex(&Sha256::digest(tokenizer)),
+        tokenizer: Tokenizer::content_hash(&folder.tokenizer)?,
         pooling: pooling_words(folder),
         hidden_size: folder.config.hidden_size,
         positions: folder.config.max_tokens(),
