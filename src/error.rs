@@ -95,7 +95,7 @@ pub enum Error {
     },
     /// A token id lies outside the embedding table.
     #[error(
-        "token id {id} (text {text}) is outside the embedding table of {vocab_size} rows; \
+        "token id {id} (of text index {text}, from 0) is outside the embedding table of {vocab_size} rows; \
          do tokenizer.json and the weights belong together?"
     )]
     TokenId {
@@ -116,7 +116,7 @@ pub enum Error {
     },
     /// A result is not finite.
     #[error(
-        "text {text} gave {value} at component {component}; \
+        "text index {text} gave {value} at component index {component} (both from 0); \
          the weights are damaged or overflow in this precision"
     )]
     NotFinite {
