@@ -6,7 +6,8 @@
 
 Hidden states at real positions must equal PyTorch's, kept in tests/fixtures, to 1e-4 in fp32: all texts in one padded batch and
 each text alone. A file of fp16 types must equal them to what rounding to 11 bits allows. INT8 files, calibrated on the texts of
-fixture_texts.py, must load, run and keep the direction of the mean hidden states.
+fixture_texts.py, must load, run and keep the direction of the mean hidden states. Files with int64 inputs and token types, as optimum's
+consumers feed them, must equal PyTorch on token types other than 0, kept in tests/fixtures/token_types.safetensors.
 """
 
 import argparse
@@ -26,6 +27,8 @@ FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 FP32_BAR = 1e-4
 # Mean cosine of pooled vectors with every linear in INT8: scales that are wrong, or on the wrong axis, end far below.
 INT8_BAR = 0.95
+# Largest difference of hidden states in INT8, of their largest magnitude.
+INT8_TYPED_BAR = 0.25
 
 
 def fp16_bar(layers: int, texts: list) -> float:
@@ -42,16 +45,16 @@ def references(path: Path, infix: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(tensors[f"ids{infix}.{i}"], tensors[f"hidden{infix}.{i}"]) for i in numbers]
 
 
-def check_form(path: Path, precision: str) -> None:
-    """What the contract says of the graph: opset 17, INT32 inputs, dynamic batch and sequence."""
+def check_form(path: Path, precision: str, io: str = "int32", token_types: bool = False) -> None:
+    """What the contract says of the graph: opset 17, inputs of type `io`, dynamic batch and sequence."""
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path), load_external_data=False)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     assert opsets == {"": 17}, opsets
     inputs = {value.name: value.type.tensor_type for value in model.graph.input}
-    assert set(inputs) == {"input_ids", "attention_mask"}, set(inputs)
+    assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"][: 3 if token_types else 2], list(inputs)
     for tensor in inputs.values():
-        assert tensor.elem_type == onnx.TensorProto.INT32
+        assert tensor.elem_type == {"int32": onnx.TensorProto.INT32, "int64": onnx.TensorProto.INT64}[io]
         assert len(tensor.shape.dim) == 2 and all(dim.dim_param for dim in tensor.shape.dim), tensor.shape
     (output,) = model.graph.output
     assert output.name == "last_hidden_state"
@@ -77,6 +80,41 @@ def largest_difference(path: Path, texts: list, pad_id: int) -> float:
         return float(max(found))
 
     return max([run(texts)] + [run([text]) for text in texts])
+
+
+def typed_difference(path: Path, integers: type) -> float:
+    """Largest difference to PyTorch at real positions of a batch with two token types."""
+    expected = load_file(FIXTURES / "token_types.safetensors")
+    inputs = {name: expected[name].astype(integers) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (hidden,) = session.run(["last_hidden_state"], inputs)
+    difference = np.abs(hidden.astype(np.float32) - expected["last_hidden_state"])[expected["attention_mask"] == 1]
+    assert np.isfinite(difference).all()
+    return float(difference.max())
+
+
+def check_token_types(binary: Path) -> int:
+    """Every precision with every type of input and token types; the number of those that are too far off."""
+    failures = 0
+    bert = FIXTURES / "bert"
+    expected = load_file(FIXTURES / "token_types.safetensors")["last_hidden_state"]
+    bars = {"fp32": FP32_BAR, "fp16": fp16_bar(2, [(None, expected)]), "int8": INT8_TYPED_BAR * float(np.abs(expected).max())}
+    with tempfile.TemporaryDirectory() as output:
+        ranges = str(Path(output, "calibration.json"))
+        lines = Path(output, "texts.jsonl")
+        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in MINILM), encoding="utf-8")
+        command = [binary, "calibrate", "--model", bert, "--input", lines, "--output", ranges]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        for precision, bar in bars.items():
+            for io, integers in (("int32", np.int32), ("int64", np.int64)):
+                more = ["--calibration", ranges] if precision == "int8" else []
+                path = export(binary, bert, output, precision, "--io", io, "--token-types", *more)
+                check_form(path, precision, io, token_types=True)
+                found = typed_difference(path, integers)
+                verdict = "ok" if found <= bar else "TOO LARGE"
+                failures += found > bar
+                print(f"bert token types {io} {precision}: largest difference to PyTorch {found:.2e} (bar {bar:.1e}) {verdict}")
+    return failures
 
 
 def export(binary: Path, folder: Path, output: str, precision: str, *more: str) -> Path:
@@ -144,6 +182,7 @@ def main() -> int:
             verdict = "ok" if found >= INT8_BAR else "TOO SMALL"
             failures += found < INT8_BAR
             print(f"{folder.name:20} int8: checker passes; mean cosine to PyTorch {found:.5f} (bar {INT8_BAR}) {verdict}")
+    failures += check_token_types(arguments.binary)
     return 1 if failures else 0
 
 
