@@ -101,7 +101,7 @@ pub enum Error {
     TokenId {
         /// The id.
         id: u32,
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
         /// Rows of the table.
         vocab_size: usize,
@@ -120,9 +120,9 @@ pub enum Error {
          the weights are damaged or overflow in this precision"
     )]
     NotFinite {
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
-        /// Index in its vector.
+        /// Index in its vector, from 0.
         component: usize,
         /// NaN or an infinity.
         value: f32,

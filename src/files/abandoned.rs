@@ -14,12 +14,12 @@ use std::time::{Duration, SystemTime};
 /// Age from which a file of another kernel counts as abandoned: of another host, or of this one before it was restarted.
 const FOREIGN_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// The kernel that this process runs on, as part of a file's name.
-static KERNEL: LazyLock<String> = LazyLock::new(|| {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+/// The kernel that this process runs on, as part of a file's name; none where the system does not tell. Then every file counts as one of
+/// another kernel.
+static KERNEL: LazyLock<Option<String>> = LazyLock::new(|| {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let id: String = boot.chars().filter(char::is_ascii_hexdigit).take(12).collect();
-    // Where there is none, locks alone decide.
-    if id.is_empty() { "local-".into() } else { format!("{id}-") }
+    (id.len() == 12).then(|| format!("{id}-"))
 });
 
 /// Folders that this process has looked through: once is enough.
@@ -27,7 +27,7 @@ static SEEN: Mutex<BTreeSet<(PathBuf, &'static str)>> = Mutex::new(BTreeSet::new
 
 /// How the names of this process's temporary files begin.
 pub(super) fn prefix(prefix: &str) -> String {
-    format!("{prefix}{}", *KERNEL)
+    format!("{prefix}{}", KERNEL.as_deref().unwrap_or_default())
 }
 
 /// Marks the new file or folder `file` at `path` as one that is being used, as long as `file` is open. False where another process
@@ -57,7 +57,8 @@ fn remove_if_abandoned(entry: &DirEntry, rest: &str) {
     let Some(kind) = entry.file_type().ok().filter(|kind| kind.is_file() || kind.is_dir()) else { return };
     let path = entry.path();
     let Ok(file) = File::open(&path) else { return };
-    if !rest.starts_with(KERNEL.as_str()) && !is_old(&file) {
+    let is_own = KERNEL.as_deref().is_some_and(|kernel| rest.starts_with(kernel));
+    if !is_own && !is_old(&file) {
         return;
     }
     if file.try_lock().is_ok() && is_at(&file, &path) {
@@ -102,6 +103,7 @@ mod tests {
         remove(folder, TEMPORARY_PREFIX);
     }
 
+    #[cfg(target_os = "linux")] // elsewhere there may be no boot id
     #[test]
     fn only_what_nobody_holds_is_removed() {
         let folder = tempfile::tempdir().unwrap();
