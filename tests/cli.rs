@@ -176,32 +176,6 @@ fn a_reader_that_leaves_early_ends_the_run_quietly() {
 }
 
 #[test]
-fn bad_lines_are_named_and_leave_nothing() {
-    let place = Place::new();
-    place.put("latin1.txt", b"fine\ncaf\xe9\n");
-    place.put("broken.jsonl", "{\"text\":\"fine\"}\n{\"text\":\n");
-    place.put("fields.jsonl", "{\"text\":\"fine\"}\n{\"body\":\"x\"}\n");
-    let before = place.files();
-    for (name, parts) in [
-        ("latin1.txt", &["latin1.txt: line 2 is not UTF-8", "0xE9", "column 4"]),
-        ("broken.jsonl", &["broken.jsonl: line 2 is not JSON", "EOF", "column 8"]),
-        ("fields.jsonl", &["fields.jsonl: line 2 has no field `text`", "body", "trt-embed: "]),
-    ] {
-        for out in ["out.npy", "out.jsonl"] {
-            place.embed(&["-i", name, "-o", out]).fails(parts);
-            assert_eq!(place.files(), before);
-        }
-        let run = place.embed(&["-i", name]);
-        run.fails(parts);
-        assert_eq!(rows(std::str::from_utf8(&run.stdout).unwrap()).len(), 1, "the rows before the fault");
-    }
-    // What was there before stays.
-    place.put("out.jsonl", "old");
-    place.embed(&["-i", "latin1.txt", "-o", "out.jsonl"]).fails(&["line 2"]);
-    assert_eq!(std::fs::read(place.path("out.jsonl")).unwrap(), b"old");
-}
-
-#[test]
 fn faults_of_input_and_output_come_before_the_model() {
     let place = Place::new();
     std::fs::create_dir(place.path("folder")).unwrap();

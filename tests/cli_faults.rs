@@ -76,6 +76,32 @@ fn messages_name_lines_and_texts_from_1() {
 }
 
 #[test]
+fn bad_lines_are_named_and_leave_nothing() {
+    let place = Place::new();
+    place.put("latin1.txt", b"fine\ncaf\xe9\n");
+    place.put("broken.jsonl", "{\"text\":\"fine\"}\n{\"text\":\n");
+    place.put("fields.jsonl", "{\"text\":\"fine\"}\n{\"body\":\"x\"}\n");
+    let before = place.files();
+    for (name, parts) in [
+        ("latin1.txt", &["latin1.txt: line 2 is not UTF-8", "0xE9", "column 4"]),
+        ("broken.jsonl", &["broken.jsonl: line 2 is not JSON", "EOF", "column 8"]),
+        ("fields.jsonl", &["fields.jsonl: line 2 has no field `text`", "body", "trt-embed: "]),
+    ] {
+        for out in ["out.npy", "out.jsonl"] {
+            place.embed(&["-i", name, "-o", out]).fails(parts);
+            assert_eq!(place.files(), before);
+        }
+        let run = place.embed(&["-i", name]);
+        run.fails(parts);
+        assert_eq!(rows(std::str::from_utf8(&run.stdout).unwrap()).len(), 1, "the rows before the fault");
+    }
+    // What was there before stays.
+    place.put("out.jsonl", "old");
+    place.embed(&["-i", "latin1.txt", "-o", "out.jsonl"]).fails(&["line 2"]);
+    assert_eq!(std::fs::read(place.path("out.jsonl")).unwrap(), b"old");
+}
+
+#[test]
 fn skipped_lines_are_counted_and_written_down() {
     let place = broken();
     let lines = [
@@ -190,7 +216,7 @@ fn where_all_lines_are_bad_it_is_not_the_lines() {
 fn what_does_not_go_together() {
     let place = Place::new();
     place.embed(&["--errors", "e.jsonl", "cat"]).ends(2, &["--errors", "--on-error skip"]);
-    place.embed(&["--on-error", "skip", "-o", "x.jsonl", "--errors", "x.jsonl", "cat"]).ends(2, &["--errors", "x.jsonl"]);
+    place.embed(&["--on-error", "skip", "-o", "x.jsonl", "--errors", "./x.jsonl", "cat"]).ends(2, &["--errors", "x.jsonl"]);
     place.embed(&["--on-error", "skip", "--errors", "no/such/e.jsonl", "cat"]).fails(&["--errors", "no/such", "does not exist"]);
     place.embed(&["--on-error", "ignore", "cat"]).ends(2, &["--on-error", "fail", "skip"]);
     assert!(place.files().is_empty());

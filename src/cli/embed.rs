@@ -150,7 +150,7 @@ impl Run {
             self.done.rows += embedded.rows.len() as u64;
             self.done.truncated += embedded.embeddings.truncated as u64;
             self.done.next_chunk = limits.texts;
-            // A chunk that a faulty line has cut short ends elsewhere once that line is mended.
+            // A chunk that was cut short ends elsewhere once the faulty line is mended, or lines are added.
             if !self.texts.stopped() {
                 self.checkpoint()?;
             }

@@ -70,6 +70,8 @@ pub struct Texts {
     on_error: OnError,
     /// A fault met while filling a chunk: raised after the texts before it were handed out.
     fault: Option<anyhow::Error>,
+    /// Whether the end was met while filling the last chunk.
+    ended: bool,
 }
 
 /// Texts that are held at once, in order.
@@ -136,7 +138,7 @@ impl Texts {
     /// # Errors
     /// A file that cannot be opened; nothing named while stdin is a terminal (usage).
     pub fn open(args: &InputArgs) -> Result<Self> {
-        let of = |source, size| Self { source, size, on_error: OnError::Fail, fault: None };
+        let of = |source, size| Self { source, size, on_error: OnError::Fail, fault: None, ended: false };
         let lines = |name: &str, reader: Box<dyn BufRead>, size| {
             let json = match args.input_format {
                 InputFormat::Auto => Path::new(name)
@@ -183,7 +185,10 @@ impl Texts {
         let mut bytes = 0;
         while chunk.lines() < limits.texts && bytes < limits.bytes {
             match self.next(&mut chunk) {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.ended = true;
+                    break;
+                }
                 Ok(read) => bytes += read,
                 Err(fault) if chunk.is_empty() => return Err(fault),
                 Err(fault) => {
@@ -195,9 +200,9 @@ impl Texts {
         Ok(chunk)
     }
 
-    /// Whether the last chunk ended before its time, because the line after it is at fault.
+    /// Whether the last chunk ended before it was full: at the end, or because the line after it is at fault.
     pub fn stopped(&self) -> bool {
-        self.fault.is_some()
+        self.ended || self.fault.is_some()
     }
 
     /// Bytes of the input, where it is a regular file.

@@ -5,7 +5,13 @@ use proptest::prelude::*;
 
 fn reader(bytes: &[u8], json: bool) -> Texts {
     let reader = Box::new(std::io::Cursor::new(bytes.to_vec()));
-    Texts { source: Source::Lines(Lines::new(reader, "in".into(), json)), size: None, on_error: OnError::Fail, fault: None }
+    Texts {
+        source: Source::Lines(Lines::new(reader, "in".into(), json)),
+        size: None,
+        on_error: OnError::Fail,
+        fault: None,
+        ended: false,
+    }
 }
 
 fn all(bytes: &[u8], json: bool, limits: ChunkLimits) -> (Vec<String>, Option<String>) {

@@ -330,6 +330,7 @@ fn fault(name: &str, error: std::io::Error) -> anyhow::Error {
 pub fn reason(name: &dyn std::fmt::Display, error: &std::io::Error) -> anyhow::Error {
     let next = match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; make room there, or name another place",
+        ErrorKind::FileTooLarge => "; the limit on the size of files is reached (`ulimit -f`, or the file system's)",
         ErrorKind::ReadOnlyFilesystem => "; name a file in another place",
         _ => "",
     };

@@ -126,7 +126,7 @@ impl Job {
                 let differing = differing(&found.settings, &settings);
                 if !differing.is_empty() {
                     bail!(
-                        "{}: the interrupted run had other settings: {}; go on with those, or remove that file to begin anew",
+                        "{}: the interrupted run was another one ({}); go on as then, or remove that file to begin anew",
                         self.sidecar.display(),
                         differing.join(", ")
                     );
@@ -245,8 +245,8 @@ pub fn settings(
     }
     let engine = info.engine.as_deref().map(file_digest).transpose()?;
     let named = [
-        ("the program", format!("trt-embed {}", env!("CARGO_PKG_VERSION"))),
-        ("the model's files", folder_digest(&info.folder)?),
+        ("program", format!("trt-embed {}", env!("CARGO_PKG_VERSION"))),
+        ("model files", folder_digest(&info.folder)?),
         ("--backend", info.backend.to_owned()),
         ("--engine", engine.unwrap_or_else(|| "none".into())),
         ("--threads", info.limits.parallelism.to_string()),
@@ -272,7 +272,7 @@ fn differing(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) 
     names.sort_unstable();
     names.dedup();
     let differ = names.into_iter().filter(|name| before.get(*name) != now.get(*name));
-    differ.map(|name| format!("{name} was {} and is {} now", value(before, name), value(now, name))).collect()
+    differ.map(|name| format!("{name}: {} then, {} now", value(before, name), value(now, name))).collect()
 }
 
 /// Enough of `value` to tell it from another.

@@ -125,7 +125,7 @@ impl Skipped {
             };
         }
         let path = match (errors, output) {
-            (Some(path), Target::File { path: output, .. }) if path == output => {
+            (Some(path), Target::File { path: output, .. }) if is_same(path, output) => {
                 return Err(Usage(format!("--errors: {} is the output already", path.display())).into());
             }
             (Some(path), _) => Some(path.to_owned()),
@@ -223,6 +223,15 @@ impl Skipped {
             }
         }
     }
+}
+
+/// Whether both paths name one file, which need not exist.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+        path.canonicalize().ok().or_else(|| Some(folder.canonicalize().ok()?.join(path.file_name()?)))
+    };
+    whole(a).is_some_and(|a| Some(a) == whole(b))
 }
 
 impl SideFile {
