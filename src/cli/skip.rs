@@ -215,7 +215,7 @@ impl Skipped {
         match self.count {
             0 => Ok(()), // also of an input without lines
             count if count == lines => {
-                Err(anyhow!("all lines were skipped ({lines}): is this the right input and model?{place}"))
+                Err(anyhow!("all {lines} lines were skipped{place}: is this the right input, and the right model?"))
             }
             count => {
                 say(&format!("{count} of {lines} lines {} skipped{place}", if count == 1 { "was" } else { "were" }));
