@@ -134,13 +134,13 @@ pub enum Error {
     },
     /// A token id lies outside the embedding table.
     #[error(
-        "token id {id} (text {text}) is outside the embedding table of {vocab_size} rows; \
+        "token id {id} (of text index {text}, from 0) is outside the embedding table of {vocab_size} rows; \
          do tokenizer.json and the weights belong together?"
     )]
     TokenId {
         /// The id.
         id: u32,
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
         /// Rows of the table.
         vocab_size: usize,
@@ -155,13 +155,13 @@ pub enum Error {
     },
     /// A result is not finite.
     #[error(
-        "text {text} gave {value} at component {component}; \
+        "text index {text} gave {value} at component index {component} (both from 0); \
          the weights are damaged or overflow in this precision"
     )]
     NotFinite {
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
-        /// Index in its vector.
+        /// Index in its vector, from 0.
         component: usize,
         /// NaN or an infinity.
         value: f32,

@@ -91,7 +91,6 @@ impl EngineFile {
         for part in parts {
             file.write_all(part).map_err(Error::io("write", path))?;
         }
-        file.file()?.sync_all().map_err(Error::io("write", path))?;
         file.commit()
     }
 
