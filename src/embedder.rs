@@ -13,7 +13,7 @@ use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
 use crate::trace;
-use crate::{Error, Result};
+use crate::{Error, Result, Similarity};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -112,6 +112,8 @@ pub struct Info {
     pub normalize: bool,
     /// Values of one vector.
     pub dim: usize,
+    /// How the model's vectors are compared.
+    pub similarity: Similarity,
     /// Longest text in tokens; longer ones are cut.
     pub max_tokens: usize,
     /// `cpu` or `tensorrt`.

@@ -30,8 +30,10 @@ mod error;
 pub mod files;
 pub mod graph;
 pub mod model;
+mod notice;
 pub mod pooling;
 pub mod quantization;
+mod similarity;
 pub mod tokens;
 mod trace;
 
@@ -39,3 +41,4 @@ pub use embedder::{
     BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
 };
 pub use error::{Error, Result};
+pub use similarity::Similarity;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use trt_embed::backend::{Backend, CpuBackend};
 use trt_embed::graph::{Graph, Precision};
 use trt_embed::model::ModelFolder;
-use trt_embed::pooling::Head;
+use trt_embed::pooling::{Head, Scaling};
 use trt_embed::quantization::{
     Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, choose_float, fit, sensitivity,
 };
@@ -92,7 +92,7 @@ fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
     for name in ["bert", "mpnet"] {
         let model = model(name);
         let graph = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
-        let head = Head::new(model.pooling.clone(), vec![], model.config.hidden_size, None, false).unwrap();
+        let head = Head::new(model.pooling.clone(), vec![], model.config.hidden_size, None, Scaling::None).unwrap();
         let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1).unwrap();
         let mut expected: BTreeMap<String, f32> = BTreeMap::new();
         let limit = model.config.max_tokens();
@@ -129,7 +129,8 @@ fn smoothing_with_alpha_one_makes_every_channel_reach_to_one() {
 #[test]
 fn a_calibrated_graph_is_near_the_model() {
     let model = model("mpnet");
-    let head = || Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, true).unwrap();
+    let head =
+        || Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, Scaling::AfterCut).unwrap();
     let vectors = |graph| {
         let backend = CpuBackend::from_graph(graph, head(), model.config.max_tokens(), 1).unwrap();
         let rows: Vec<Vec<u32>> = (1..9u32).map(|n| (0..n).map(|i| i * 13 + n).collect()).collect();

@@ -12,14 +12,14 @@ use counting::allocations;
 use small_gpu::Gpu;
 use trt_embed::backend::Backend;
 use trt_embed::cuda::counters;
-use trt_embed::pooling::PoolingMode;
+use trt_embed::pooling::{PoolingMode, Scaling};
 
 #[test]
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn a_warm_call_allocates_nothing_and_waits_once() {
     const CALLS: u64 = 1000;
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let backend = gpu.backend(head.clone(), 1);
     // A bucket by its graph, another padded up, and the dynamic profile without a graph.
     for lengths in [&[8][..], &[13, 2, 1], &[20, 3]] {

@@ -11,7 +11,7 @@ use trt_embed::backend::Backend;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
 use trt_embed::backend::tensorrt::{Products, TensorRtEncoder};
 use trt_embed::model::{Dense, DenseActivation};
-use trt_embed::pooling::{Head, Pooling, PoolingMode};
+use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 /// fp32 without TF32, another order of summation: differences of a few ulp of the largest intermediate values, as between the CPU
 /// backend and PyTorch (tests/parity.rs).
@@ -80,7 +80,7 @@ fn dense_modules_and_hidden_states_equal_the_cpu() {
         activation: DenseActivation::Tanh,
     };
     let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
-    let head = Head::new(pooling, vec![dense], width, Some(7), true).unwrap();
+    let head = Head::new(pooling, vec![dense], width, Some(7), Scaling::AfterCut).unwrap();
     let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head));
     for (seed, lengths) in RAGGED.into_iter().enumerate() {
         let batch = gpu.batch(lengths, 0, seed as u64);
@@ -104,7 +104,7 @@ fn dense_modules_and_hidden_states_equal_the_cpu() {
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn many_threads_share_a_backend_and_each_gets_its_own_vectors() {
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let (backend, reference) = (gpu.backend(head.clone(), 3), gpu.reference(head.clone()));
     std::thread::scope(|scope| {
         for thread in 0..12_u64 {
@@ -128,7 +128,7 @@ fn many_threads_share_a_backend_and_each_gets_its_own_vectors() {
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes_on() {
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let backend = gpu.backend(head.clone(), 1);
     for lengths in [&[3; 9][..], &[8; 20]] {
         let error = backend.encode(&gpu.batch(lengths, 0, 1), &mut vec![0.0; lengths.len() * head.dim]).unwrap_err();
@@ -139,7 +139,7 @@ fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes
     let error = backend.encode(&batch, &mut vec![0.0; head.dim + 1]).unwrap_err();
     assert!(matches!(error, Error::OutputLength { .. }), "{error}");
     backend.encode(&batch, &mut vec![0.0; head.dim]).unwrap();
-    let narrow = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 24, None, true).unwrap();
+    let narrow = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 24, None, Scaling::AfterCut).unwrap();
     let encoder = Arc::new(TensorRtEncoder::new(gpu.engine.clone()).unwrap());
     assert!(matches!(GpuBackend::new(encoder, narrow, 1, &GpuSettings::default()), Err(Error::Setting { .. })));
     let (shape, micros) = backend.gpu_micros(1, 6, 5).unwrap();
@@ -153,7 +153,7 @@ fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn kernels_of_buckets_are_named_and_timed_and_vectors_stay_the_same() {
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let backend = gpu.backend(head.clone(), 1);
     let batch = gpu.batch(&[6], 0, 3);
     let encode = || {

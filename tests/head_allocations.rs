@@ -5,7 +5,7 @@ mod counting;
 
 use counting::allocations;
 use trt_embed::model::{Dense, DenseActivation};
-use trt_embed::pooling::{Head, Pooling, PoolingMode};
+use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 const HIDDEN: usize = 24;
 
@@ -19,7 +19,7 @@ fn head() -> Head {
         activation: DenseActivation::Tanh,
     };
     let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
-    Head::new(pooling, vec![dense(HIDDEN, 40), dense(40, 8)], HIDDEN, None, true).unwrap()
+    Head::new(pooling, vec![dense(HIDDEN, 40), dense(40, 8)], HIDDEN, None, Scaling::AfterCut).unwrap()
 }
 
 fn vectors(head: &Head, rows: usize) -> Vec<f32> {

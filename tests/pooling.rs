@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use trt_embed::Error;
 use trt_embed::model::{Dense, DenseActivation};
-use trt_embed::pooling::{Head, Pooling, PoolingMode, apply_dense, check_finite, cut_and_normalise, pool};
+use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling, apply_dense, check_finite, cut_and_scale, pool};
 use trt_embed::tokens::TokenBatch;
 
 /// Half a unit in the last place of f32, relative: the error of one rounding.
@@ -125,7 +125,7 @@ proptest! {
     fn a_row_of_a_batch_equals_the_text_alone(lengths in prop::collection::vec(1u32..20, 1..6), hidden_size in 1usize..20, seed in any::<u64>()) {
         let seq = *lengths.iter().max().unwrap() as usize;
         let hidden = values(lengths.len() * seq * hidden_size, seed);
-        let head = Head::new(Pooling::new(PoolingMode::ALL, true).unwrap(), Vec::new(), hidden_size, None, true).unwrap();
+        let head = Head::new(Pooling::new(PoolingMode::ALL, true).unwrap(), Vec::new(), hidden_size, None, Scaling::AfterCut).unwrap();
         let mut together = vec![0.0; lengths.len() * head.dim];
         head.apply(&hidden, &batch(&lengths, seq, 0), &mut together);
         for (row, &length) in lengths.iter().enumerate() {
@@ -143,7 +143,7 @@ proptest! {
         // Norms whose squares leave the range of f32 must not overflow or vanish.
         let values: Vec<f32> = values(rows * width, seed).iter().map(|x| x * 10f32.powi(exponent)).collect();
         let mut out = vec![f32::NAN; rows * dim];
-        cut_and_normalise(&values, width, dim, true, &mut out);
+        cut_and_scale(&values, width, dim, Scaling::AfterCut, &mut out);
         for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
             let norm = row[..dim].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
             for (&x, &found) in row.iter().zip(found) {
@@ -152,7 +152,7 @@ proptest! {
                 prop_assert!((f64::from(found) - want).abs() <= want.abs() * ROUNDING * 1.001 + 1e-45, "{found} for {want}");
             }
         }
-        cut_and_normalise(&values, width, dim, false, &mut out);
+        cut_and_scale(&values, width, dim, Scaling::None, &mut out);
         for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
             prop_assert_eq!(&row[..dim], found);
         }
@@ -247,7 +247,7 @@ fn a_nan_among_the_tokens_is_not_hidden() {
         }
     }
     let mut out = [0.0; 2];
-    cut_and_normalise(&[f32::NAN, 1.0], 2, 2, true, &mut out);
+    cut_and_scale(&[f32::NAN, 1.0], 2, 2, Scaling::AfterCut, &mut out);
     assert!(out[0].is_nan());
     for activation in ACTIVATIONS {
         let mut out = [0.0];
@@ -259,7 +259,7 @@ fn a_nan_among_the_tokens_is_not_hidden() {
 
 #[test]
 fn a_row_without_tokens_gives_zeros_and_stays_zero() {
-    let head = Head::new(Pooling::new(PoolingMode::ALL, false).unwrap(), Vec::new(), 3, None, true).unwrap();
+    let head = Head::new(Pooling::new(PoolingMode::ALL, false).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
     for (lengths, skip) in [([0, 2], 0), ([2, 3], 2)] {
         let mut out = vec![f32::NAN; 2 * head.dim];
         head.apply(&values(2 * 3 * 3, 7), &batch(&lengths, 3, skip), &mut out);
@@ -271,7 +271,7 @@ fn a_row_without_tokens_gives_zeros_and_stays_zero() {
 
 #[test]
 fn an_empty_batch_gives_nothing() {
-    let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 3, None, true).unwrap();
+    let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
     head.apply(&[], &TokenBatch::default(), &mut []);
 }
 
@@ -294,7 +294,7 @@ fn a_head_chains_its_steps() {
         activation: DenseActivation::Identity,
     };
     let mean = || Pooling::new([PoolingMode::Mean], true).unwrap();
-    let head = Head::new(mean(), vec![layer.clone()], 2, Some(2), true).unwrap();
+    let head = Head::new(mean(), vec![layer.clone()], 2, Some(2), Scaling::AfterCut).unwrap();
     assert_eq!((head.pooled_width(), head.width(), head.dim), (2, 3, 2));
     let mut out = [0.0; 2];
     head.apply(&[1.0, 3.0, 3.0, 5.0], &batch(&[2], 2, 0), &mut out);
@@ -302,11 +302,11 @@ fn a_head_chains_its_steps() {
     assert_eq!(out, [(3.0 / norm) as f32, (5.0 / norm) as f32]);
 
     for dim in [0, 4, usize::MAX] {
-        let error = Head::new(mean(), vec![layer.clone()], 2, Some(dim), true).unwrap_err();
+        let error = Head::new(mean(), vec![layer.clone()], 2, Some(dim), Scaling::AfterCut).unwrap_err();
         assert!(matches!(&error, Error::Setting { setting: "--dim", reason } if reason.contains(&dim.to_string())), "{error}");
     }
     assert!(matches!(
-        Head::new(mean(), vec![layer.clone()], 3, None, true).unwrap_err(),
+        Head::new(mean(), vec![layer.clone()], 3, None, Scaling::AfterCut).unwrap_err(),
         Error::Setting { setting: "Dense", .. }
     ));
     for broken in [
@@ -314,7 +314,7 @@ fn a_head_chains_its_steps() {
         Dense { bias: Some(vec![0.0; 2]), ..layer.clone() },
         Dense { in_features: 0, weight: Vec::new(), ..layer },
     ] {
-        assert!(Head::new(mean(), vec![broken], 2, None, true).is_err());
+        assert!(Head::new(mean(), vec![broken], 2, None, Scaling::AfterCut).is_err());
     }
 }
 

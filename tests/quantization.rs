@@ -15,7 +15,7 @@ fn model(name: &str) -> ModelFolder {
 }
 
 fn head(model: &ModelFolder) -> Head {
-    Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize).unwrap()
+    Head::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.scaling()).unwrap()
 }
 
 fn backend(model: &ModelFolder, graph: Graph) -> CpuBackend {

@@ -1,4 +1,4 @@
-//! `trt-embed similarity`: texts ranked by their cosine to a query.
+//! `trt-embed similarity`: texts ranked by their likeness to a query.
 
 use super::embed::number_from;
 use super::input::{ChunkLimits, InputArgs, Texts};
@@ -13,8 +13,9 @@ use std::num::NonZeroUsize;
 
 /// Ranks texts by their similarity to a query.
 ///
-/// The score is the cosine of the two vectors: 1 the same direction, 0 unrelated. Only the best matches are held in
-/// memory, so that the input may have any size.
+/// The score is the cosine of the two vectors (1 the same direction, 0 unrelated), or what the model names as its
+/// similarity_fn_name: dot product, or negative Euclidean or Manhattan distance. Only the best matches are held in memory, so
+/// that the input may have any size.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -84,6 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     let query = query.context("the query")?;
     settings::say_truncated(query.truncated, 1, embedder.info().max_tokens);
 
+    let similarity = embedder.info().similarity;
     let mut best: BinaryHeap<Reverse<Match>> = BinaryHeap::new();
     let mut done = 0usize;
     let mut cut = 0usize;
@@ -96,7 +98,7 @@ pub fn run(args: Args) -> Result<()> {
         cut += embeddings.truncated;
         let read = chunk.len();
         for ((index, text), vector) in (done..).zip(chunk).zip(embeddings.rows()) {
-            best.push(Reverse(Match { index, score: cosine(&query.values, vector), text }));
+            best.push(Reverse(Match { index, score: similarity.score(&query.values, vector), text }));
             if best.len() > args.top.get() {
                 best.pop();
             }
@@ -111,13 +113,6 @@ pub fn run(args: Args) -> Result<()> {
     // `Reverse` sorts the best first.
     let matches: Vec<Match> = best.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();
     output::print(&if args.json { json(&args.query, done, &matches)? } else { table(&matches, output::terminal_width()) })
-}
-
-/// Cosine of two vectors of equal length, 0 when one of them is zero. Sums in f64.
-fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { (dot(a, b) / norms) as f32 } else { 0.0 }
 }
 
 fn json(query: &str, texts: usize, matches: &[Match]) -> Result<String> {
@@ -171,14 +166,6 @@ mod tests {
         let mut matches = [found(2, 0.5, ""), found(0, 0.5, ""), found(1, 0.9, "")];
         matches.sort_by(|a, b| b.cmp(a));
         assert_eq!(matches.map(|found| found.index), [1, 0, 2]);
-    }
-
-    #[test]
-    fn cosine_of_known_angles() {
-        assert_eq!(cosine(&[3.0, 0.0], &[0.5, 0.0]), 1.0);
-        assert_eq!(cosine(&[1.0, 0.0], &[0.0, 2.0]), 0.0);
-        assert_eq!(cosine(&[1.0, 1.0], &[-2.0, -2.0]), -1.0);
-        assert_eq!(cosine(&[0.0, 0.0], &[1.0, 2.0]), 0.0);
     }
 
     #[test]

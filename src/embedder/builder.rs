@@ -5,7 +5,7 @@ use crate::backend::Backend;
 #[cfg(feature = "tensorrt")]
 use crate::backend::tensorrt::BuildSettings;
 use crate::model::{ModelFolder, Prompts};
-use crate::pooling::{Head, Pooling, PoolingMode};
+use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -91,7 +91,8 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Keeps the first `dim` values of each vector (before normalisation).
+    /// Keeps the first `dim` values of each vector, cut before they are scaled to unit length; in the place of the model's own
+    /// `truncate_dim`, which cuts after it.
     #[must_use]
     pub fn dim(mut self, dim: usize) -> Self {
         self.dim = Some(dim);
@@ -198,12 +199,14 @@ impl EmbedderBuilder {
             None => folder.pooling.clone(),
             Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
         };
-        let normalize = match self.normalize {
-            Normalize::Auto => folder.normalize,
-            Normalize::On => true,
-            Normalize::Off => false,
+        let scaling = match (self.normalize, self.dim) {
+            (Normalize::Auto, None) => folder.scaling(),
+            (Normalize::Auto, Some(_)) if !folder.normalize => Scaling::None,
+            (Normalize::Auto, Some(_)) | (Normalize::On, _) => Scaling::AfterCut,
+            (Normalize::Off, _) => Scaling::None,
         };
-        let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, self.dim, normalize)?;
+        let cut = self.dim.or(folder.cut());
+        let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, cut, scaling)?;
         let dim = head.dim;
         let tokenizer = Tokenizer::open(
             &folder.tokenizer_path(),
@@ -228,8 +231,9 @@ impl EmbedderBuilder {
             folder: path,
             config: folder.config,
             pooling,
-            normalize,
+            normalize: scaling != Scaling::None,
             dim,
+            similarity: folder.similarity,
             max_tokens,
             backend: backend.name(),
             backend_reason: executor.reason,

@@ -318,7 +318,9 @@ mod tests {
         let outputs = &mut graph.header.graph.as_mut().unwrap().output;
         outputs.extend([&x, &y].map(|name| ValueInfoProto::tensor(name, ElementType::Float32, &tokens)));
 
-        let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, false).unwrap();
+        let head =
+            Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, crate::pooling::Scaling::None)
+                .unwrap();
         let backend = CpuBackend::from_graph(graph, head, IDS as usize, 1).unwrap();
         let (ids, lengths) = ((0..IDS).collect(), vec![IDS as u32]);
         let batch = TokenBatch { ids, lengths, seq: IDS as usize, rows: vec![0], skip: 0 };

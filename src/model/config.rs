@@ -1,7 +1,10 @@
 //! `config.json` of the encoder: the sizes that the graph and the weights are checked against.
 
-use crate::model::json::JsonObject;
+use crate::model::config_keys::{BERT_CONFIG, MPNET_CONFIG};
+use crate::model::json::{config_error, read_value, shown};
+use crate::model::schema::{JsonObject, Schema};
 use crate::{Error, Result};
+use serde_json::Value;
 use std::path::Path;
 
 /// Bounds of the sizes in config.json: far above any model, and low enough that the product of two cannot overflow.
@@ -32,6 +35,14 @@ impl Family {
     /// Every family, in the order in which messages list them.
     pub const ALL: [Self; 2] = [Self::MpNet, Self::Bert];
 
+    /// The keys of its config.json.
+    fn schema(self) -> &'static Schema {
+        match self {
+            Self::MpNet => &MPNET_CONFIG,
+            Self::Bert => &BERT_CONFIG,
+        }
+    }
+
     /// `model_type` in config.json, which is also the prefix of tensor names in checkpoints that carry a head.
     pub fn name(self) -> &'static str {
         match self {
@@ -47,7 +58,7 @@ impl Family {
 pub enum Activation {
     /// `gelu`: x/2 (1 + erf(x / sqrt 2)).
     Gelu,
-    /// `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`: the tanh approximation.
+    /// `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh`, `gelu_fast`, `gelu_accurate`: the tanh approximation.
     GeluTanh,
     /// `relu`.
     Relu,
@@ -88,7 +99,7 @@ impl Activation {
     fn by_name(name: &str) -> Option<Self> {
         match name {
             "gelu" | "gelu_python" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => Some(Self::GeluTanh),
             "relu" => Some(Self::Relu),
             _ => None,
         }
@@ -109,15 +120,20 @@ impl EncoderConfig {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Config`] with the field and its value, [`Error::UnknownFamily`].
     pub fn read(path: &Path) -> Result<Self> {
-        let json = JsonObject::read(path, "give a folder that holds a Hugging Face encoder")?;
-        let known = Family::ALL.map(Family::name).join(", ");
-        let Some(model_type) = json.string("model_type")? else {
-            return Err(json.field_error("model_type", &format!("one of {known} is expected")));
-        };
-        let Some(family) = Family::ALL.into_iter().find(|family| family.name() == model_type) else {
-            return Err(Error::UnknownFamily { path: path.to_path_buf(), found: model_type.to_owned(), known });
-        };
+        Self::read_with(path, None)
+    }
 
+    /// As [`EncoderConfig::read`], with the fields of the object `over.1` of the file `over.0` in the place of those of the same name.
+    pub(super) fn read_with(path: &Path, over: Option<(&JsonObject, &str)>) -> Result<Self> {
+        let Some(value) = read_value(path)? else {
+            let next = "give a folder that holds a Hugging Face encoder".to_owned();
+            return Err(Error::NotFound { what: "config.json".to_owned(), path: path.to_path_buf(), next });
+        };
+        let family = read_family(path, &value)?;
+        let mut json = JsonObject::new(path, value, family.schema())?;
+        if let Some((over, field)) = over {
+            json = json.overlaid(over, field)?;
+        }
         let size = |field, default, max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
         let hidden_size = size("hidden_size", 768, MAX_WIDTH)?;
         let num_attention_heads = size("num_attention_heads", 12, MAX_WIDTH)?;
@@ -166,15 +182,7 @@ impl EncoderConfig {
                 MPNET_PADDING + 1
             ))),
             Family::MpNet => Ok(()),
-            Family::Bert => {
-                if json.string("position_embedding_type")?.is_some_and(|kind| kind != "absolute") {
-                    return Err(json.field_error("position_embedding_type", "only \"absolute\" is supported"));
-                }
-                if json.boolean("is_decoder")? == Some(true) {
-                    return Err(json.field_error("is_decoder", "only encoders are supported"));
-                }
-                Ok(())
-            }
+            Family::Bert => Ok(()),
         }
     }
 
@@ -192,34 +200,45 @@ impl EncoderConfig {
     }
 }
 
+/// `model_type`, before anything else of the file is held against the keys of a family.
+fn read_family(path: &Path, value: &Value) -> Result<Family> {
+    let known = Family::ALL.map(Family::name).join(", ");
+    match value.get("model_type") {
+        Some(Value::String(found)) => Family::ALL
+            .into_iter()
+            .find(|family| family.name() == found)
+            .ok_or_else(|| Error::UnknownFamily { path: path.to_path_buf(), found: found.clone(), known }),
+        Some(other) if !other.is_null() => {
+            Err(config_error(path, format!("model_type is {}; a string, one of {known}, is expected", shown(other))))
+        }
+        _ if value.is_object() => Err(config_error(path, format!("model_type is absent; one of {known} is expected"))),
+        _ => Err(config_error(path, format!("an object is expected, not {}", shown(value)))),
+    }
+}
+
 fn read_eps(json: &JsonObject) -> Result<f64> {
-    match json.get("layer_norm_eps") {
+    match json.number("layer_norm_eps")? {
         None => Ok(1e-12),
         // Above 1 it would drown every variance; no model has that.
-        Some(value) => value
-            .as_f64()
-            .filter(|eps| *eps > 0.0 && *eps <= 1.0)
-            .ok_or_else(|| json.field_error("layer_norm_eps", "a number above 0 and at most 1 is expected")),
+        Some(eps) if (0.0..=1.0).contains(&eps) => Ok(eps),
+        Some(_) => Err(json.field_error("layer_norm_eps", "a number from 0 to 1 is expected")),
     }
 }
 
 fn read_pad(json: &JsonObject, family: Family) -> Result<u32> {
-    let default = match family {
-        Family::MpNet => MPNET_PADDING,
-        Family::Bert => 0,
-    };
-    let pad = match json.size("pad_token_id", 0..=MAX_VOCAB)? {
-        None => default,
-        Some(pad) => u32::try_from(pad).map_err(|_| json.field_error("pad_token_id", "a token id is expected"))?,
-    };
-    if family == Family::MpNet && pad != MPNET_PADDING {
-        return Err(json.field_error("pad_token_id", "MPNet's positions are counted from padding id 1, no other is supported"));
+    match family {
+        Family::MpNet => Ok(MPNET_PADDING),
+        Family::Bert => match json.size("pad_token_id", 0..=MAX_VOCAB)? {
+            None => Ok(0),
+            Some(pad) => u32::try_from(pad).map_err(|_| json.field_error("pad_token_id", "a token id is expected")),
+        },
     }
-    Ok(pad)
 }
 
 fn read_activation(json: &JsonObject) -> Result<Activation> {
     let name = json.string("hidden_act")?.unwrap_or("gelu");
-    Activation::by_name(name)
-        .ok_or_else(|| json.field_error("hidden_act", "known: gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_fast, relu"))
+    Activation::by_name(name).ok_or_else(|| {
+        let known = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu_fast, gelu_accurate, relu";
+        json.field_error("hidden_act", &format!("known: {known}"))
+    })
 }

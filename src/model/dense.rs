@@ -1,6 +1,6 @@
 //! The Dense module: a linear layer and an activation on the pooled vector.
 
-use crate::model::json::JsonObject;
+use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use crate::model::tensors::TensorFile;
 use crate::model::weights::SINGLE_FILE;
 use crate::{Error, Result};
@@ -9,8 +9,20 @@ use std::path::Path;
 /// Widest output; above it the product with the widest pooled vector would leave any memory behind.
 const MAX_WIDTH: usize = 1 << 16;
 
-/// The features that a Dense or Normalize module reads and writes.
-const FEATURE: &str = "sentence_embedding";
+/// Keys of a Dense module's `config.json`.
+pub(super) static DENSE_KEYS: Schema = Schema {
+    title: "config.json of a Dense module",
+    keys: &[&[
+        Key::honoured("in_features", "must be the width of what the module before it gives"),
+        Key::honoured("out_features", "width of the output"),
+        Key::honoured("bias", "whether there is one (true where absent)"),
+        Key::honoured("activation_function", "Tanh where absent; a class of torch.nn"),
+        Key::only("use_residual", &["false"], "a residual Dense module is not supported"),
+        Key::only("module_input_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
+        Key::only("module_output_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
+    ]],
+    unknown: Unknown::Warn,
+};
 
 /// Activation of a [`Dense`] module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +78,11 @@ impl Dense {
     /// [`Error::NotFound`]; [`Error::Config`] for a width that does not follow or a variant that is not supported; what a weight
     /// file can be at fault for.
     pub(super) fn read(folder: &Path, width: usize) -> Result<Self> {
-        let json =
-            JsonObject::read(&folder.join("config.json"), "modules.json names a Dense module there; fetch the model again")?;
-        check_features(&json)?;
-        if json.boolean("use_residual")? == Some(true) {
-            return Err(json.field_error("use_residual", "a residual Dense module is not supported"));
-        }
+        let json = JsonObject::read(
+            &folder.join("config.json"),
+            &DENSE_KEYS,
+            "modules.json names a Dense module there; fetch the model again",
+        )?;
         let in_features = json.size("in_features", 1..=usize::MAX)?;
         if in_features != Some(width) {
             return Err(json.field_error("in_features", &format!("the module before it gives {width} values")));
@@ -111,14 +122,4 @@ impl Dense {
         };
         Ok(Self { in_features: width, out_features, weight, bias, activation })
     }
-}
-
-/// Refuses a module that works on something else than the sentence's vector.
-pub(super) fn check_features(json: &JsonObject) -> Result<()> {
-    for field in ["module_input_name", "module_output_name"] {
-        if json.string(field)?.is_some_and(|name| name != FEATURE) {
-            return Err(json.field_error(field, &format!("only \"{FEATURE}\" is supported")));
-        }
-    }
-    Ok(())
 }

@@ -1,29 +1,17 @@
 //! A model folder as sentence-transformers or plain Hugging Face lay it out.
 
-use crate::model::dense::{Dense, check_features};
-use crate::model::json::{JsonObject, shown};
-use crate::model::modules::{ModuleKind, read_modules, read_pooling};
+use crate::model::dense::Dense;
+use crate::model::json::config_error;
+use crate::model::modules::{ModuleKind, check_dropout, check_normalize, read_modules, read_pooling};
+use crate::model::sentence_transformers::{Prompts, WholeModel};
+use crate::model::transformer_module::{TextCall, TransformerModule};
 use crate::model::{EncoderConfig, Weights};
-use crate::pooling::{Pooling, PoolingMode};
+use crate::notice::warn_once;
+use crate::pooling::{Pooling, PoolingMode, Scaling};
+use crate::similarity::Similarity;
 use crate::{Error, Result};
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
-
-/// Prompts of `config_sentence_transformers.json`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Prompts {
-    /// Prompt text by name.
-    pub by_name: BTreeMap<String, String>,
-    /// The one used when the caller names none.
-    pub default_name: Option<String>,
-}
-
-impl Prompts {
-    /// The prompt that is used when the caller names none.
-    pub fn default_text(&self) -> Option<&str> {
-        self.default_name.as_ref().and_then(|name| self.by_name.get(name)).map(String::as_str)
-    }
-}
 
 /// An opened model folder: everything but the encoder's weights is read and checked.
 #[derive(Debug, Clone)]
@@ -41,12 +29,20 @@ pub struct ModelFolder {
     pub dense: Vec<Dense>,
     /// Whether modules.json has a Normalize module.
     pub normalize: bool,
+    /// `truncate_dim`: how many values of a finished vector are kept, where not all. They are not scaled again.
+    pub truncate_dim: Option<usize>,
+    /// How the model's vectors are compared.
+    pub similarity: Similarity,
     /// Prompts, possibly none.
     pub prompts: Prompts,
     /// `max_seq_length` of sentence_bert_config.json; where that is absent, `model_max_length` of tokenizer_config.json.
     pub max_seq_length: Option<usize>,
     /// `do_lower_case` of sentence_bert_config.json: texts are put into lower case before the tokenizer's own normalisation.
     pub do_lower_case: bool,
+    /// How the tokenizer is called (`processing_kwargs` of sentence_bert_config.json).
+    pub text_call: TextCall,
+    /// Fields of sentence_bert_config.json that replace those of tokenizer_config.json.
+    pub tokenizer_overrides: Map<String, Value>,
 }
 
 impl ModelFolder {
@@ -69,27 +65,18 @@ impl ModelFolder {
 
     /// A folder without modules.json: sentence-transformers pools it by the mean and does not normalise.
     fn open_plain(root: &Path) -> Result<Self> {
-        let config = EncoderConfig::read(&root.join("config.json"))?;
-        require_tokenizer(root)?;
-        Ok(Self {
-            root: root.to_path_buf(),
-            encoder: root.to_path_buf(),
-            config,
-            pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
-            dense: Vec::new(),
-            normalize: false,
-            prompts: Prompts::default(),
-            max_seq_length: read_tokenizer_limit(root)?,
-            do_lower_case: false,
-        })
+        let folder = Self::open_encoder(root, TransformerModule::default())?;
+        warn_once(format!("{} has no modules.json: its vectors are means of its hidden states, not normalised", root.display()));
+        Ok(folder)
     }
 
-    fn open_modules(root: &Path, modules: &Path) -> Result<Self> {
+    fn open_modules(root: &Path, path: &Path) -> Result<Self> {
+        let whole = WholeModel::read(&root.join("config_sentence_transformers.json"))?;
         let mut folder: Option<Self> = None;
-        for module in read_modules(modules)? {
+        for module in read_modules(path)? {
             let path = if module.path.is_empty() { root.to_path_buf() } else { root.join(&module.path) };
             match (&mut folder, module.kind) {
-                (None, ModuleKind::Transformer) => folder = Some(Self::open_encoder(root, path)?),
+                (None, ModuleKind::Transformer) => folder = Some(Self::open_encoder(&path, TransformerModule::read(&path)?)?),
                 (Some(folder), ModuleKind::Pooling) => {
                     folder.pooling = read_pooling(&path.join("config.json"), folder.config.hidden_size)?;
                 }
@@ -97,32 +84,44 @@ impl ModelFolder {
                     let dense = Dense::read(&path, folder.embedding_size())?;
                     folder.dense.push(dense);
                 }
+                (Some(_), ModuleKind::Dropout) => check_dropout(&path)?,
                 (Some(folder), ModuleKind::Normalize) => {
-                    // Older versions write no configuration for it, and may give it the path of the encoder.
-                    let json = JsonObject::read_if_present(&path.join("config.json"))?;
-                    json.as_ref().map_or(Ok(()), check_features)?;
+                    check_normalize(&path)?;
                     folder.normalize = true;
                 }
                 // read_modules lets no other order through.
                 (None, _) | (Some(_), ModuleKind::Transformer) => {}
             }
         }
-        folder.ok_or_else(|| crate::model::json::config_error(modules, "no Transformer module"))
+        let Some(folder) = folder else { return Err(config_error(path, "no Transformer module")) };
+        let WholeModel { prompts, truncate_dim, similarity } = whole;
+        Ok(Self { root: root.to_path_buf(), prompts, truncate_dim, similarity, ..folder })
     }
 
-    /// The Transformer module of a folder with modules.json.
-    fn open_encoder(root: &Path, encoder: PathBuf) -> Result<Self> {
-        let mut folder = Self::open_plain(&encoder)?;
-        folder.root = root.to_path_buf();
-        folder.prompts = read_prompts(&root.join("config_sentence_transformers.json"))?;
-        if let Some(json) = JsonObject::read_if_present(&encoder.join("sentence_bert_config.json"))? {
-            if json.string("transformer_task")?.is_some_and(|task| task != "feature-extraction") {
-                return Err(json.field_error("transformer_task", "only \"feature-extraction\" is supported"));
-            }
-            folder.max_seq_length = json.size("max_seq_length", 1..=usize::MAX)?.or(folder.max_seq_length);
-            folder.do_lower_case = json.boolean("do_lower_case")?.unwrap_or(false);
-        }
-        Ok(folder)
+    /// The encoder in the folder `encoder`, pooled by the mean.
+    fn open_encoder(encoder: &Path, module: TransformerModule) -> Result<Self> {
+        let over = module.config_overrides.as_ref().map(|(json, field)| (json, *field));
+        let config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
+        require_tokenizer(encoder)?;
+        let limit = module.tokenizer_overrides.get("model_max_length").and_then(Value::as_u64);
+        Ok(Self {
+            root: encoder.to_path_buf(),
+            encoder: encoder.to_path_buf(),
+            config,
+            pooling: Pooling { modes: vec![PoolingMode::Mean], include_prompt: true },
+            dense: Vec::new(),
+            normalize: false,
+            truncate_dim: None,
+            similarity: Similarity::default(),
+            prompts: Prompts::default(),
+            max_seq_length: match limit.and_then(|limit| usize::try_from(limit).ok()) {
+                Some(limit) => Some(limit),
+                None => read_tokenizer_limit(encoder)?,
+            },
+            do_lower_case: module.do_lower_case,
+            text_call: module.text,
+            tokenizer_overrides: module.tokenizer_overrides,
+        })
     }
 
     /// `tokenizer.json`, in the encoder's folder.
@@ -144,6 +143,17 @@ impl ModelFolder {
         self.max_seq_length.map_or(positions, |n| n.min(positions))
     }
 
+    /// How many values of a vector the model keeps, where it cuts them at all: [`ModelFolder::truncate_dim`], which may also be above
+    /// the width, as in the reference.
+    pub fn cut(&self) -> Option<usize> {
+        self.truncate_dim.map(|dim| dim.min(self.embedding_size()))
+    }
+
+    /// How the model scales its vectors: whole ones, before [`ModelFolder::cut`].
+    pub fn scaling(&self) -> Scaling {
+        if self.normalize { Scaling::BeforeCut } else { Scaling::None }
+    }
+
     /// Values of one vector before any cut: the pooled width, or the last Dense module's output.
     pub fn embedding_size(&self) -> usize {
         self.dense.last().map_or(self.pooling.width(self.config.hidden_size), |dense| dense.out_features)
@@ -160,33 +170,20 @@ fn require_tokenizer(encoder: &Path) -> Result<()> {
     Err(Error::NotFound { what: "tokenizer.json".to_owned(), path, next: next.to_owned() })
 }
 
+/// Keys of `tokenizer_config.json`.
+static TOKENIZER_LIMIT: crate::model::schema::Schema = crate::model::schema::Schema {
+    title: "tokenizer_config.json",
+    keys: &[&[crate::model::schema::Key::honoured("model_max_length", "most tokens of a text")]],
+    unknown: crate::model::schema::Unknown::Ignore,
+};
+
 /// `model_max_length` of tokenizer_config.json. transformers writes 10^30 for no limit.
 fn read_tokenizer_limit(encoder: &Path) -> Result<Option<usize>> {
-    let Some(json) = JsonObject::read_if_present(&encoder.join("tokenizer_config.json"))? else { return Ok(None) };
-    match json.get("model_max_length") {
+    let path = encoder.join("tokenizer_config.json");
+    let Some(json) = crate::model::schema::JsonObject::read_if_present(&path, &TOKENIZER_LIMIT)? else { return Ok(None) };
+    match json.number("model_max_length")? {
         None => Ok(None),
-        Some(value) if value.as_f64().is_some_and(|limit| limit >= 1.0) => {
-            Ok(value.as_u64().and_then(|limit| usize::try_from(limit).ok()))
-        }
+        Some(limit) if limit >= 1.0 => Ok((limit < usize::MAX as f64).then_some(limit as usize)),
         Some(_) => Err(json.field_error("model_max_length", "a number of tokens is expected")),
     }
-}
-
-fn read_prompts(path: &Path) -> Result<Prompts> {
-    let Some(json) = JsonObject::read_if_present(path)? else { return Ok(Prompts::default()) };
-    let mut by_name = BTreeMap::new();
-    for (name, prompt) in json.object("prompts")?.into_iter().flatten() {
-        // sentence-transformers reads null as no prompt.
-        let text = if prompt.is_null() { Some("") } else { prompt.as_str() };
-        let Some(text) = text else {
-            return Err(json.error(format!("prompt \"{name}\" is {}; a string is expected", shown(prompt))));
-        };
-        by_name.insert(name.clone(), text.to_owned());
-    }
-    let default_name = json.string("default_prompt_name")?.map(str::to_owned);
-    if default_name.as_ref().is_some_and(|name| !by_name.contains_key(name)) {
-        let known = by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        return Err(json.field_error("default_prompt_name", &format!("the prompts are: {known}")));
-    }
-    Ok(Prompts { by_name, default_name })
 }

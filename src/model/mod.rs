@@ -1,21 +1,29 @@
 //! Model folders: configuration, weights and where they come from. Knows files, nothing of graphs or devices.
 
 mod config;
+mod config_keys;
 mod dense;
 mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod json;
+#[cfg(test)]
+mod keys_tests;
 mod mapped;
 mod modules;
+mod schema;
+mod sentence_transformers;
 mod source;
 mod tensors;
+mod transformer_module;
 mod weights;
 
 pub use config::{Activation, EncoderConfig, Family};
 pub use dense::{Dense, DenseActivation};
-pub use folder::{ModelFolder, Prompts};
+pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
+pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
 pub use tensors::TensorView;
+pub use transformer_module::TextCall;
 pub use weights::Weights;

@@ -1,10 +1,61 @@
-//! `modules.json` and the Pooling module's configuration, as sentence-transformers writes them (old and new spellings).
+//! `modules.json` and the configurations of modules without weights, as sentence-transformers writes them (old and new spellings).
 
-use crate::model::json::{JsonObject, config_error, read_value, shown};
+use crate::model::json::{config_error, read_value, shown};
+use crate::model::schema::{JsonObject, Key, Schema, Unknown};
+use crate::notice::warn_once;
 use crate::pooling::{Pooling, PoolingMode};
 use crate::{Error, Result};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::{Component, Path};
+
+/// Keys of an entry of `modules.json`.
+pub(super) static MODULE_KEYS: Schema = Schema {
+    title: "an entry of modules.json",
+    keys: &[&[
+        Key::honoured("type", "the module's class"),
+        Key::honoured("path", "the module's folder, inside the model's"),
+        Key::honoured("name", "two modules of one name are refused: the reference keeps only the later"),
+        Key::harmless("idx", "the order of the list counts"),
+        Key::harmless("kwargs", "names of arguments that a call may pass on to the module"),
+    ]],
+    unknown: Unknown::Warn,
+};
+
+/// Keys of a Pooling module's `config.json`. The reference refuses others too.
+pub(super) static POOLING_KEYS: Schema = Schema {
+    title: "config.json of a Pooling module",
+    keys: &[&[
+        Key::honoured("pooling_mode", "a mode or a list of modes, concatenated; wins over the flags (mean)"),
+        Key::honoured("pooling_mode_cls_token", "cls"),
+        Key::honoured("pooling_mode_max_tokens", "max"),
+        Key::honoured("pooling_mode_mean_tokens", "mean"),
+        Key::honoured("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+        Key::honoured("pooling_mode_weightedmean_tokens", "weightedmean"),
+        Key::honoured("pooling_mode_lasttoken", "lasttoken"),
+        Key::honoured("include_prompt", "whether the prompt's tokens count (true)"),
+        Key::honoured("embedding_dimension", "one that is not the encoder's width is said, and not used"),
+        Key::honoured("word_embedding_dimension", "as embedding_dimension"),
+    ]],
+    unknown: Unknown::Refuse,
+};
+
+/// Keys of a Normalize module's `config.json`, where there is one.
+pub(super) static NORMALIZE_KEYS: Schema = Schema {
+    title: "config.json of a Normalize module",
+    keys: &[&[
+        Key::only("module_input_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
+        Key::only("module_output_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
+    ]],
+    unknown: Unknown::Ignore,
+};
+
+/// Keys of a Dropout module's `config.json`.
+pub(super) static DROPOUT_KEYS: Schema = Schema {
+    title: "config.json of a Dropout module",
+    keys: &[&[Key::harmless("dropout", "of training alone")]],
+    unknown: Unknown::Refuse,
+};
 
 /// The modules that make a sentence vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +63,7 @@ pub(super) enum ModuleKind {
     Transformer,
     Pooling,
     Dense,
+    Dropout,
     Normalize,
 }
 
@@ -21,10 +73,12 @@ pub(super) struct Module {
     pub kind: ModuleKind,
     /// Folder below the one of `modules.json`, `/` between parts; empty for that folder itself.
     pub path: String,
+    /// Its key in the reference's chain.
+    name: Option<String>,
 }
 
 impl ModuleKind {
-    const ALL: [Self; 4] = [Self::Transformer, Self::Pooling, Self::Dense, Self::Normalize];
+    const ALL: [Self; 5] = [Self::Transformer, Self::Pooling, Self::Dense, Self::Dropout, Self::Normalize];
 
     /// The class name, last part of `type`.
     fn name(self) -> &'static str {
@@ -32,6 +86,7 @@ impl ModuleKind {
             Self::Transformer => "Transformer",
             Self::Pooling => "Pooling",
             Self::Dense => "Dense",
+            Self::Dropout => "Dropout",
             Self::Normalize => "Normalize",
         }
     }
@@ -45,10 +100,12 @@ impl ModuleKind {
     }
 }
 
-/// Reads `modules.json`: one Transformer, one Pooling, any number of Dense, at most one Normalize, in this order.
+/// Reads `modules.json`: one Transformer, one Pooling, any number of Dense, then Normalize or nothing, with Dropout anywhere after
+/// Pooling.
 ///
 /// # Errors
-/// [`Error::Config`] for an unknown module (names the known ones), another order, or a path that leads out of the folder.
+/// [`Error::Config`] for an unknown module (names the known ones), another order, a name that stands twice, or a path that leads out of
+/// the folder.
 pub(super) fn read_modules(path: &Path) -> Result<Vec<Module>> {
     let entries = match read_value(path)? {
         Some(Value::Array(entries)) => entries,
@@ -59,24 +116,32 @@ pub(super) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         }
     };
     let modules = entries.iter().map(|entry| read_module(path, entry)).collect::<Result<Vec<_>>>()?;
+    let mut names = BTreeSet::new();
+    if let Some(twice) = modules.iter().filter_map(|module| module.name.as_deref()).find(|name| !names.insert(*name)) {
+        return Err(config_error(
+            path,
+            format!("two modules have the name \"{twice}\"; the reference would keep only the later one"),
+        ));
+    }
     let kinds: Vec<_> = modules.iter().map(|module| module.kind).collect();
-    let single = |kind| kinds.iter().filter(|found| **found == kind).count() <= 1;
-    let ordered = kinds.is_sorted()
-        && kinds.starts_with(&[ModuleKind::Transformer, ModuleKind::Pooling])
-        && [ModuleKind::Transformer, ModuleKind::Pooling, ModuleKind::Normalize].into_iter().all(single);
+    let count = |kind| kinds.iter().filter(|found| **found == kind).count();
+    let ordered = kinds.starts_with(&[ModuleKind::Transformer, ModuleKind::Pooling])
+        && count(ModuleKind::Transformer) == 1
+        && count(ModuleKind::Pooling) == 1
+        && kinds.iter().filter(|kind| **kind != ModuleKind::Dropout).is_sorted();
     if !ordered {
         let found = kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
         return Err(config_error(
             path,
-            format!("the modules are [{found}]; supported: Transformer, Pooling, then any Dense, then at most one Normalize"),
+            format!("the modules are [{found}]; supported: Transformer, Pooling, then any Dense, then Normalize or nothing"),
         ));
     }
     Ok(modules)
 }
 
 fn read_module(path: &Path, entry: &Value) -> Result<Module> {
-    let text = |field| entry.get(field).and_then(Value::as_str);
-    let Some(class) = text("type") else {
+    let json = JsonObject::new(path, entry.clone(), &MODULE_KEYS)?;
+    let Some(class) = json.string("type")? else {
         return Err(config_error(path, format!("module {} has no \"type\"", shown(entry))));
     };
     let Some(kind) = ModuleKind::by_type(class) else {
@@ -86,11 +151,11 @@ fn read_module(path: &Path, entry: &Value) -> Result<Module> {
             format!("module type {} is not supported; known: {known} of sentence_transformers", shown(&class.into())),
         ));
     };
-    let folder = text("path").and_then(inner_path).ok_or_else(|| {
-        let found = entry.get("path").map_or_else(|| "absent".to_owned(), shown);
+    let folder = json.get("path").and_then(Value::as_str).and_then(inner_path).ok_or_else(|| {
+        let found = json.get("path").map_or_else(|| "absent".to_owned(), shown);
         config_error(path, format!("the path of module {} is {found}; a folder inside the model's is expected", kind.name()))
     })?;
-    Ok(Module { kind, path: folder })
+    Ok(Module { kind, path: folder, name: json.string("name")?.map(str::to_owned) })
 }
 
 /// `path` with `/` between its parts, if it stays inside its folder on any system.
@@ -109,21 +174,33 @@ fn inner_path(path: &str) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Reads the Pooling module's `config.json` and checks it against the encoder's width.
+/// Reads the Pooling module's `config.json`.
 ///
 /// # Errors
-/// [`Error::NotFound`]; [`Error::Config`] for no mode, an unknown one, or another width.
+/// [`Error::NotFound`]; [`Error::Config`] for an unknown mode or key.
 pub(super) fn read_pooling(path: &Path, hidden_size: usize) -> Result<Pooling> {
-    let json = JsonObject::read(path, "modules.json names a Pooling module there; fetch the model again")?;
+    let json = JsonObject::read(path, &POOLING_KEYS, "modules.json names a Pooling module there; fetch the model again")?;
     for field in ["word_embedding_dimension", "embedding_dimension"] {
-        if json.size(field, 1..=usize::MAX)?.is_some_and(|width| width != hidden_size) {
-            return Err(json.field_error(field, &format!("the encoder's hidden_size is {hidden_size}")));
+        // The reference pools what the encoder gives, whatever it says here.
+        if let Some(width) = json.size(field, 1..=usize::MAX)?.filter(|width| *width != hidden_size) {
+            warn_once(format!("{}: {field} is {width}, the encoder's hidden_size {hidden_size}, which counts", path.display()));
         }
     }
     Ok(Pooling { modes: read_modes(&json)?, include_prompt: json.boolean("include_prompt")?.unwrap_or(true) })
 }
 
-/// `pooling_mode` wins over the booleans, as in sentence-transformers 6; without either it is the mean.
+/// Checks the configuration of a Normalize module. Older versions write none, and may give the module the path of the encoder, whose
+/// keys are not the module's.
+pub(super) fn check_normalize(folder: &Path) -> Result<()> {
+    JsonObject::read_if_present(&folder.join("config.json"), &NORMALIZE_KEYS).map(drop)
+}
+
+/// Checks the configuration of a Dropout module, which does nothing when vectors are made.
+pub(super) fn check_dropout(folder: &Path) -> Result<()> {
+    JsonObject::read_if_present(&folder.join("config.json"), &DROPOUT_KEYS).map(drop)
+}
+
+/// `pooling_mode` wins over the booleans, as in sentence-transformers 6; without a mode it is the mean.
 fn read_modes(json: &JsonObject) -> Result<Vec<PoolingMode>> {
     let names: Vec<&Value> = match json.get("pooling_mode") {
         Some(Value::Array(names)) => names.iter().collect(),
@@ -143,21 +220,14 @@ fn read_modes(json: &JsonObject) -> Result<Vec<PoolingMode>> {
 }
 
 fn read_booleans(json: &JsonObject) -> Result<Vec<PoolingMode>> {
-    let mut given = false;
     let mut modes = Vec::new();
     for mode in PoolingMode::ALL {
-        let value = json.boolean(mode.config_flag())?;
-        given |= value.is_some();
-        if value == Some(true) {
+        if json.boolean(mode.config_flag())? == Some(true) {
             modes.push(mode);
         }
     }
-    if !given {
-        modes.push(PoolingMode::Mean);
-    }
     if modes.is_empty() {
-        let fields = PoolingMode::ALL.map(PoolingMode::config_flag).join(", ");
-        return Err(json.error(format!("no pooling mode is true; set one of {fields}")));
+        modes.push(PoolingMode::Mean);
     }
     Ok(modes)
 }

@@ -1,6 +1,7 @@
 //! Encoder weights: one safetensors file or several shards, looked up by name.
 
-use crate::model::json::{JsonObject, shown};
+use crate::model::json::shown;
+use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use crate::model::tensors::TensorFile;
 use crate::model::{Family, TensorView};
 use crate::{Error, Result};
@@ -12,6 +13,16 @@ pub(super) const SINGLE_FILE: &str = "model.safetensors";
 
 /// Names the shards of a folder without [`SINGLE_FILE`].
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Keys of [`INDEX_FILE`].
+pub(super) static INDEX_KEYS: Schema = Schema {
+    title: INDEX_FILE,
+    keys: &[&[
+        Key::honoured("weight_map", "the shard of every tensor; shards lie beside the index"),
+        Key::harmless("metadata", "total sizes, for display"),
+    ]],
+    unknown: Unknown::Warn,
+};
 
 /// Weights in Python's own format, which is code to run rather than data to read.
 const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
@@ -142,7 +153,7 @@ fn not_found(single: &Path) -> Error {
 
 /// The shard of every tensor, from `weight_map`. Shards lie beside the index.
 pub(super) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
-    let json = JsonObject::read(path, "fetch the model again")?;
+    let json = JsonObject::read(path, &INDEX_KEYS, "fetch the model again")?;
     let Some(map) = json.object("weight_map")?.filter(|map| !map.is_empty()) else {
         return Err(json.field_error("weight_map", "an object of tensor names and file names is expected"));
     };

@@ -14,6 +14,19 @@ const LANES: usize = 16;
 /// Smallest norm that a vector is divided by: `eps` of `torch.nn.functional.normalize`.
 const MIN_NORM: f64 = 1e-12;
 
+/// Whether and when a vector is scaled to unit length, with respect to the cut to its first components.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scaling {
+    /// It stays as it is.
+    None,
+    /// The whole vector is scaled, then cut: what a model with a Normalize module and `truncate_dim` gives. A vector that was cut is
+    /// shorter than 1.
+    BeforeCut,
+    /// What is left by the cut is scaled: `encode(truncate_dim=.., normalize_embeddings=True)` of sentence-transformers.
+    AfterCut,
+}
+
 /// From hidden states to vectors: pooling, Dense modules, the first `dim` components, unit length.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -26,25 +39,25 @@ pub struct Head {
     pub hidden_size: usize,
     /// Values of one vector, after the cut.
     pub dim: usize,
-    /// Whether vectors are scaled to unit length (after the cut).
-    pub normalize: bool,
+    /// Whether and when vectors are scaled to unit length.
+    pub scaling: Scaling,
 }
 
 impl Head {
-    /// `model`'s own, as its folder has it: no override of pooling, no cut.
+    /// `model`'s own, as its folder has it: no override of pooling, no other cut.
     ///
     /// # Errors
     /// As [`Head::new`].
     #[cfg(any(feature = "cpu", feature = "tensorrt"))]
     pub(crate) fn of_model(model: &ModelFolder) -> Result<Self> {
-        Self::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, None, model.normalize)
+        Self::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, model.cut(), model.scaling())
     }
 
     /// Checks that the modules fit together. Without `dim` vectors keep the model's own width.
     ///
     /// # Errors
     /// [`Error::Setting`] when `dim` is 0 or above the model's width, or when a Dense module's sizes do not fit.
-    pub fn new(pooling: Pooling, dense: Vec<Dense>, hidden_size: usize, dim: Option<usize>, normalize: bool) -> Result<Self> {
+    pub fn new(pooling: Pooling, dense: Vec<Dense>, hidden_size: usize, dim: Option<usize>, scaling: Scaling) -> Result<Self> {
         let mut width = pooling.width(hidden_size);
         for (place, layer) in dense.iter().enumerate() {
             let (inputs, outputs) = (layer.in_features, layer.out_features);
@@ -67,7 +80,7 @@ impl Head {
             let reason = format!("{dim} is outside 1 to {width}, the values of this model's vectors");
             return Err(Error::Setting { setting: "--dim", reason });
         }
-        Ok(Self { pooling, dense, hidden_size, dim, normalize })
+        Ok(Self { pooling, dense, hidden_size, dim, scaling })
     }
 
     /// Values of a vector before the cut: those of the last Dense module, or of the pooled vector.
@@ -78,6 +91,12 @@ impl Head {
     /// Values of a pooled vector.
     pub fn pooled_width(&self) -> usize {
         self.pooling.width(self.hidden_size)
+    }
+
+    /// Whether more follows the pooled vector than one pass of cutting and scaling can do.
+    #[cfg(feature = "tensorrt")]
+    pub(crate) fn has_more_steps(&self) -> bool {
+        !self.dense.is_empty() || (self.scaling == Scaling::BeforeCut && self.dim < self.pooled_width())
     }
 
     /// Turns `hidden` `[batch, seq, hidden_size]` into vectors `out` `[batch, dim]`, in the batch's row order.
@@ -107,7 +126,7 @@ impl Head {
             apply_dense(dense, &vectors, &mut next);
             std::mem::swap(&mut vectors, &mut next);
         }
-        cut_and_normalise(&vectors, self.width(), self.dim, self.normalize, out);
+        cut_and_scale(&vectors, self.width(), self.dim, self.scaling, out);
         KEPT.set([vectors, next]);
         pooled
     }
@@ -161,23 +180,25 @@ fn activate(activation: DenseActivation, x: f32) -> f32 {
     }
 }
 
-/// Keeps the first `dim` of `width` values of each row, scaled to unit length when `normalise` says so: `out` `[rows, dim]`.
+/// Keeps the first `dim` of `width` values of each row, scaled to unit length as `scaling` says: `out` `[rows, dim]`.
 ///
-/// As `torch.nn.functional.normalize`, no norm below 1e-12 is divided by: a vector of zeros stays one. Cutting comes first, which is
-/// what sentence-transformers' `encode(truncate_dim=.., normalize_embeddings=True)` returns.
+/// As `torch.nn.functional.normalize`, no norm below 1e-12 is divided by: a vector of zeros stays one.
 ///
 /// # Panics
 /// When `dim` is above `width`, or the lengths do not belong to the same number of rows.
-pub fn cut_and_normalise(values: &[f32], width: usize, dim: usize, normalise: bool, out: &mut [f32]) {
+pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling, out: &mut [f32]) {
     assert!(0 < dim && dim <= width, "a cut to {dim} of {width} values");
     assert_eq!(values.len() / width * dim, out.len(), "vectors are cut from [rows, width] to [rows, dim]");
     for (values, out) in values.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
-        let values = &values[..dim];
-        if !normalise {
-            out.copy_from_slice(values);
-            continue;
-        }
-        let norm = values.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
+        let measured = match scaling {
+            Scaling::None => {
+                out.copy_from_slice(&values[..dim]);
+                continue;
+            }
+            Scaling::BeforeCut => values,
+            Scaling::AfterCut => &values[..dim],
+        };
+        let norm = measured.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
         // Written so that a NaN stays one (f64::max would drop it).
         let norm = if norm < MIN_NORM { MIN_NORM } else { norm };
         for (out, &value) in out.iter_mut().zip(values) {

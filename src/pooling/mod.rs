@@ -2,7 +2,7 @@
 
 mod head;
 
-pub use head::{Head, apply_dense, check_finite, cut_and_normalise};
+pub use head::{Head, Scaling, apply_dense, check_finite, cut_and_scale};
 
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};

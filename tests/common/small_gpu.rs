@@ -11,7 +11,7 @@ use trt_embed::backend::tensorrt::{
 use trt_embed::cuda::Device;
 use trt_embed::graph::{self, Precision};
 use trt_embed::model::ModelFolder;
-use trt_embed::pooling::{Head, Pooling, PoolingMode};
+use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 use trt_embed::tokens::{BatchPlan, TokenBatch, batches_from_ids};
 
 const FIXTURE: &str = "tests/fixtures/mpnet";
@@ -49,9 +49,9 @@ impl Gpu {
         Self { engine: Engine::deserialize(&runtime, &plan.bytes).unwrap(), folder }
     }
 
-    pub fn head(&self, modes: &[PoolingMode], dim: Option<usize>, normalize: bool) -> Head {
+    pub fn head(&self, modes: &[PoolingMode], dim: Option<usize>, scaling: Scaling) -> Head {
         let pooling = Pooling::new(modes.iter().copied(), true).unwrap();
-        Head::new(pooling, Vec::new(), self.folder.config.hidden_size, dim, normalize).unwrap()
+        Head::new(pooling, Vec::new(), self.folder.config.hidden_size, dim, scaling).unwrap()
     }
 
     pub fn backend(&self, head: Head, lanes: usize) -> GpuBackend {

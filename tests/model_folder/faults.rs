@@ -1,6 +1,6 @@
 //! Folders that do not open, and what is said about them.
 
-use crate::tiny_model::{Folder, HIDDEN, bert, module, mpnet, old_modules, pooling, weights};
+use crate::tiny_model::{Folder, HIDDEN, bert, module, mpnet, old_modules, weights};
 use crate::{assert_says, fault, open, with};
 use serde_json::{Value, json};
 use trt_embed::model::ModelFolder;
@@ -35,7 +35,7 @@ fn faults_of_config_json() {
     for (field, value, parts) in [
         ("model_type", json!("t5"), &["model_type \"t5\" is not supported", "mpnet, bert"][..]),
         ("model_type", json!(3), &["model_type is 3", "a string"]),
-        ("model_type", Value::Null, &["model_type is null", "mpnet, bert"]),
+        ("model_type", Value::Null, &["model_type is absent", "mpnet, bert"]),
         ("hidden_size", json!(0), &["hidden_size is 0", "from 1 to 65536"]),
         ("hidden_size", json!(5), &["hidden_size is 5", "num_attention_heads (2)"]),
         ("hidden_size", json!(-4), &["hidden_size is -4"]),
@@ -47,7 +47,7 @@ fn faults_of_config_json() {
         ("vocab_size", json!(1e300), &["vocab_size is 1e+300"]),
         ("max_position_embeddings", json!([16]), &["max_position_embeddings is [16]"]),
         ("type_vocab_size", json!(0), &["type_vocab_size is 0"]),
-        ("layer_norm_eps", json!(0.0), &["layer_norm_eps is 0.0"]),
+        ("layer_norm_eps", json!(1.5), &["layer_norm_eps is 1.5"]),
         ("layer_norm_eps", json!(-1e-12), &["layer_norm_eps is -1e-12"]),
         ("layer_norm_eps", json!("tiny"), &["layer_norm_eps is \"tiny\""]),
         ("pad_token_id", json!(10), &["pad_token_id is 10", "vocab_size only 10"]),
@@ -60,8 +60,7 @@ fn faults_of_config_json() {
         assert_says(&fault(&folder), parts);
     }
     for (field, value, parts) in [
-        ("pad_token_id", json!(0), &["pad_token_id is 0", "padding id 1"][..]),
-        ("max_position_embeddings", json!(2), &["max_position_embeddings is 2", "start at 2"]),
+        ("max_position_embeddings", json!(2), &["max_position_embeddings is 2", "start at 2"][..]),
         ("relative_attention_num_buckets", json!(2), &["relative_attention_num_buckets is 2"]),
     ] {
         let folder = Folder::plain();
@@ -71,9 +70,12 @@ fn faults_of_config_json() {
     for (text, parts) in [
         (&b"{\"model_type\": \"bert\""[..], &["not valid JSON"][..]),
         (b"", &["not valid JSON"]),
-        (b"\xff\xfe{}", &["not valid JSON"]),
+        (b"\xff\xfe{}", &["not UTF-8 (byte 1)"]),
+        (b"\xef\xbb\xbf{}", &["byte order mark"]),
+        (b"{\"model_type\": \"bert\", \"hidden_size\": 4, \"hidden_size\": 8}", &["\"hidden_size\" stands twice, as 4 and as 8"]),
         (b"[1, 2]", &["an object is expected", "[1,2]"]),
-        (b"{\"model_type\": \"bert\", \"layer_norm_eps\": NaN}", &["not valid JSON"]),
+        (b"{\"model_type\": \"bert\", \"layer_norm_eps\": NaN}", &["layer_norm_eps is NaN; a number from 0 to 1"]),
+        (b"{\"model_type\": \"bert\", \"hidden_size\": Infinity}", &["hidden_size is Infinity; a whole number"]),
     ] {
         let folder = Folder::plain();
         folder.write("config.json", text);
@@ -90,15 +92,19 @@ fn faults_of_modules_json() {
     for (modules, parts) in [
         (json!({}), &["a list of modules"][..]),
         (json!([]), &["the modules are []"]),
-        (json!(["x"]), &["\"x\"", "no \"type\""]),
+        (json!(["x"]), &["an object is expected, not \"x\""]),
+        (json!([{"path": ""}]), &["no \"type\""]),
+        (
+            json!([with(transformer(), "name", json!("0")), with(pooling(), "name", json!("0"))]),
+            &["two modules have the name \"0\""],
+        ),
         (json!([transformer()]), &["the modules are [Transformer]", "Transformer, Pooling"]),
         (json!([pooling(), transformer()]), &["[Pooling, Transformer]"]),
         (json!([transformer(), pooling(), normalize(), dense()]), &["[Transformer, Pooling, Normalize, Dense]"]),
         (json!([transformer(), pooling(), pooling()]), &["[Transformer, Pooling, Pooling]"]),
-        (json!([transformer(), pooling(), normalize(), normalize()]), &["Normalize, Normalize"]),
         (
             json!([transformer(), module("sentence_transformers.models.LSTM", "1_LSTM"), pooling()]),
-            &["sentence_transformers.models.LSTM", "known: Transformer, Pooling, Dense, Normalize"],
+            &["sentence_transformers.models.LSTM", "known: Transformer, Pooling, Dense, Dropout, Normalize"],
         ),
         (json!([module("custom_st.Transformer", ""), pooling()]), &["custom_st.Transformer", "known"]),
         (json!([transformer(), with(pooling(), "path", json!("../other"))]), &["../other", "inside"]),
@@ -116,16 +122,14 @@ fn faults_of_modules_json() {
 #[test]
 fn faults_of_pooling() {
     for (config, parts) in [
-        (pooling(&[]), &["no pooling mode is true", "pooling_mode_mean_tokens"][..]),
-        (
-            with(pooling(&["cls_token"]), "word_embedding_dimension", json!(8)),
-            &["word_embedding_dimension is 8", "hidden_size is 4"],
-        ),
-        (json!({"pooling_mode": "mean", "embedding_dimension": 5}), &["embedding_dimension is 5"]),
-        (json!({"pooling_mode": "median"}), &["pooling_mode is \"median\"", "weightedmean"]),
+        (json!({"pooling_mode": "median"}), &["pooling_mode is \"median\"", "weightedmean"][..]),
         (json!({"pooling_mode": []}), &["pooling_mode is []"]),
         (json!({"pooling_mode_mean_tokens": "yes"}), &["pooling_mode_mean_tokens is \"yes\"", "true or false"]),
         (json!({"include_prompt": 1}), &["include_prompt is 1"]),
+        (
+            json!({"pooling_mode_mean_token": true}),
+            &["pooling_mode_mean_token is true", "no such key is known", "pooling_mode_mean_tokens"],
+        ),
     ] {
         let folder = Folder::sentence_transformers();
         folder.json("1_Pooling/config.json", &config);
@@ -141,7 +145,34 @@ fn faults_of_the_other_settings() {
         ("sentence_bert_config.json", json!({"do_lower_case": "no"}), &["do_lower_case is \"no\""]),
         ("sentence_bert_config.json", json!({"transformer_task": "fill-mask"}), &["transformer_task is \"fill-mask\""]),
         ("tokenizer_config.json", json!({"model_max_length": "long"}), &["model_max_length is \"long\""]),
-        ("config_sentence_transformers.json", json!({"default_prompt_name": "query"}), &["default_prompt_name is \"query\""]),
+        ("sentence_bert_config.json", json!({"max_seq_len": 9}), &["max_seq_len is 9", "no such key is known"]),
+        ("sentence_bert_config.json", json!({"config_args": {"is_decoder": true}}), &["config_args.is_decoder is true"]),
+        ("sentence_bert_config.json", json!({"config_args": {"model_type": "mpnet"}}), &["config_args.model_type is \"mpnet\""]),
+        ("sentence_bert_config.json", json!({"model_args": {"variant": "fp16"}}), &["model_args.variant is \"fp16\""]),
+        (
+            "sentence_bert_config.json",
+            json!({"model_kwargs": {"output_loading_info": 1}}),
+            &["model_kwargs.output_loading_info is 1"],
+        ),
+        (
+            "sentence_bert_config.json",
+            json!({"processing_kwargs": {"text": {"truncation": false}}}),
+            &["processing_kwargs.text.truncation is false"],
+        ),
+        ("sentence_bert_config.json", json!({"modality_config": {"image": {}}}), &["modality_config.image is {}"]),
+        (
+            "sentence_bert_config.json",
+            json!({"modality_config": {"text": {"method": "forward"}}}),
+            &["module_output_name is absent"],
+        ),
+        ("config_sentence_transformers.json", json!({"truncate_dim": 0}), &["truncate_dim is 0", "at least 1"]),
+        ("config_sentence_transformers.json", json!({"model_type": "SparseEncoder"}), &["model_type is \"SparseEncoder\""]),
+        (
+            "config_sentence_transformers.json",
+            json!({"similarity_fn_name": "maxsim"}),
+            &["similarity_fn_name is \"maxsim\"", "cosine, dot"],
+        ),
+        ("config_sentence_transformers.json", json!({"default_prompt_name": "passage"}), &["default_prompt_name is \"passage\""]),
         (
             "config_sentence_transformers.json",
             json!({"prompts": {"a": "x", "b": "y"}, "default_prompt_name": "c"}),

@@ -84,7 +84,7 @@ pub fn mpnet() -> Value {
 }
 
 pub fn module(class: &str, path: &str) -> Value {
-    json!({"idx": 0, "name": "0", "path": path, "type": class})
+    json!({"idx": 0, "name": format!("{path} {class}"), "path": path, "type": class})
 }
 
 pub fn old_modules() -> Value {

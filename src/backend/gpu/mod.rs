@@ -16,7 +16,7 @@ pub use lane::GpuMicros;
 
 use crate::backend::{Backend, Limits};
 use crate::cuda::{CubinCache, Device, Kernels};
-use crate::pooling::Head;
+use crate::pooling::{Head, Scaling};
 use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
 use crate::trace::stage;
 use crate::{Error, Result};
@@ -72,10 +72,11 @@ impl GpuBackend {
         }
         let device = encoder.device().clone();
         let before = device.memory()?.free;
-        // Dense modules run on the host, on the pooled vector.
-        let pooling = match head.dense.is_empty() {
-            true => DevicePooling { modes: head.pooling.modes.clone(), dim: head.dim, normalise: head.normalize },
-            false => DevicePooling { modes: head.pooling.modes.clone(), dim: head.pooled_width(), normalise: false },
+        // What the kernels cannot do in one pass runs on the host, on the pooled vector.
+        let modes = head.pooling.modes.clone();
+        let pooling = match head.has_more_steps() {
+            false => DevicePooling { modes, dim: head.dim, normalise: head.scaling != Scaling::None },
+            true => DevicePooling { modes, dim: head.pooled_width(), normalise: false },
         };
         let kernels = stage("loading the kernels", || Kernels::load(&device, &settings.cubins))?;
         let pad = i32::try_from(pad_token_id).unwrap_or(0);
@@ -129,7 +130,7 @@ impl GpuBackend {
         if out.len() != expected {
             return Err(Error::OutputLength { expected, found: out.len(), texts: batch.batch(), dim: self.head.dim });
         }
-        if self.head.dense.is_empty() {
+        if !self.head.has_more_steps() {
             return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
         }
         self.head.apply_to(batch.batch(), out, |pooled| self.with_lane(|lane| lane.encode(profile, shape, batch, pooled)))

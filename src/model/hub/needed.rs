@@ -40,7 +40,7 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
                         "save the model again with a newer sentence-transformers",
                     )?;
                 }
-                ModuleKind::Normalize => {
+                ModuleKind::Normalize | ModuleKind::Dropout => {
                     files.get(&config)?;
                 }
             }
