@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from drawing import ASPECTS, FAMILIES, Spec, draw, each
+from drawing import ASPECTS, REFUSED, Spec, draw, each
 
 
 def all_outcomes(binary: str, specs: list, keep: str | None, jobs: int):
@@ -55,6 +55,17 @@ def reason(message: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "N", first.removeprefix("error: "))[:160]
 
 
+def record(outcomes: list) -> None:
+    """Writes which values are refused by themselves, in either family."""
+    from compare import BOTH_REFUSE, REFUSED_HERE
+
+    values = sorted({spec.values[0] for _, spec, outcome in outcomes if outcome.kind in (BOTH_REFUSE, REFUSED_HERE)})
+    by_aspect: dict[str, list] = {}
+    for aspect, label in values:
+        by_aspect.setdefault(aspect, []).append(label)
+    REFUSED.write_text(json.dumps(by_aspect, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def parse(text: str) -> Spec:
     """A folder as `str(Spec)` prints it."""
     family, *values = [part.strip() for part in text.split(";")]
@@ -67,10 +78,12 @@ def main() -> int:
     arguments.add_argument("--count", type=int, default=100, help="folders to try")
     arguments.add_argument("--seed", type=int, default=1, help="the first one's seed; the others follow")
     arguments.add_argument("--each", action="store_true", help="every value of every aspect alone, in both families, instead of seeds")
-    arguments.add_argument("--only", metavar="ASPECT", choices=list(ASPECTS), help="with --each: this aspect")
+    arguments.add_argument("--only", metavar="ASPECT", choices=list(ASPECTS), action="append", help="as --each, with this aspect (repeat it)")
     arguments.add_argument("--keep", metavar="DIR", help="keep the folders of findings there")
     arguments.add_argument("--shrink", type=int, metavar="SEED", help="make this seed's finding small")
     arguments.add_argument("--folder", metavar="TEXT", help="one folder as the report names it: `bert; weights = F16; dense = two`")
+    arguments.add_argument("--record", action="store_true", help="with --each: write refused.json, which drawing.py reads")
+    arguments.add_argument("--fixtures", action="store_true", help="with --each: write tests/fixtures/differential")
     arguments.add_argument("--log", metavar="FILE", help="one JSON line for each folder")
     arguments.add_argument("--jobs", type=int, default=2, help="processes")
     arguments = arguments.parse_args()
@@ -85,12 +98,13 @@ def main() -> int:
     else:
         specs = [(f"seed {seed}", draw(seed)) for seed in range(arguments.seed, arguments.seed + arguments.count)]
 
-    from compare import BOTH_REFUSE, EQUAL, FINDINGS, REFUSED_HERE
+    from compare import BOTH_REFUSE, EQUAL, FINDINGS, LENIENT, REFUSED_HERE
 
-    kinds, refused, findings = Counter(), {}, []
+    kinds, refused, findings, outcomes = Counter(), {}, [], []
     log = open(arguments.log, "w", encoding="utf-8") if arguments.log else None
     for name, spec, outcome in all_outcomes(arguments.binary, specs, arguments.keep, arguments.jobs):
         kinds[outcome.kind] += 1
+        outcomes.append((name, spec, outcome))
         if outcome.kind == REFUSED_HERE:
             refused.setdefault(reason(outcome.message), []).append(name)
         if outcome.kind in FINDINGS:
@@ -101,8 +115,16 @@ def main() -> int:
             log.write(json.dumps(line, ensure_ascii=False) + "\n")
             log.flush()
 
+    if arguments.record:
+        record(outcomes)
+    if arguments.fixtures:
+        import fixtures
+
+        run = lambda more: all_outcomes(arguments.binary, [(str(spec), spec) for spec in more], arguments.keep, arguments.jobs)  # noqa: E731
+        findings += fixtures.write(outcomes, run)
+
     print(f"\ntried            {sum(kinds.values())}\nequal            {kinds[EQUAL]}\nboth refuse      {kinds[BOTH_REFUSE]}")
-    print(f"refused here     {kinds[REFUSED_HERE]}")
+    print(f"only loads here  {kinds[LENIENT]}  (drawing.py says why)\nrefused here     {kinds[REFUSED_HERE]}")
     for why, names in sorted(refused.items(), key=lambda item: -len(item[1])):
         print(f"  {len(names):4}  {why}   (e.g. {names[0]})")
     print(f"findings         {len(findings)}  " + ", ".join(f"{kind} {kinds[kind]}" for kind in FINDINGS))

@@ -136,7 +136,6 @@ ASPECTS = {
         "architectures of a head": config(architectures=["BertForMaskedLM"]),
         "architectures of a causal model": config(architectures=["BertLMHeadModel"]),
         "attn_implementation eager": config(attn_implementation="eager"),
-        "_attn_implementation flash": config(_attn_implementation="flash_attention_2"),
         "id2label": config(id2label={"0": "a"}, label2id={"a": 0}, num_labels=1),
         "tokenizer_class": both(
             config(tokenizer_class="PreTrainedTokenizerFast"),

@@ -150,7 +150,7 @@ ASPECTS = {
         "unknown": mode("no_such_mode"),
         "meansqrtlen": mode("meansqrtlen"),
         "null": mode(None),
-        "absent": mode("mean", pooling_mode=...) if False else lambda f: f.json.update({POOLING: {"embedding_dimension": f.width}}),
+        "absent": lambda f: f.json.update({POOLING: {"embedding_dimension": f.width}}),
     },
     "pooling keys": {
         "wrong width": pooling(word_embedding_dimension=17),
@@ -208,7 +208,7 @@ ASPECTS = {
         "two": both(modules("Pooling", "Dense", "Dense", "Normalize"), dense(2, 24), dense(3, 16, after=24, activation=TORCH + "ReLU")),
         "residual": one_dense(24, residual=True),
         "residual of equal width": both(modules("Pooling", "Dense", "Normalize"), lambda f: dense(2, f.width, residual=True)(f)),
-        "bias absent from config": one_dense(24, bias=True, **{}),
+        "bias absent": both(one_dense(24), of_file("2_Dense/config.json", bias=...)),
         "in_features wrong": one_dense(24, in_features=17),
         "input other": one_dense(24, module_input_name="token_embeddings"),
         "before pooling": both(modules("Dense", "Pooling"), dense(1, 24, module_input_name="token_embeddings", module_output_name="token_embeddings"), lambda f: f.json.update({"2_Pooling/config.json": {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True}})),
@@ -302,7 +302,7 @@ ASPECTS = {
         f"{key}: {label}": of_file(SBERT, **{key: value})
         for key in ("model_args", "model_kwargs")
         for label, value in {
-            "empty": {}, "torch_dtype": {"torch_dtype": "float32"}, "float16": {"torch_dtype": "float16"}, "attention": {"attn_implementation": "eager"}, "flash": {"attn_implementation": "flash_attention_2"},
+            "empty": {}, "torch_dtype": {"torch_dtype": "float32"}, "float16": {"torch_dtype": "float16"}, "attention": {"attn_implementation": "eager"},
             "pooler": {"add_pooling_layer": False}, "unknown": {"some_future_key": 1}, "subfolder": {"subfolder": "x"}, "safetensors": {"use_safetensors": True}, "ignore": {"ignore_mismatched_sizes": True},
             "activation": {"hidden_act": "relu"},
         }.items()

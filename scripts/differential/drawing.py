@@ -1,6 +1,9 @@
 """From a seed to a folder: which aspects have which values."""
 
+import functools
+import json
 import random
+from pathlib import Path
 
 import aspects_encoder
 import aspects_modules
@@ -10,7 +13,24 @@ from folders import Folder
 # In the order in which they change a folder; odd spellings of whole files come last.
 ASPECTS = aspects_encoder.ASPECTS | aspects_tokenizer.ASPECTS | aspects_modules.ASPECTS
 FAMILIES = ("bert", "mpnet")
-# Values that everything refuses say nothing about the values beside them: combinations have at most one aspect of these kinds.
+# Values of these reach the encoder or tokenizer, though they stand in a module's file.
+ASPECTS_OF_BOTH = {"tokenizer_args", "config_args", "max_seq_length"}
+# Where the reference stumbles over what is clear: to load such a folder is no finding.
+LENIENT = {
+    ("hidden_act", "null"): "null is as good as absent",
+    ("layer_norm_eps", "null"): "null is as good as absent",
+    ("layer_norm_eps", "0"): "0 without a point is a number as well",
+    ("pooling_mode", "null"): "null is as good as absent",
+    ("pooling keys", "no width"): "the encoder's width is known",
+    ("modules", "no name"): "nothing depends on a module's name",
+    ("prompts", "prompts null"): "null is as good as absent",
+    ("config_sentence_transformers.json", "requirements"): "versions of Python packages",
+    ("sentence_bert_config.json", "modality_config null"): "null is as good as absent",
+    ("tokenizer_args", "null"): "null is as good as absent",
+    ("config keys", "chunk_size_feed_forward"): "cuts the work, not the result",
+}
+REFUSED = Path(__file__).with_name("refused.json")
+# How many aspects a folder has.
 COUNTS = (1, 2, 2, 3, 3, 4, 5, 6)
 
 
@@ -30,6 +50,9 @@ class Spec:
             ASPECTS[aspect][value](folder)
         return folder
 
+    def lenient(self) -> bool:
+        return any(value in LENIENT for value in self.values)
+
     def without(self, number: int) -> "Spec":
         return Spec(self.family, self.values[:number] + self.values[number + 1 :])
 
@@ -38,16 +61,35 @@ def possible(family: str, aspect: str) -> list[str]:
     return [label for label, change in ASPECTS[aspect].items() if family in getattr(change, "families", FAMILIES)]
 
 
-def draw(seed: int, known_refusals: set = frozenset()) -> Spec:
-    """The folder of a seed. `known_refusals` are values that are refused alone: at most one in eight folders has one."""
+def draw(seed: int) -> Spec:
+    """The folder of a seed. At most one of its values is refused by itself, and that in one folder of eight: such a value hides the others."""
     generator = random.Random(seed)
     family = generator.choice(FAMILIES)
-    aspects = generator.sample(list(ASPECTS), generator.choice(COUNTS))
-    return Spec(family, [(aspect, generator.choice(possible(family, aspect) or [None])) for aspect in aspects if possible(family, aspect)])
+    aspects = [aspect for aspect in generator.sample(list(ASPECTS), generator.choice(COUNTS)) if possible(family, aspect)]
+    values = []
+    refused_one = generator.randrange(8) == 0
+    for number, aspect in enumerate(aspects):
+        labels = possible(family, aspect)
+        if not (refused_one and number == 0):
+            labels = [label for label in labels if label not in refused().get(aspect, [])] or labels
+        values.append((aspect, generator.choice(labels)))
+    return Spec(family, values)
 
 
-def each(only: str | None = None) -> list[Spec]:
-    """Every value alone, in both families."""
-    aspects = [only] if only else list(ASPECTS)
-    alone = [Spec(f, [(a, v)]) for a in aspects for f in FAMILIES for v in possible(f, a)]
-    return ([] if only else [Spec(f, []) for f in FAMILIES]) + alone
+@functools.cache
+def refused() -> dict:
+    """Values that are refused by themselves, by aspect: what `--each --record` found last."""
+    return json.loads(REFUSED.read_text(encoding="utf-8")) if REFUSED.exists() else {}
+
+
+def each(only: list[str] | None = None) -> list[Spec]:
+    """Every value of these aspects (or of all) alone, after a folder of each family without any. Modules do not know the family: there
+    the families take turns."""
+    specs = [Spec(family, []) for family in FAMILIES]
+    for aspect in only or ASPECTS:
+        for number, label in enumerate(ASPECTS[aspect]):
+            families = [family for family in FAMILIES if label in possible(family, aspect)]
+            if aspect in aspects_modules.ASPECTS and aspect not in ASPECTS_OF_BOTH:
+                families = [families[number % len(families)]]
+            specs += [Spec(family, [(aspect, label)]) for family in families]
+    return specs

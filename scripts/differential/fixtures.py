@@ -17,7 +17,7 @@ import numpy as np
 import sentence_transformers
 import torch
 import transformers
-from compare import BOTH_REFUSE, EQUAL, REFUSED_HERE, reference
+from compare import BOTH_REFUSE, EQUAL, REFUSED_HERE, quiet, reference
 from drawing import FAMILIES, Spec
 from folders import FIXTURES, base, edits, plain
 from safetensors.numpy import save_file as save_rows
@@ -132,7 +132,7 @@ def choose(outcomes: list) -> tuple[list[Spec], list]:
 
 def write(outcomes: list, run) -> list:
     """Writes the set. `outcomes`: every value alone. `run(specs)`: outcomes of further specs. Returns those that are findings."""
-    torch.set_num_threads(1)
+    quiet()
     combined, refused = choose(outcomes)
     bare = {family: rows(Spec(family, [])) for family in FAMILIES}
     shutil.rmtree(TARGET, ignore_errors=True)

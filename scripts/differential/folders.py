@@ -95,7 +95,7 @@ class Folder:
         return path
 
     def tensors(self) -> tuple[dict, dict]:
-        """The weights after all operations, and how they are stored: tests/common/differential.rs does the same.
+        """The weights after all operations, and how they are stored: tests/differential_folder/mod.rs does the same.
 
         prefix P | gamma_beta | cast DTYPE | rows NAME COUNT | copy FROM TO SCALE | remove NAME | positions NAME |
         shards FILES NAMES (further names in the index) | no_metadata
@@ -141,12 +141,12 @@ class Folder:
         if stored["shards"] == 1:
             save_file(tensors, self._target(root, "model.safetensors"), metadata=stored["metadata"])
             return
-        names, weight_map, count = sorted(tensors), {}, stored["shards"]
+        names, weight_map, count, file = sorted(tensors), {}, stored["shards"], ""
         for i in range(count):
             file = f"model-{i + 1:05}-of-{count:05}.safetensors"
             save_file({n: tensors[n] for n in names[i::count]}, self._target(root, file), metadata=stored["metadata"])
             weight_map |= dict.fromkeys(names[i::count], file)
-        weight_map |= dict.fromkeys(stored["index"], "model-00001-of-00002.safetensors")
+        weight_map |= dict.fromkeys(stored["index"], file)
         index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
         self._target(root, "model.safetensors.index.json").write_text(json.dumps(index))
 
