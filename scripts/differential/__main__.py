@@ -100,11 +100,12 @@ def main() -> int:
 
     from compare import BOTH_REFUSE, EQUAL, FINDINGS, LENIENT, REFUSED_HERE
 
-    kinds, refused, findings, outcomes = Counter(), {}, [], []
+    kinds, refused, refused_texts, findings, outcomes = Counter(), {}, Counter(), [], []
     log = open(arguments.log, "w", encoding="utf-8") if arguments.log else None
     for name, spec, outcome in all_outcomes(arguments.binary, specs, arguments.keep, arguments.jobs):
         kinds[outcome.kind] += 1
         outcomes.append((name, spec, outcome))
+        refused_texts.update({reason(text) for text in outcome.texts})
         if outcome.kind == REFUSED_HERE:
             refused.setdefault(reason(outcome.message), []).append(name)
         if outcome.kind in FINDINGS:
@@ -127,6 +128,8 @@ def main() -> int:
     print(f"only loads here  {kinds[LENIENT]}  (drawing.py says why)\nrefused here     {kinds[REFUSED_HERE]}")
     for why, names in sorted(refused.items(), key=lambda item: -len(item[1])):
         print(f"  {len(names):4}  {why}   (e.g. {names[0]})")
+    for why, count in refused_texts.most_common():
+        print(f"  {count:4}  folders of which one text is refused: {why}")
     print(f"findings         {len(findings)}  " + ", ".join(f"{kind} {kinds[kind]}" for kind in FINDINGS))
     return 1 if findings else 0
 

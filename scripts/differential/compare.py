@@ -52,6 +52,7 @@ class Outcome:
     detail: str = ""
     message: str = ""  # the binary's, for refusals
     rows: list = field(default_factory=list)  # the reference's
+    texts: list = field(default_factory=list)  # refusals of single texts that the reference encodes
 
 
 def short(error: Exception) -> str:
@@ -133,14 +134,22 @@ def compare(binary: str, folder: Path) -> Outcome:
         return Outcome(FAULT if wrong else BOTH_REFUSE, wrong or truth.refusal, said)
 
     kept = [i for i in range(len(TEXTS)) if i not in truth.failures]
-    if kept:
+    refused_texts: list[str] = []
+    said = ""
+    while kept:
         code, rows, said = ours_on([TEXTS[i] for i in kept])
-        if code != 0:
+        if code == 0:
+            found = _differences([truth.rows[i] for i in kept], rows, kept)
+            if found:
+                return Outcome(DIFFERS, found, said, truth.rows, refused_texts)
+            break
+        # A refusal of one text: the others are compared without it.
+        one = _refused_text(said, kept, ours_on) if code == 1 and len(refused_texts) < 3 else None
+        if one is None:
             wrong = _refusal(code, said)
             return Outcome(FAULT if wrong else REFUSED_HERE, wrong, said, truth.rows)
-        found = _differences([truth.rows[i] for i in kept], rows, kept)
-        if found:
-            return Outcome(DIFFERS, found, said, truth.rows)
+        kept.remove(one)
+        refused_texts.append(re.sub(r"text \d+", "text", said))
     # What the reference cannot encode must not get a vector here.
     for i, why in list(truth.failures.items())[:2]:
         code, _, said = ours_on([TEXTS[i]])
@@ -150,7 +159,17 @@ def compare(binary: str, folder: Path) -> Outcome:
             return Outcome(FAULT, f"text {i}: exit {code}", said, truth.rows)
     if not kept:
         return Outcome(BOTH_REFUSE, "every text: " + next(iter(truth.failures.values())), said)
-    return Outcome(EQUAL, message=said, rows=truth.rows)
+    rows = [row if i in kept else None for i, row in enumerate(truth.rows)]
+    return Outcome(EQUAL, message=said, rows=rows, texts=refused_texts)
+
+
+def _refused_text(said: str, kept: list, ours_on) -> int | None:
+    """The number of the text that the message names, which it may count from 0 or from 1, if that text alone is refused."""
+    named = re.search(r"text (\d+)", said)
+    for place in (int(named[1]), int(named[1]) - 1) if named else ():
+        if 0 <= place < len(kept) and ours_on([TEXTS[kept[place]]])[0] == 1:
+            return kept[place]
+    return None
 
 
 def _differences(expected: list, actual: list, numbers: list) -> str:

@@ -16,7 +16,7 @@ TEXTS = [
     "日本語 the 東京 and日本語engine",
     "🚀 rockets 🙂🙂 the",
     "the[SEP]engine [SEP] mean [CLS]the [MASK] a [PAD]",
-    "the</s>engine </s> mean <s>the a <mask> b <pad>the <unk> [UNK]",
+    "the</s>engine </s> mean <s>the a <mask> b <unk> [UNK]",
     "[sep] </S> [mask ] <mask>",
     "the[NEW]engine, [NEW] mean [new] x[NEW]",
     "newtok new tok newtokens anewtok  newtok  the",
@@ -32,4 +32,5 @@ TEXTS = [
     _STORY,
     _STORY * 8,
     "A " + "[NEW] the " * 120 + "end of the last sentence",
+    "a literal <pad>the <pad> counts in MPNet's positions",
 ]
