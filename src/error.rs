@@ -78,13 +78,23 @@ pub enum Error {
         path: PathBuf,
     },
     /// A tensor is stored in a type that this crate does not read.
-    #[error("tensor \"{name}\" in {} is stored as {found}; F32, F16 and BF16 are read", path.display())]
+    #[error("tensor \"{name}\" in {} is stored as {found}; F32, F16, BF16 and F64 are read", path.display())]
     TensorType {
         /// Its name as stored.
         name: String,
         /// The stored type.
         found: String,
         /// The file.
+        path: PathBuf,
+    },
+    /// A tensor that the encoder does not have and that its result would depend on: the weights are another model's.
+    #[error("tensor \"{name}\" in {} is a sign of {sign}; only plain BERT and MPNet are supported", path.display())]
+    OtherModel {
+        /// Its name as stored.
+        name: String,
+        /// What it is a part of.
+        sign: &'static str,
+        /// The folder.
         path: PathBuf,
     },
     /// The tokenizer file is damaged or could not encode a text.

@@ -10,7 +10,7 @@ use trt_embed::Error;
 use trt_embed::backend::Backend;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
 use trt_embed::backend::tensorrt::{Products, TensorRtEncoder};
-use trt_embed::model::{Dense, DenseActivation};
+use trt_embed::model::{Dense, DenseActivation, Residual};
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 /// fp32 without TF32, another order of summation: differences of a few ulp of the largest intermediate values, as between the CPU
@@ -78,9 +78,19 @@ fn dense_modules_and_hidden_states_equal_the_cpu() {
         weight: values(width * 10),
         bias: Some(values(10)),
         activation: DenseActivation::Tanh,
+        residual: Residual::None,
     };
-    let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
-    let head = Head::new(pooling, vec![dense], width, Some(7), Scaling::AfterCut).unwrap();
+    let pooling = || Pooling::new([PoolingMode::Mean], true).unwrap();
+    // A cut of vectors that were scaled whole goes the same way as Dense modules: by the host, from the pooled vector.
+    let cut_late = Head::new(pooling(), vec![], width, Some(7), Scaling::BeforeCut).unwrap();
+    let (backend, reference) = (gpu.backend(cut_late.clone(), 1), gpu.reference(cut_late));
+    let batch = gpu.batch(RAGGED[0], 0, 1);
+    let (mut found, mut expected) = (vec![f32::NAN; batch.batch() * 7], vec![0.0; batch.batch() * 7]);
+    reference.encode(&batch, &mut expected).unwrap();
+    backend.encode(&batch, &mut found).unwrap();
+    close(&found, &expected, TOLERANCE, "scaled, then cut");
+
+    let head = Head::new(pooling(), vec![dense], width, Some(7), Scaling::AfterCut).unwrap();
     let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head));
     for (seed, lengths) in RAGGED.into_iter().enumerate() {
         let batch = gpu.batch(lengths, 0, seed as u64);

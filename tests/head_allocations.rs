@@ -4,7 +4,7 @@
 mod counting;
 
 use counting::allocations;
-use trt_embed::model::{Dense, DenseActivation};
+use trt_embed::model::{Dense, DenseActivation, Residual};
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 const HIDDEN: usize = 24;
@@ -17,6 +17,7 @@ fn head() -> Head {
         weight: (0..inputs * outputs).map(|i| (i as f32 * 0.7).sin()).collect(),
         bias: Some(vec![0.1; outputs]),
         activation: DenseActivation::Tanh,
+        residual: Residual::None,
     };
     let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
     Head::new(pooling, vec![dense(HIDDEN, 40), dense(40, 8)], HIDDEN, None, Scaling::AfterCut).unwrap()

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use trt_embed::Error;
-use trt_embed::model::{Dense, DenseActivation};
+use trt_embed::model::{Dense, DenseActivation, Residual};
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling, apply_dense, check_finite, cut_and_scale, pool};
 use trt_embed::tokens::TokenBatch;
 
@@ -143,13 +143,16 @@ proptest! {
         // Norms whose squares leave the range of f32 must not overflow or vanish.
         let values: Vec<f32> = values(rows * width, seed).iter().map(|x| x * 10f32.powi(exponent)).collect();
         let mut out = vec![f32::NAN; rows * dim];
-        cut_and_scale(&values, width, dim, Scaling::AfterCut, &mut out);
-        for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
-            let norm = row[..dim].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
-            for (&x, &found) in row.iter().zip(found) {
-                let want = f64::from(x) / norm;
-                // One rounding of the result, relative, or of the smallest f32 below the normal range.
-                prop_assert!((f64::from(found) - want).abs() <= want.abs() * ROUNDING * 1.001 + 1e-45, "{found} for {want}");
+        for (scaling, measured) in [(Scaling::AfterCut, dim), (Scaling::BeforeCut, width)] {
+            out.fill(f32::NAN);
+            cut_and_scale(&values, width, dim, scaling, &mut out);
+            for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
+                let norm = row[..measured].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                for (&x, &found) in row.iter().zip(found) {
+                    let want = f64::from(x) / norm;
+                    // One rounding of the result, relative, or of the smallest f32 below the normal range.
+                    prop_assert!((f64::from(found) - want).abs() <= want.abs() * ROUNDING * 1.001 + 1e-45, "{found} for {want}");
+                }
             }
         }
         cut_and_scale(&values, width, dim, Scaling::None, &mut out);
@@ -159,8 +162,9 @@ proptest! {
     }
 
     #[test]
-    fn dense_modules(rows in 1usize..4, inputs in 1usize..70, outputs in 1usize..20, bias in any::<bool>(), kind in 0usize..5, seed in any::<u64>()) {
-        let activation = ACTIVATIONS[kind];
+    fn dense_modules(rows in 1usize..4, inputs in 1usize..70, outputs in 1usize..20, bias in any::<bool>(), kind in 0usize..10, square in any::<bool>(), seed in any::<u64>()) {
+        let inputs = if square { outputs } else { inputs };
+        let activation = DenseActivation::ALL[kind];
         let dense = dense(inputs, outputs, bias, activation, seed);
         let input = values(rows * inputs, seed ^ 1);
         let mut out = vec![f32::NAN; rows * outputs];
@@ -170,24 +174,35 @@ proptest! {
                 let terms = row.iter().zip(&dense.weight[o * inputs..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
                 let bias = dense.bias.as_ref().map_or(0.0, |bias| f64::from(bias[o]));
                 let sum = terms.clone().sum::<f64>() + bias;
+                let (residual, added): (f64, f64) = match &dense.residual {
+                    Residual::Input => (f64::from(row[o]), f64::from(row[o]).abs()),
+                    Residual::Projected(matrix) => {
+                        let terms = row.iter().zip(&matrix[o * inputs..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                        (terms.clone().sum(), terms.map(f64::abs).sum())
+                    }
+                    _ => (0.0, 0.0),
+                };
                 // A product, up to inputs + 1 additions: n * eps * sum|w x|. No activation is steeper than 1.13 (GELU); f32's own
-                // tanh and exp are good to 2 units in the last place of values up to 1.
+                // tanh and exp are good to 2 units in the last place of values up to 1. The residual errs as any sum.
                 let magnitude = terms.map(f64::abs).sum::<f64>() + bias.abs();
-                let tolerance = 1.13 * (inputs as f64 + 2.0) * ROUNDING * magnitude + 8.0 * ROUNDING * sum.abs().max(1.0);
-                let want = activated(activation, sum);
+                let tolerance = (inputs as f64 + 2.0) * ROUNDING * (1.13 * magnitude + added)
+                    + 8.0 * ROUNDING * (sum.abs().max(1.0) + residual.abs());
+                let want = activated(activation, sum) + residual;
                 prop_assert!((f64::from(found) - want).abs() <= tolerance, "{activation:?}: {found} for {want}");
             }
         }
     }
 }
 
-const ACTIVATIONS: [DenseActivation; 5] =
-    [DenseActivation::Identity, DenseActivation::Tanh, DenseActivation::Relu, DenseActivation::Gelu, DenseActivation::Sigmoid];
-
 fn dense(inputs: usize, outputs: usize, bias: bool, activation: DenseActivation, seed: u64) -> Dense {
     let weight: Vec<f32> = values(inputs * outputs, seed ^ 2).iter().map(|w| w / inputs as f32).collect();
     let bias = bias.then(|| values(outputs, seed ^ 3));
-    Dense { in_features: inputs, out_features: outputs, weight, bias, activation }
+    let residual = match seed % 3 {
+        0 if inputs == outputs => Residual::Input,
+        1 => Residual::Projected(values(inputs * outputs, seed ^ 4).iter().map(|w| w / inputs as f32).collect()),
+        _ => Residual::None,
+    };
+    Dense { in_features: inputs, out_features: outputs, weight, bias, activation, residual }
 }
 
 fn activated(activation: DenseActivation, x: f64) -> f64 {
@@ -197,6 +212,11 @@ fn activated(activation: DenseActivation, x: f64) -> f64 {
         DenseActivation::Relu => x.max(0.0),
         DenseActivation::Gelu => x / 2.0 * (1.0 + erf(x / std::f64::consts::SQRT_2)),
         DenseActivation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        DenseActivation::Silu => x / (1.0 + (-x).exp()),
+        DenseActivation::LeakyRelu => x.max(0.01 * x),
+        DenseActivation::Elu => x.max(0.0) + x.min(0.0).exp() - 1.0,
+        DenseActivation::Mish => x * (1.0 + x.exp()).ln().tanh(),
+        DenseActivation::Softplus => (1.0 + x.exp()).ln(),
         _ => unreachable!("an activation without an oracle"),
     }
 }
@@ -249,9 +269,10 @@ fn a_nan_among_the_tokens_is_not_hidden() {
     let mut out = [0.0; 2];
     cut_and_scale(&[f32::NAN, 1.0], 2, 2, Scaling::AfterCut, &mut out);
     assert!(out[0].is_nan());
-    for activation in ACTIVATIONS {
+    for activation in DenseActivation::ALL {
         let mut out = [0.0];
-        let layer = Dense { in_features: 1, out_features: 1, weight: vec![1.0], bias: None, activation };
+        let layer =
+            Dense { in_features: 1, out_features: 1, weight: vec![1.0], bias: None, activation, residual: Residual::None };
         apply_dense(&layer, &[f32::NAN], &mut out);
         assert!(out[0].is_nan(), "{activation:?}");
     }
@@ -292,6 +313,7 @@ fn a_head_chains_its_steps() {
         weight: vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0],
         bias: Some(vec![1.0; 3]),
         activation: DenseActivation::Identity,
+        residual: Residual::None,
     };
     let mean = || Pooling::new([PoolingMode::Mean], true).unwrap();
     let head = Head::new(mean(), vec![layer.clone()], 2, Some(2), Scaling::AfterCut).unwrap();
@@ -312,6 +334,8 @@ fn a_head_chains_its_steps() {
     for broken in [
         Dense { weight: vec![0.0; 5], ..layer.clone() },
         Dense { bias: Some(vec![0.0; 2]), ..layer.clone() },
+        Dense { residual: Residual::Input, ..layer.clone() },
+        Dense { residual: Residual::Projected(vec![0.0; 5]), ..layer.clone() },
         Dense { in_features: 0, weight: Vec::new(), ..layer },
     ] {
         assert!(Head::new(mean(), vec![broken], 2, None, Scaling::AfterCut).is_err());

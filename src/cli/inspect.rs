@@ -65,6 +65,9 @@ struct FolderReport {
     positions: usize,
     parameters: u64,
     weight_bytes: u64,
+    /// What is merged into the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -182,6 +185,7 @@ fn folder_report(name: &str, model: &ModelFolder) -> Result<FolderReport> {
         positions: config.max_position_embeddings,
         parameters: weights.parameters(),
         weight_bytes: weights.size_in_bytes(),
+        adapter: weights.has_adapter().then_some("LoRA"),
     })
 }
 
@@ -211,7 +215,7 @@ fn folder_table(report: &FolderReport) -> String {
         ("vocabulary", report.vocab_size.to_string()),
         ("positions", report.positions.to_string()),
         ("parameters", HumanCount(report.parameters).to_string()),
-        ("weights", HumanBytes(report.weight_bytes).to_string()),
+        ("weights", HumanBytes(report.weight_bytes).to_string() + report.adapter.map_or("", |_| ", a LoRA adapter merged")),
     ]);
     table(&lines)
 }
@@ -318,6 +322,6 @@ fn activation_name(activation: DenseActivation) -> &'static str {
         DenseActivation::Relu => "relu",
         DenseActivation::Gelu => "gelu",
         DenseActivation::Sigmoid => "sigmoid",
-        _ => "other",
+        other => other.class(),
     }
 }

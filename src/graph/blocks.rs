@@ -250,6 +250,27 @@ impl<'w> Builder<'w> {
     fn activation(&mut self, name: &str, x: &str, activation: Activation) -> String {
         match activation {
             Activation::Relu => self.node("Relu", name, &[x], vec![]),
+            Activation::ReluSquared => {
+                let relu = self.node("Relu", name, &[x], vec![]);
+                self.node("Mul", &format!("{name}.squared"), &[&relu, &relu], vec![])
+            }
+            Activation::Tanh => self.node("Tanh", name, &[x], vec![]),
+            Activation::Silu => self.gated_by_sigmoid(name, x, x),
+            Activation::QuickGelu => {
+                let factor = self.scalar("quick_gelu.factor", 1.702);
+                let scaled = self.node("Mul", &format!("{name}.scaled"), &[x, &factor], vec![]);
+                self.gated_by_sigmoid(name, x, &scaled)
+            }
+            Activation::Mish => {
+                let softplus = self.node("Softplus", name, &[x], vec![]);
+                let tanh = self.node("Tanh", &format!("{name}.mish"), &[&softplus], vec![]);
+                self.node("Mul", &format!("{name}.mish"), &[x, &tanh], vec![])
+            }
+            Activation::GeluClipped => {
+                let gelu = self.activation(name, x, Activation::Gelu);
+                let (low, high) = (self.scalar("gelu.low", -10.0), self.scalar("gelu.high", 10.0));
+                self.node("Clip", &format!("{name}.clipped"), &[&gelu, &low, &high], vec![])
+            }
             Activation::Gelu => {
                 let root = self.scalar("gelu.sqrt_2", std::f32::consts::SQRT_2);
                 let scaled = self.node("Div", &format!("{name}.gelu"), &[x, &root], vec![]);
@@ -269,6 +290,12 @@ impl<'w> Builder<'w> {
                 self.gelu_product(name, x, &tanh)
             }
         }
+    }
+
+    /// `x sigmoid(y)`.
+    fn gated_by_sigmoid(&mut self, name: &str, x: &str, y: &str) -> String {
+        let gate = self.node("Sigmoid", &format!("{name}.gate"), &[y], vec![]);
+        self.node("Mul", &format!("{name}.gated"), &[x, &gate], vec![])
     }
 
     /// `0.5 x (1 + y)`.
@@ -300,16 +327,16 @@ mod tests {
     use crate::pooling::{Head, Pooling, PoolingMode};
     use crate::tokens::TokenBatch;
 
-    /// x / 100 - 10 for the ids 0 to 2000, through `activation`.
+    /// x / 100 - 20 for the ids 0 to 4000, through `activation`.
     fn through(activation: Activation) -> Vec<(f64, f64)> {
-        const IDS: i32 = 2001;
+        const IDS: i32 = 4001;
         let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
         let weights = folder.weights().unwrap();
         let mut builder = Builder::new(&folder.config, &weights, Precision::Fp32);
         let ids = builder.node("Cast", "x", &["input_ids"], vec![AttributeProto::int("to", ElementType::Float32 as i64)]);
-        let (step, ten) = (builder.scalar("x.step", 0.01), builder.scalar("x.ten", 10.0));
+        let (step, twenty) = (builder.scalar("x.step", 0.01), builder.scalar("x.twenty", 20.0));
         let scaled = builder.node("Mul", "x", &[&ids, &step], vec![]);
-        let x = builder.node("Sub", "x", &[&scaled, &ten], vec![]);
+        let x = builder.node("Sub", "x", &[&scaled, &twenty], vec![]);
         let y = builder.activation("y", &x, activation);
         let axes = builder.ints("axes", &[2]);
         let wide = builder.node("Unsqueeze", "y", &[&y, &axes], vec![]);
@@ -336,12 +363,24 @@ mod tests {
         let gelu = |x: f64| x / 2.0 * (1.0 + libm::erf(x / std::f64::consts::SQRT_2));
         let tanh = |x: f64| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh());
         let relu = |x: f64| x.max(0.0);
-        let oracles: [(Activation, &dyn Fn(f64) -> f64); 3] =
-            [(Activation::Gelu, &gelu), (Activation::GeluTanh, &tanh), (Activation::Relu, &relu)];
+        let clipped = |x: f64| gelu(x).clamp(-10.0, 10.0);
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let oracles: [(Activation, &dyn Fn(f64) -> f64); 9] = [
+            (Activation::Gelu, &gelu),
+            (Activation::GeluTanh, &tanh),
+            (Activation::GeluClipped, &clipped),
+            (Activation::QuickGelu, &|x| x * sigmoid(1.702 * x)),
+            (Activation::Relu, &relu),
+            (Activation::ReluSquared, &|x| relu(x).powi(2)),
+            (Activation::Silu, &|x| x * sigmoid(x)),
+            (Activation::Mish, &|x| x * x.exp().ln_1p().tanh()),
+            (Activation::Tanh, &f64::tanh),
+        ];
         for (activation, oracle) in oracles {
             for (x, y) in through(activation) {
-                // 1 + erf(..) and 1 + tanh(..) are sums near 0 of terms near 1, rounded to 2^-24 a step, times |x| / 2.
-                let bound = 8.0 * f64::from(f32::EPSILON) * x.abs().max(1.0);
+                // 1 + erf(..) and 1 + tanh(..) are sums near 0 of terms near 1, rounded to 2^-24 a step, times |x| / 2; a square
+                // doubles the relative error of its root.
+                let bound = 8.0 * f64::from(f32::EPSILON) * x.abs().max(1.0).max(oracle(x).abs());
                 assert!((y - oracle(x)).abs() <= bound, "{activation:?}({x}) = {y}, expected {}", oracle(x));
             }
         }

@@ -60,8 +60,20 @@ pub enum Activation {
     Gelu,
     /// `gelu_new`, `gelu_pytorch_tanh`, `gelu_python_tanh`, `gelu_fast`, `gelu_accurate`: the tanh approximation.
     GeluTanh,
+    /// `gelu_10`: [`Activation::Gelu`], cut to -10 to 10.
+    GeluClipped,
+    /// `quick_gelu`: x sigmoid(1.702 x).
+    QuickGelu,
     /// `relu`.
     Relu,
+    /// `relu2`: the square of ReLU.
+    ReluSquared,
+    /// `silu`, `swish`: x sigmoid(x).
+    Silu,
+    /// `mish`: x tanh(ln(1 + e^x)).
+    Mish,
+    /// `tanh`.
+    Tanh,
 }
 
 /// The sizes of an encoder, checked for consistency when read.
@@ -94,24 +106,31 @@ pub struct EncoderConfig {
     pub relative_attention_num_buckets: usize,
 }
 
-impl Activation {
-    /// By its name in `transformers.activations.ACT2FN`.
-    fn by_name(name: &str) -> Option<Self> {
-        match name {
-            "gelu" | "gelu_python" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => Some(Self::GeluTanh),
-            "relu" => Some(Self::Relu),
-            _ => None,
-        }
-    }
-}
+/// Names in `transformers.activations.ACT2FN`, and what each is.
+const ACTIVATIONS: [(&str, Activation); 15] = [
+    ("gelu", Activation::Gelu),
+    ("gelu_python", Activation::Gelu),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_python_tanh", Activation::GeluTanh),
+    ("gelu_fast", Activation::GeluTanh),
+    ("gelu_accurate", Activation::GeluTanh),
+    ("gelu_10", Activation::GeluClipped),
+    ("quick_gelu", Activation::QuickGelu),
+    ("relu", Activation::Relu),
+    ("relu2", Activation::ReluSquared),
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("mish", Activation::Mish),
+    ("tanh", Activation::Tanh),
+];
 
 impl EncoderConfig {
     /// The same encoder with the tanh approximation in the place of GELU.
     pub fn with_tanh_gelu(&self) -> Self {
         match self.activation {
             Activation::Gelu => Self { activation: Activation::GeluTanh, ..self.clone() },
-            Activation::GeluTanh | Activation::Relu => self.clone(),
+            _ => self.clone(),
         }
     }
 
@@ -237,8 +256,9 @@ fn read_pad(json: &JsonObject, family: Family) -> Result<u32> {
 
 fn read_activation(json: &JsonObject) -> Result<Activation> {
     let name = json.string("hidden_act")?.unwrap_or("gelu");
-    Activation::by_name(name).ok_or_else(|| {
-        let known = "gelu, gelu_python, gelu_new, gelu_pytorch_tanh, gelu_python_tanh, gelu_fast, gelu_accurate, relu";
+    let found = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
+    found.ok_or_else(|| {
+        let known = ACTIVATIONS.map(|(name, _)| name).join(", ");
         json.field_error("hidden_act", &format!("known: {known}"))
     })
 }

@@ -16,8 +16,10 @@ pub(super) static DENSE_KEYS: Schema = Schema {
         Key::honoured("in_features", "must be the width of what the module before it gives"),
         Key::honoured("out_features", "width of the output"),
         Key::honoured("bias", "whether there is one (true where absent)"),
-        Key::honoured("activation_function", "Tanh where absent; a class of torch.nn"),
-        Key::only("use_residual", &["false"], "a residual Dense module is not supported"),
+        Key::honoured("activation_function", "Tanh where absent; a class of torch.nn without parameters"),
+        Key::harmless("init_weight", "how training began; the stored tensors count"),
+        Key::harmless("init_bias", "how training began; the stored tensors count"),
+        Key::honoured("use_residual", "whether the input is added to the result, through a matrix where widths differ"),
         Key::only("module_input_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
         Key::only("module_output_name", &["\"sentence_embedding\""], "only \"sentence_embedding\" is supported"),
     ]],
@@ -38,9 +40,31 @@ pub enum DenseActivation {
     Gelu,
     /// `torch.nn.modules.activation.Sigmoid`.
     Sigmoid,
+    /// `torch.nn.modules.activation.SiLU`: x sigmoid(x).
+    Silu,
+    /// `torch.nn.modules.activation.LeakyReLU`: a hundredth of x below 0.
+    LeakyRelu,
+    /// `torch.nn.modules.activation.ELU`: exp(x) - 1 below 0.
+    Elu,
+    /// `torch.nn.modules.activation.Mish`: x tanh(softplus(x)).
+    Mish,
+    /// `torch.nn.modules.activation.Softplus`: ln(1 + exp(x)), x above 20.
+    Softplus,
 }
 
-/// A `Dense` module applied to the pooled vector: `activation(x W^T + b)`.
+/// What a [`Dense`] module adds to its activation's result.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Residual {
+    /// Nothing.
+    None,
+    /// Its input; `in_features` and `out_features` are equal.
+    Input,
+    /// Its input through a matrix `[out_features, in_features]`, row-major.
+    Projected(Vec<f32>),
+}
+
+/// A `Dense` module applied to the pooled vector: `activation(x W^T + b) + residual`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense {
     /// Width of the input.
@@ -51,23 +75,49 @@ pub struct Dense {
     pub weight: Vec<f32>,
     /// `[out_features]`, absent when the module has no bias.
     pub bias: Option<Vec<f32>>,
-    /// Applied last.
+    /// Applied to the sums.
     pub activation: DenseActivation,
+    /// Added last.
+    pub residual: Residual,
 }
 
 impl DenseActivation {
+    /// Every activation, in the order in which messages list them.
+    pub const ALL: [Self; 10] = [
+        Self::Identity,
+        Self::Tanh,
+        Self::Relu,
+        Self::Gelu,
+        Self::Sigmoid,
+        Self::Silu,
+        Self::LeakyRelu,
+        Self::Elu,
+        Self::Mish,
+        Self::Softplus,
+    ];
+
+    /// The class of `torch.nn`.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Identity => "Identity",
+            Self::Tanh => "Tanh",
+            Self::Relu => "ReLU",
+            Self::Gelu => "GELU",
+            Self::Sigmoid => "Sigmoid",
+            Self::Silu => "SiLU",
+            Self::LeakyRelu => "LeakyReLU",
+            Self::Elu => "ELU",
+            Self::Mish => "Mish",
+            Self::Softplus => "Softplus",
+        }
+    }
+
     fn by_class(class: &str) -> Option<Self> {
         if !class.starts_with("torch.nn.") {
             return None;
         }
-        match class.rsplit('.').next()? {
-            "Identity" => Some(Self::Identity),
-            "Tanh" => Some(Self::Tanh),
-            "ReLU" => Some(Self::Relu),
-            "GELU" => Some(Self::Gelu),
-            "Sigmoid" => Some(Self::Sigmoid),
-            _ => None,
-        }
+        let name = class.rsplit('.').next()?;
+        Self::ALL.into_iter().find(|activation| activation.class() == name)
     }
 }
 
@@ -93,7 +143,8 @@ impl Dense {
         let activation = match json.string("activation_function")? {
             None => DenseActivation::Tanh, // sentence-transformers' default
             Some(class) => DenseActivation::by_class(class).ok_or_else(|| {
-                json.field_error("activation_function", "known: Identity, Tanh, ReLU, GELU, Sigmoid of torch.nn")
+                let known = DenseActivation::ALL.map(DenseActivation::class).join(", ");
+                json.field_error("activation_function", &format!("known: {known} of torch.nn"))
             })?,
         };
 
@@ -120,6 +171,23 @@ impl Dense {
             true => Some(read("linear.bias", &[out_features])?),
             false => None,
         };
-        Ok(Self { in_features: width, out_features, weight, bias, activation })
+        let residual = match json.boolean("use_residual")?.unwrap_or(false) {
+            false => Residual::None,
+            true if width == out_features => Residual::Input,
+            true => Residual::Projected(read("residual.weight", &[out_features, width])?),
+        };
+        // As sentence-transformers, which refuses a tensor that the module does not have.
+        let projected = matches!(residual, Residual::Projected(_));
+        let has = |name: &str| match name {
+            "linear.weight" => true,
+            "linear.bias" => bias.is_some(),
+            "residual.weight" => projected,
+            _ => false,
+        };
+        if let Some(other) = file.names().filter(|name| !has(name)).min() {
+            let reason = format!("tensor \"{other}\" of {} belongs to no such Dense module", path.display());
+            return Err(json.error(format!("{reason}; do they belong together?")));
+        }
+        Ok(Self { in_features: width, out_features, weight, bias, activation, residual })
     }
 }

@@ -1,5 +1,6 @@
 //! A model folder as sentence-transformers or plain Hugging Face lay it out.
 
+use crate::model::adapter::check_not_alone;
 use crate::model::dense::Dense;
 use crate::model::json::config_error;
 use crate::model::modules::{ModuleKind, check_dropout, check_normalize, read_modules, read_pooling};
@@ -100,6 +101,7 @@ impl ModelFolder {
 
     /// The encoder in the folder `encoder`, pooled by the mean.
     fn open_encoder(encoder: &Path, module: TransformerModule) -> Result<Self> {
+        check_not_alone(encoder)?;
         let over = module.config_overrides.as_ref().map(|(json, field)| (json, *field));
         let config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
         require_tokenizer(encoder)?;
@@ -134,7 +136,7 @@ impl ModelFolder {
     /// # Errors
     /// See [`Weights::open`].
     pub fn weights(&self) -> Result<Weights> {
-        Weights::open(&self.encoder, self.config.family)
+        Weights::open_layers(&self.encoder, self.config.family, self.config.num_hidden_layers)
     }
 
     /// The most tokens a text may have: min(`max_seq_length`, positions).

@@ -1,7 +1,7 @@
 //! Every key of every table: honoured, harmless or refused as its table says, and written down in `docs/model-folders.md`.
 
 use super::schema::{Action, Key, Schema, Unknown};
-use super::{ModelFolder, config_keys, dense, modules, sentence_transformers, transformer_module, weights};
+use super::{ModelFolder, adapter_config, config_keys, dense, modules, sentence_transformers, transformer_module, weights};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -129,6 +129,26 @@ fn tables() -> Vec<Table> {
                 ("out_features", "8"),
                 ("bias", "false"),
                 ("activation_function", "\"torch.nn.modules.linear.Identity\""),
+                ("use_residual", "true"),
+            ],
+        ),
+        table(
+            &adapter_config::KEYS,
+            "bert",
+            adapter_config::CONFIG_FILE,
+            &[],
+            &[
+                ("r", "3"),
+                ("lora_alpha", "16"),
+                ("use_rslora", "true"),
+                ("rank_pattern", "{\"query\": 3}"),
+                ("alpha_pattern", "{\"query\": 9}"),
+                ("target_modules", "[\"query\"]"),
+                ("exclude_modules", "\".*query\""),
+                ("layers_to_transform", "[1]"),
+                ("layers_pattern", "\"layer\""),
+                ("modules_to_save", "[\"LayerNorm\"]"),
+                ("trainable_token_indices", "[1]"),
             ],
         ),
         table(
@@ -190,6 +210,9 @@ fn write(folder: &Path, file: &str, value: &Value) {
 /// What is read of the table's folder when `key` has `value`: all of it in words, or the refusal. The path of the folder is left out.
 fn read(table: &Table, key: Option<(&str, Value)>) -> Result<String, String> {
     let folder = folder(table.base);
+    if table.file == adapter_config::CONFIG_FILE {
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapters/plain"), folder.path());
+    }
     let path = folder.path().join(table.file);
     let mut file: Value = std::fs::read(&path).map_or(json!({}), |bytes| serde_json::from_slice(&bytes).unwrap());
     if table.file.starts_with("sentence_bert") && table.within.first() == Some(&"modality_config") {
@@ -209,9 +232,14 @@ fn read(table: &Table, key: Option<(&str, Value)>) -> Result<String, String> {
     }
     write(folder.path(), table.file, &file);
     let place = folder.path().display().to_string();
-    let opened = ModelFolder::open(folder.path()).and_then(|model| model.weights().map(|_| model));
+    let opened = ModelFolder::open(folder.path()).and_then(|model| model.weights().map(|weights| (model, weights)));
     match opened {
-        Ok(model) => Ok(format!("{model:?}").replace(&place, "FOLDER")),
+        Ok((model, weights)) => {
+            // What an adapter changes is in the weights alone.
+            let query = weights.tensor("encoder.layer.0.attention.self.query.weight", &[40, 40]);
+            let value = query.ok().map(|query| query.to_f32().iter().sum::<f32>());
+            Ok(format!("{model:?} {value:?}").replace(&place, "FOLDER"))
+        }
         Err(error) => Err(error.to_string().replace(&place, "FOLDER")),
     }
 }

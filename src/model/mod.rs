@@ -1,5 +1,7 @@
 //! Model folders: configuration, weights and where they come from. Knows files, nothing of graphs or devices.
 
+mod adapter;
+mod adapter_config;
 mod config;
 mod config_keys;
 mod dense;
@@ -14,12 +16,13 @@ mod modules;
 mod schema;
 mod sentence_transformers;
 mod source;
+mod stored;
 mod tensors;
 mod transformer_module;
 mod weights;
 
 pub use config::{Activation, EncoderConfig, Family};
-pub use dense::{Dense, DenseActivation};
+pub use dense::{Dense, DenseActivation, Residual};
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
 pub use sentence_transformers::Prompts;

@@ -116,13 +116,6 @@ pub(super) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         }
     };
     let modules = entries.iter().map(|entry| read_module(path, entry)).collect::<Result<Vec<_>>>()?;
-    let mut names = BTreeSet::new();
-    if let Some(twice) = modules.iter().filter_map(|module| module.name.as_deref()).find(|name| !names.insert(*name)) {
-        return Err(config_error(
-            path,
-            format!("two modules have the name \"{twice}\"; the reference would keep only the later one"),
-        ));
-    }
     let kinds: Vec<_> = modules.iter().map(|module| module.kind).collect();
     let count = |kind| kinds.iter().filter(|found| **found == kind).count();
     let ordered = kinds.starts_with(&[ModuleKind::Transformer, ModuleKind::Pooling])
@@ -134,6 +127,13 @@ pub(super) fn read_modules(path: &Path) -> Result<Vec<Module>> {
         return Err(config_error(
             path,
             format!("the modules are [{found}]; supported: Transformer, Pooling, then any Dense, then Normalize or nothing"),
+        ));
+    }
+    let mut names = BTreeSet::new();
+    if let Some(twice) = modules.iter().filter_map(|module| module.name.as_deref()).find(|name| !names.insert(*name)) {
+        return Err(config_error(
+            path,
+            format!("two modules have the name \"{twice}\"; the reference would keep only the later one"),
         ));
     }
     Ok(modules)

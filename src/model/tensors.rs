@@ -2,6 +2,7 @@
 //!
 //! Format: <https://huggingface.co/docs/safetensors>: header length (u64, little-endian), header (JSON), then the tensors' bytes.
 
+use crate::model::json::parse;
 use crate::model::mapped::Mapped;
 use crate::{Error, Result};
 use half::slice::HalfFloatSliceExt;
@@ -30,17 +31,24 @@ pub(super) struct TensorFile {
     tensors: HashMap<String, TensorInfo>,
 }
 
-/// One tensor in place: its type, its shape and its little-endian bytes.
+/// One tensor: its type, its shape and its bytes, in place in its file or, where an adapter was merged, of its own.
 ///
 /// It keeps its file mapped for as long as it lives. Cloning copies no bytes.
 #[derive(Debug, Clone)]
 pub struct TensorView {
-    /// F32, F16 or BF16.
+    /// F32, F16, BF16 or F64.
     pub dtype: Dtype,
     /// Row-major shape.
     pub shape: Vec<usize>,
-    map: Arc<Mapped>,
-    range: Range<usize>,
+    data: Data,
+}
+
+#[derive(Debug, Clone)]
+enum Data {
+    /// Little-endian values in a file.
+    Mapped { map: Arc<Mapped>, range: Range<usize> },
+    /// Values made here.
+    Owned(Arc<[f32]>),
 }
 
 impl TensorFile {
@@ -72,6 +80,11 @@ impl TensorFile {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// The shape of the tensor stored as `name`.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|info| info.shape.as_slice())
+    }
+
     /// The tensor stored as `name`, checked against `shape`; `None` where there is none.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<TensorView>> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
@@ -83,7 +96,7 @@ impl TensorFile {
                 path: self.path.clone(),
             });
         }
-        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64) {
             return Err(Error::TensorType { name: name.to_owned(), found: info.dtype.to_string(), path: self.path.clone() });
         }
         let (begin, end) = info.data_offsets;
@@ -92,7 +105,8 @@ impl TensorFile {
             let reason = format!("tensor \"{name}\" lies at {begin}..{end}, outside the file");
             return Err(Error::WeightFile { path: self.path.clone(), reason });
         }
-        Ok(Some(TensorView { dtype: info.dtype, shape: info.shape.clone(), map: Arc::clone(&self.map), range }))
+        let data = Data::Mapped { map: Arc::clone(&self.map), range };
+        Ok(Some(TensorView { dtype: info.dtype, shape: info.shape.clone(), data }))
     }
 }
 
@@ -108,7 +122,9 @@ fn read_header(file: &[u8]) -> Result<(usize, HashMap<String, TensorInfo>), Stri
     let Some(header) = header else {
         return Err(format!("the header should have {length} bytes, the file has {}", file.len()));
     };
-    let metadata: Metadata = serde_json::from_slice(header).map_err(|error| format!("header: {error}"))?;
+    // Read in two steps, since the first refuses a name that stands twice.
+    let tensors = parse(header).map_err(|reason| format!("header: {reason}"))?;
+    let metadata: Metadata = serde_json::from_value(tensors).map_err(|error| format!("header: {error}"))?;
     let data = LENGTH_BYTES + header.len();
     let found = file.len() - data;
     if metadata.data_len() != found {
@@ -119,19 +135,32 @@ fn read_header(file: &[u8]) -> Result<(usize, HashMap<String, TensorInfo>), Stri
 }
 
 impl TensorView {
-    /// `shape.product() * dtype size` little-endian bytes, not necessarily aligned.
-    pub fn bytes(&self) -> &[u8] {
-        // The range was checked against this very map.
-        self.map.get(self.range.clone()).unwrap_or_default()
+    /// A tensor of its own; `values` `[shape.product()]`.
+    pub(super) fn owned(shape: Vec<usize>, values: Vec<f32>) -> Self {
+        Self { dtype: Dtype::F32, shape, data: Data::Owned(values.into()) }
     }
 
-    /// The values as f32; borrowed when they are stored so and aligned.
+    /// `shape.product() * dtype size` bytes, not necessarily aligned: little-endian as stored; of merged values in the machine's own
+    /// order.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            // The range was checked against this very map.
+            Data::Mapped { map, range } => map.get(range.clone()).unwrap_or_default(),
+            Data::Owned(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// The values as f32, f64 rounded; borrowed when they are stored so and aligned.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        if let Data::Owned(values) = &self.data {
+            return Cow::Borrowed(values);
+        }
         let bytes = self.bytes();
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self.dtype {
             Dtype::F16 => Cow::Owned(pairs().map(|pair| f16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
             Dtype::BF16 => Cow::Owned(pairs().map(|pair| bf16::from_le_bytes(*pair)).collect::<Vec<_>>().to_f32_vec()),
+            Dtype::F64 => Cow::Owned(bytes.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32).collect()),
             _ => match bytemuck::try_cast_slice(bytes) {
                 Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
                 _ => Cow::Owned(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),

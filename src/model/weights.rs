@@ -1,9 +1,12 @@
-//! Encoder weights: one safetensors file or several shards, looked up by name.
+//! Encoder weights: one safetensors file or several shards, looked up by name, with an adapter beside them merged.
 
+use crate::model::adapter::Adapter;
 use crate::model::json::shown;
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
+use crate::model::stored::{check_names, encoder_tensor, is_of_encoder, spellings};
 use crate::model::tensors::TensorFile;
 use crate::model::{Family, TensorView};
+use crate::notice::warn_once;
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -31,7 +34,8 @@ const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
 pub(super) const CONVERT: &str = "convert the folder with transformers: \
      AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)";
 
-/// The encoder's weight files, mapped read-only. Tensor names are looked up with or without the family's prefix.
+/// The encoder's weight files, mapped read-only. Tensor names are looked up with or without the family's prefix; what an adapter
+/// beside the files changes is merged when it is looked up.
 #[derive(Debug)]
 pub struct Weights {
     folder: PathBuf,
@@ -39,15 +43,43 @@ pub struct Weights {
     files: Vec<TensorFile>,
     /// Which of `files` holds a tensor.
     file_of: HashMap<String, usize>,
+    adapter: Option<Adapter>,
 }
 
 impl Weights {
     /// Maps `model.safetensors` or, where it is absent, every shard that `model.safetensors.index.json` names in `folder`.
     ///
+    /// A LoRA adapter beside them is merged.
+    ///
     /// # Errors
     /// [`Error::NotFound`]; [`Error::WeightFile`] for a header that does not parse, lies outside the file or disagrees with its
-    /// size, for a tensor in two shards or in none; [`Error::Config`] for an index that is not one.
+    /// size, or for a tensor in two shards; [`Error::Config`] for an index that is not one, or an adapter that cannot be merged;
+    /// [`Error::OtherModel`] for a tensor that only another model has.
     pub fn open(folder: &Path, family: Family) -> Result<Self> {
+        Self::open_layers(folder, family, usize::MAX)
+    }
+
+    /// [`Self::open`] for an encoder of `layers` layers: those that the files hold beyond them are left unused, with a warning.
+    pub(super) fn open_layers(folder: &Path, family: Family, layers: usize) -> Result<Self> {
+        let mut weights = Self::open_files(folder, family)?;
+        check_names(weights.tensor_names(), family, layers, folder)?;
+        let base = weights.shapes(layers);
+        weights.adapter = Adapter::open_if_present(folder, family, &base)?;
+        Ok(weights)
+    }
+
+    /// The shapes of the tensors of an encoder of `layers` layers.
+    fn shapes(&self, layers: usize) -> BTreeMap<String, Vec<usize>> {
+        let names: BTreeSet<String> = self
+            .tensor_names()
+            .filter_map(|stored| encoder_tensor(stored, self.family))
+            .filter(|name| is_of_encoder(name, layers))
+            .collect();
+        let shape = |name: &str| self.stored_name(name).and_then(|(stored, file)| Some(file.shape(&stored)?.to_vec()));
+        names.into_iter().filter_map(|name| shape(&name).map(|shape| (name, shape))).collect()
+    }
+
+    fn open_files(folder: &Path, family: Family) -> Result<Self> {
         let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
         if single.is_file() {
@@ -70,12 +102,11 @@ impl Weights {
             })
             .collect::<Result<Vec<_>>>()?;
         let weights = Self::collect(folder, family, files)?;
-        for (name, shard) in &shard_of {
-            let holder = weights.file_of.get(name).and_then(|file| weights.files.get(*file));
-            if holder.is_none_or(|file| file.path() != folder.join(shard)) {
-                let reason = format!("{INDEX_FILE} says that it holds tensor \"{name}\", which it does not");
-                return Err(Error::WeightFile { path: folder.join(shard), reason });
-            }
+        // transformers reads every shard whole; where the index disagrees with them, they count.
+        let absent: Vec<&str> = shard_of.keys().map(String::as_str).filter(|name| !weights.file_of.contains_key(*name)).collect();
+        if let [first, ..] = absent.as_slice() {
+            let count = absent.len();
+            warn_once(format!("{}: {count} tensors that it names are in no shard, \"{first}\" among them", index.display()));
         }
         Ok(weights)
     }
@@ -90,18 +121,23 @@ impl Weights {
                 }
             }
         }
-        Ok(Self { folder: folder.to_path_buf(), family, files, file_of })
+        Ok(Self { folder: folder.to_path_buf(), family, files, file_of, adapter: None })
     }
 
     /// The tensor called `name` (without the family's prefix), checked against `shape`. Found as `name` or `PREFIX.name`, and with
-    /// the `gamma` and `beta` that old checkpoints have for a LayerNorm's `weight` and `bias`.
+    /// the `gamma` and `beta` that old checkpoints have for a LayerNorm's `weight` and `bias`; of several spellings the one that
+    /// transformers takes.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::TensorShape`], [`Error::TensorType`].
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView> {
         let found = self.stored_name(name).and_then(|(stored, file)| file.tensor(&stored, shape).transpose());
-        found.unwrap_or_else(|| {
-            Err(Error::MissingTensor { name: name.to_owned(), expected: shape.to_vec(), path: self.folder.clone() })
+        let Some(view) = found.transpose()? else {
+            return Err(Error::MissingTensor { name: name.to_owned(), expected: shape.to_vec(), path: self.folder.clone() });
+        };
+        Ok(match &self.adapter {
+            Some(adapter) => adapter.merged(name, view),
+            None => view,
         })
     }
 
@@ -115,28 +151,26 @@ impl Weights {
         self.file_of.keys().map(String::as_str)
     }
 
-    /// Values of all stored tensors together.
+    /// Whether an adapter is merged.
+    pub fn has_adapter(&self) -> bool {
+        self.adapter.is_some()
+    }
+
+    /// Values of all stored tensors together, without an adapter's.
     pub fn parameters(&self) -> u64 {
         self.files.iter().map(TensorFile::parameters).sum()
     }
 
     /// Bytes of all mapped files.
     pub fn size_in_bytes(&self) -> u64 {
-        self.files.iter().map(TensorFile::len).sum()
+        self.files.iter().map(TensorFile::len).sum::<u64>() + self.adapter.as_ref().map_or(0, Adapter::len)
     }
 
     /// The name under which `name` is stored, and its file.
     fn stored_name(&self, name: &str) -> Option<(String, &TensorFile)> {
-        let old = name
-            .strip_suffix("LayerNorm.weight")
-            .map(|stem| format!("{stem}LayerNorm.gamma"))
-            .or_else(|| name.strip_suffix("LayerNorm.bias").map(|stem| format!("{stem}LayerNorm.beta")));
-        [Some(name.to_owned()), old].into_iter().flatten().find_map(|name| {
-            let prefixed = format!("{}.{name}", self.family.name());
-            [name, prefixed].into_iter().find_map(|name| {
-                let file = self.files.get(*self.file_of.get(&name)?)?;
-                Some((name, file))
-            })
+        spellings(name, self.family).into_iter().find_map(|name| {
+            let file = self.files.get(*self.file_of.get(&name)?)?;
+            Some((name, file))
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::{Pooling, pool};
 #[cfg(any(feature = "cpu", feature = "tensorrt"))]
 use crate::model::ModelFolder;
-use crate::model::{Dense, DenseActivation};
+use crate::model::{Dense, DenseActivation, Residual};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -65,7 +65,12 @@ impl Head {
                 && inputs > 0
                 && outputs > 0
                 && inputs.checked_mul(outputs) == Some(layer.weight.len())
-                && layer.bias.as_ref().is_none_or(|bias| bias.len() == outputs);
+                && layer.bias.as_ref().is_none_or(|bias| bias.len() == outputs)
+                && match &layer.residual {
+                    Residual::None => true,
+                    Residual::Input => inputs == outputs,
+                    Residual::Projected(matrix) => matrix.len() == layer.weight.len(),
+                };
             if !fits {
                 let weights = layer.weight.len();
                 let reason = format!(
@@ -143,7 +148,12 @@ pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) {
     for (o, weights) in dense.weight.chunks_exact(inputs).enumerate() {
         let bias = dense.bias.as_ref().map_or(0.0, |bias| bias[o]);
         for (row, values) in input.chunks_exact(inputs).enumerate() {
-            out[row * outputs + o] = activate(dense.activation, dot(weights, values) + bias);
+            let result = activate(dense.activation, dot(weights, values) + bias);
+            out[row * outputs + o] = match &dense.residual {
+                Residual::None => result,
+                Residual::Input => result + values[o],
+                Residual::Projected(matrix) => result + dot(&matrix[o * inputs..][..inputs], values),
+            };
         }
     }
 }
@@ -177,7 +187,29 @@ fn activate(activation: DenseActivation, x: f32) -> f32 {
             (x / 2.0 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
         }
         DenseActivation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        DenseActivation::Silu => x / (1.0 + (-x).exp()),
+        DenseActivation::LeakyRelu => {
+            if x > 0.0 {
+                x
+            } else {
+                0.01 * x
+            }
+        }
+        DenseActivation::Elu => {
+            if x > 0.0 {
+                x
+            } else {
+                x.exp_m1()
+            }
+        }
+        DenseActivation::Mish => x * softplus(x).tanh(),
+        DenseActivation::Softplus => softplus(x),
     }
+}
+
+/// ln(1 + exp(x)); torch takes x itself above 20.
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
 /// Keeps the first `dim` of `width` values of each row, scaled to unit length as `scaling` says: `out` `[rows, dim]`.

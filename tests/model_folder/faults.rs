@@ -51,7 +51,7 @@ fn faults_of_config_json() {
         ("layer_norm_eps", json!(-1e-12), &["layer_norm_eps is -1e-12"]),
         ("layer_norm_eps", json!("tiny"), &["layer_norm_eps is \"tiny\""]),
         ("pad_token_id", json!(10), &["pad_token_id is 10", "vocab_size only 10"]),
-        ("hidden_act", json!("swish"), &["hidden_act is \"swish\"", "gelu_new"]),
+        ("hidden_act", json!("xielu"), &["hidden_act is \"xielu\"", "gelu_new"]),
         ("position_embedding_type", json!("relative_key"), &["position_embedding_type is \"relative_key\"", "absolute"]),
         ("is_decoder", json!(true), &["is_decoder is true"]),
     ] {
@@ -144,7 +144,6 @@ fn faults_of_the_other_settings() {
         ("sentence_bert_config.json", json!({"max_seq_length": -1}), &["max_seq_length is -1"]),
         ("sentence_bert_config.json", json!({"do_lower_case": "no"}), &["do_lower_case is \"no\""]),
         ("sentence_bert_config.json", json!({"transformer_task": "fill-mask"}), &["transformer_task is \"fill-mask\""]),
-        ("tokenizer_config.json", json!({"model_max_length": "long"}), &["model_max_length is \"long\""]),
         ("sentence_bert_config.json", json!({"max_seq_len": 9}), &["max_seq_len is 9", "no such key is known"]),
         ("sentence_bert_config.json", json!({"config_args": {"is_decoder": true}}), &["config_args.is_decoder is true"]),
         ("sentence_bert_config.json", json!({"config_args": {"model_type": "mpnet"}}), &["config_args.model_type is \"mpnet\""]),
@@ -204,9 +203,10 @@ fn faults_of_dense() {
         ("in_features", Value::Null, &["in_features is null"]),
         ("out_features", json!(0), &["out_features is 0"]),
         ("out_features", Value::Null, &["out_features is null"]),
-        ("activation_function", json!("torch.nn.modules.activation.Mish"), &["Mish", "known: Identity, Tanh"]),
+        ("activation_function", json!("torch.nn.modules.activation.PReLU"), &["PReLU", "known: Identity, Tanh", "Softplus"]),
         ("activation_function", json!("my_code.Tanh"), &["my_code.Tanh"]),
-        ("use_residual", json!(true), &["use_residual is true"]),
+        ("use_residual", json!(true), &["residual.weight", "[3, 4]", "missing"]),
+        ("bias", json!(false), &["\"linear.bias\"", "belongs to no such Dense module"]),
         ("module_output_name", json!("token_embeddings"), &["module_output_name"]),
     ] {
         let folder = folder();

@@ -1,9 +1,9 @@
 //! Folders that open, and what is read from them.
 
-use crate::open;
 use crate::tiny_model::{Folder, HIDDEN, module, mpnet, old_modules, pooling, weights};
+use crate::{assert_says, fault, open, with};
 use serde_json::json;
-use trt_embed::model::{Activation, DenseActivation, EncoderConfig, Family};
+use trt_embed::model::{Activation, DenseActivation, EncoderConfig, Family, Residual};
 use trt_embed::pooling::PoolingMode;
 
 #[test]
@@ -126,4 +126,29 @@ fn absent_fields_have_the_values_of_transformers() {
     assert_eq!((config.vocab_size, config.pad_token_id, config.type_vocab_size), (30522, 0, 2));
     assert_eq!((config.relative_attention_num_buckets, config.max_tokens()), (0, 512));
     assert_eq!((config.layer_norm_eps, config.activation), (1e-5, Activation::GeluTanh));
+}
+
+#[test]
+fn a_dense_module_may_add_its_input_and_take_any_known_activation() {
+    let folder = |outputs: usize, activation: &str| {
+        let folder = Folder::sentence_transformers();
+        let mut modules = old_modules();
+        modules[2] = module("sentence_transformers.models.Dense", "2_Dense");
+        folder.json("modules.json", &modules);
+        folder.dense("2_Dense", HIDDEN, outputs, &format!("torch.nn.modules.activation.{activation}"));
+        let config = json!({"in_features": HIDDEN, "out_features": outputs, "use_residual": true});
+        folder.json("2_Dense/config.json", &with(config, "activation_function", json!(format!("torch.nn.{activation}"))));
+        folder
+    };
+    for activation in DenseActivation::ALL {
+        let model = open(&folder(HIDDEN, activation.class()));
+        assert_eq!((model.dense[0].activation, &model.dense[0].residual), (activation, &Residual::Input));
+    }
+    let projected = folder(2, "SiLU");
+    assert_says(&fault(&projected), &["residual.weight", "[2, 4]", "missing"]);
+    let (weight, matrix) = ([0.5; 2 * HIDDEN], [0.125; 2 * HIDDEN]);
+    let tensors: [(&str, &[usize], &[f32]); 3] =
+        [("linear.weight", &[2, HIDDEN], &weight), ("linear.bias", &[2], &[0.0; 2]), ("residual.weight", &[2, HIDDEN], &matrix)];
+    projected.write("2_Dense/model.safetensors", &weights(&tensors));
+    assert_eq!(open(&projected).dense[0].residual, Residual::Projected(matrix.to_vec()));
 }

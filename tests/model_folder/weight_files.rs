@@ -37,12 +37,18 @@ fn every_stored_type_gives_the_same_values() {
     let half: Vec<u8> = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
     let brain: Vec<u8> = values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
     let ids = [0_u8; 8];
+    let double: Vec<u8> = [0.1_f64, -1.5].iter().flat_map(|v| v.to_le_bytes()).collect();
     let shape = &[2, 3][..];
     let file = weights_of([
         ("full", Dtype::F32, shape, &full[..]),
         ("half", Dtype::F16, shape, &half[..]),
         ("brain", Dtype::BF16, shape, &brain[..]),
         ("ids", Dtype::I64, &[1][..], &ids[..]),
+        ("bytes", Dtype::U8, &[1][..], &ids[..1]),
+        ("eight", Dtype::F8_E4M3, &[1][..], &ids[..1]),
+        ("signed", Dtype::I8, &[1][..], &ids[..1]),
+        ("flags", Dtype::BOOL, &[1][..], &ids[..1]),
+        ("double", Dtype::F64, &[2][..], &double[..]),
         ("nothing", Dtype::F32, &[0, 3][..], &[][..]),
     ]);
     let (_folder, weights) = only_weights(&file);
@@ -53,8 +59,12 @@ fn every_stored_type_gives_the_same_values() {
     assert_eq!(weights.tensor("full", shape).unwrap().bytes(), full);
     assert_eq!(weights.tensor("half", shape).unwrap().dtype, Dtype::F16);
     assert!(weights.tensor("nothing", &[0, 3]).unwrap().to_f32().is_empty());
-    let message = weights.tensor("ids", &[1]).unwrap_err().to_string();
-    assert_says(&message, &["\"ids\"", "I64", "F32, F16 and BF16"]);
+    for (name, found) in [("ids", "I64"), ("bytes", "U8"), ("eight", "F8_E4M3"), ("signed", "I8"), ("flags", "BOOL")] {
+        let message = weights.tensor(name, &[1]).unwrap_err().to_string();
+        assert_says(&message, &[&format!("\"{name}\""), found, "F32, F16, BF16 and F64"]);
+    }
+    // As torch narrows it: to the nearest f32.
+    assert_eq!(&*weights.tensor("double", &[2]).unwrap().to_f32(), [0.1_f32, -1.5]);
 }
 
 #[test]
@@ -94,10 +104,18 @@ fn shards_are_one_set_of_weights() {
 
     let fault = || Weights::open(folder.path(), Family::Bert).unwrap_err().to_string();
     let index = |map: Value| folder.json("model.safetensors.index.json", &json!({"weight_map": map}));
-    index(with(map.clone(), "c", json!("model-00002-of-00002.safetensors")));
-    assert_says(&fault(), &["model-00002-of-00002.safetensors", "holds tensor \"c\", which it does not"]);
-    index(with(map.clone(), "a", json!("model-00002-of-00002.safetensors")));
-    assert_says(&fault(), &["holds tensor \"a\", which it does not"]);
+    // What the shards hold counts, as it does to transformers: a tensor that they do not have is missed where it is needed.
+    let other = json!("model-00002-of-00002.safetensors");
+    index(with(map.clone(), "c", other.clone()));
+    let absent = Weights::open(folder.path(), Family::Bert).unwrap();
+    assert_eq!(&*absent.tensor("a", &[1]).unwrap().to_f32(), [1.0]);
+    assert!(!absent.contains("c"));
+    assert_says(&absent.tensor("c", &[1]).unwrap_err().to_string(), &["tensor \"c\"", "is missing"]);
+    index(with(with(map.clone(), "a", other.clone()), "c", map["a"].clone()));
+    assert_eq!(&*Weights::open(folder.path(), Family::Bert).unwrap().tensor("a", &[1]).unwrap().to_f32(), [1.0]);
+    // A shard that the index does not name is not looked into.
+    index(with(map.clone(), "a", other));
+    assert!(!Weights::open(folder.path(), Family::Bert).unwrap().contains("a"));
     index(with(map.clone(), "c", json!("model-00003-of-00003.safetensors")));
     assert_says(&fault(), &["shard model-00003-of-00003.safetensors not found", "fetch the model again"]);
     for outside in ["../model.safetensors", "/etc/passwd", "", ".", "..", "a\\b"] {
@@ -125,6 +143,10 @@ fn damaged_weight_files_are_told_with_their_sizes() {
     let entry = |dtype: &str, shape: &str, offsets: &str| {
         format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#)
     };
+    let two = |first: &str, place: &str, second: &str, other: &str| {
+        let entry = |name: &str, place: &str| format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":{place}}}"#);
+        format!("{{{},{}}}", entry(first, place), entry(second, other))
+    };
     let max = u64::MAX;
     let size = good.len().to_string();
     for (file, parts) in [
@@ -147,8 +169,84 @@ fn damaged_weight_files_are_told_with_their_sizes() {
             &["describes 1152921504606846976 bytes"],
         ),
         (file_with(&entry("F32", &format!("[{max},{max}]"), "[0,4]"), 4), &["header: ", "overflow"]),
+        // Two tensors over each other, a hole between two, one name twice.
+        (file_with(&two("a", "[0,4]", "b", "[2,6]"), 6), &["header: ", "offset"]),
+        (file_with(&two("a", "[0,4]", "b", "[0,4]"), 4), &["header: ", "offset"]),
+        (file_with(&two("a", "[0,4]", "b", "[8,12]"), 12), &["header: ", "offset"]),
+        (file_with(&two("a", "[0,4]", "a", "[4,8]"), 8), &["header: ", "\"a\" stands twice"]),
     ] {
         let (_folder, weights) = only_weights(&file);
         assert_says(&weights.unwrap_err().to_string(), &[parts, &["model.safetensors", "fetch it again"]].concat());
+    }
+}
+
+#[test]
+fn of_several_spellings_the_one_that_transformers_takes_is_read() {
+    // transformers 5.24 sorts the stored names and keeps the first of those that spell one tensor.
+    let query = "encoder.layer.0.attention.self.query.weight";
+    let norm = "encoder.layer.0.output.LayerNorm.weight";
+    let old = "encoder.layer.0.output.LayerNorm.gamma";
+    let read = |family: Family, name: &str, stored: &[(&str, f32)]| {
+        let folder = Folder::empty();
+        let values: Vec<[f32; 1]> = stored.iter().map(|(_, value)| [*value]).collect();
+        let tensors: Vec<_> = stored.iter().zip(&values).map(|((name, _), value)| (*name, &[1][..], &value[..])).collect();
+        folder.write("model.safetensors", &weights(&tensors));
+        Weights::open(folder.path(), family).unwrap().tensor(name, &[1]).unwrap().to_f32()[0]
+    };
+    let (bert, mpnet) = (|name: &str| format!("bert.{name}"), |name: &str| format!("mpnet.{name}"));
+    assert_eq!(read(Family::Bert, query, &[(query, 1.0), (&bert(query), 2.0)]), 2.0);
+    assert_eq!(read(Family::Bert, query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0, "another family's prefix");
+    assert_eq!(read(Family::MpNet, query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0);
+    for family in Family::ALL {
+        assert_eq!(read(family, norm, &[(norm, 1.0), (old, 3.0)]), 3.0, "{family:?}");
+    }
+    assert_eq!(read(Family::Bert, norm, &[(norm, 1.0), (&bert(old), 3.0)]), 3.0);
+    assert_eq!(read(Family::Bert, norm, &[(&bert(norm), 1.0), (old, 3.0)]), 1.0);
+    assert_eq!(read(Family::MpNet, norm, &[(norm, 1.0), (&mpnet(old), 3.0)]), 1.0);
+    assert_eq!(read(Family::MpNet, norm, &[(&mpnet(norm), 1.0), (old, 3.0)]), 3.0);
+}
+
+#[test]
+fn tensors_of_another_model_are_refused_and_others_are_left_unused() {
+    let open = |name: &str| only_weights(&weights(&[("embeddings.LayerNorm.weight", &[1], &[1.0]), (name, &[1], &[1.0])])).1;
+    for (name, sign) in [
+        ("encoder.layer.0.attention.self.distance_embedding.weight", "positions relative to each other"),
+        ("bert.encoder.layer.11.attention.self.distance_embedding.weight", "positions relative to each other"),
+        ("encoder.layer.0.mlp.gated_layers.weight", "JinaBERT"),
+        ("encoder.layer.0.attention.self.layer_norm_q.weight", "normalised queries"),
+        ("encoder.layer.0.attention.self.query.weight_scale", "quantised weights"),
+        ("encoder.layer.0.attention.self.query.SCB", "quantised weights"),
+        ("encoder.layer.0.attention.self.query.qweight", "quantised weights"),
+        ("encoder.layer.0.attention.self.query.lora_A.default.weight", "an adapter that was not merged"),
+        ("encoder.layer.0.attention.self.query.base_layer.weight", "an adapter that was not merged"),
+        ("encoder.layer.0.attention.self.rotary_emb.inv_freq", "rotary positions"),
+        ("encoder.layer.0.output.adapters.x.adapter_up.weight", "bottleneck adapters"),
+        ("embeddings.word_embeddings.parametrizations.weight.original0", "computed from others"),
+    ] {
+        assert_says(&open(name).unwrap_err().to_string(), &[name, sign, "only plain BERT and MPNet"]);
+    }
+    // transformers drops these too, with a warning; heads it drops without one.
+    for name in [
+        "encoder.layer.7.attention.self.query.weight",
+        "encoder.layer.0.crossattention.self.query.weight",
+        "encoder.layer.0.attention.self.query.unheard_of",
+        "embeddings.position_ids",
+        "pooler.dense.weight",
+        "cls.predictions.bias",
+        "distance_embedding.weight",
+    ] {
+        assert!(open(name).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn what_wrote_the_file_does_not_matter() {
+    // transformers 5 reads them all alike.
+    for metadata in
+        ["", r#""__metadata__":{"format":"tf"},"#, r#""__metadata__":{"format":"mlx"},"#, r#""__metadata__":{"a":"b"},"#]
+    {
+        let header = format!(r#"{{{metadata}"a":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#);
+        let (_folder, weights) = only_weights(&file_with(&header, 4));
+        assert_eq!(&*weights.unwrap().tensor("a", &[1]).unwrap().to_f32(), [0.0], "{metadata}");
     }
 }
