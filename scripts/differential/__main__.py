@@ -22,13 +22,15 @@ from drawing import ASPECTS, REFUSED, Spec, draw, each
 
 def all_outcomes(binary: str, specs: list, keep: str | None, jobs: int):
     """The outcome of each spec, in order."""
-    from compare import work
+    from compare import quiet, work
 
     tasks = [(binary, name, spec, keep) for name, spec in specs]
-    if jobs == 1 or len(tasks) == 1:
+    quiet()
+    if jobs == 1 or len(tasks) < 3:
         yield from map(work, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    # Forked: PyTorch is imported once.
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap(work, tasks)
 
 
@@ -77,7 +79,8 @@ def main() -> int:
     arguments.add_argument("--binary", required=True, metavar="PATH", help="trt-embed")
     arguments.add_argument("--count", type=int, default=100, help="folders to try")
     arguments.add_argument("--seed", type=int, default=1, help="the first one's seed; the others follow")
-    arguments.add_argument("--each", action="store_true", help="every value of every aspect alone, in both families, instead of seeds")
+    arguments.add_argument("--each", action="store_true", help="every value of every aspect alone, instead of seeds")
+    arguments.add_argument("--both", action="store_true", help="with --each and --only: in both families, not in turns")
     arguments.add_argument("--only", metavar="ASPECT", choices=list(ASPECTS), action="append", help="as --each, with this aspect (repeat it)")
     arguments.add_argument("--keep", metavar="DIR", help="keep the folders of findings there")
     arguments.add_argument("--shrink", type=int, metavar="SEED", help="make this seed's finding small")
@@ -94,7 +97,7 @@ def main() -> int:
         shrink(arguments.binary, parse(arguments.folder) if arguments.folder else draw(arguments.shrink), arguments.keep)
         return 0
     if arguments.each or arguments.only:
-        specs = [(str(spec), spec) for spec in each(arguments.only)]
+        specs = [(str(spec), spec) for spec in each(arguments.only, arguments.both)]
     else:
         specs = [(f"seed {seed}", draw(seed)) for seed in range(arguments.seed, arguments.seed + arguments.count)]
 

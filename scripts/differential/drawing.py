@@ -13,22 +13,6 @@ from folders import Folder
 # In the order in which they change a folder; odd spellings of whole files come last.
 ASPECTS = aspects_encoder.ASPECTS | aspects_tokenizer.ASPECTS | aspects_modules.ASPECTS
 FAMILIES = ("bert", "mpnet")
-# Values of these reach the encoder or tokenizer, though they stand in a module's file.
-ASPECTS_OF_BOTH = {"tokenizer_args", "config_args", "max_seq_length"}
-# Where the reference stumbles over what is clear: to load such a folder is no finding.
-LENIENT = {
-    ("hidden_act", "null"): "null is as good as absent",
-    ("layer_norm_eps", "null"): "null is as good as absent",
-    ("layer_norm_eps", "0"): "0 without a point is a number as well",
-    ("pooling_mode", "null"): "null is as good as absent",
-    ("pooling keys", "no width"): "the encoder's width is known",
-    ("modules", "no name"): "nothing depends on a module's name",
-    ("prompts", "prompts null"): "null is as good as absent",
-    ("config_sentence_transformers.json", "requirements"): "versions of Python packages",
-    ("sentence_bert_config.json", "modality_config null"): "null is as good as absent",
-    ("tokenizer_args", "null"): "null is as good as absent",
-    ("config keys", "chunk_size_feed_forward"): "cuts the work, not the result",
-}
 REFUSED = Path(__file__).with_name("refused.json")
 # How many aspects a folder has.
 COUNTS = (1, 2, 2, 3, 3, 4, 5, 6)
@@ -82,14 +66,13 @@ def refused() -> dict:
     return json.loads(REFUSED.read_text(encoding="utf-8")) if REFUSED.exists() else {}
 
 
-def each(only: list[str] | None = None) -> list[Spec]:
-    """Every value of these aspects (or of all) alone, after a folder of each family without any. Modules do not know the family: there
-    the families take turns."""
+def each(only: list[str] | None = None, both: bool = False) -> list[Spec]:
+    """Every value of these aspects (or of all) alone, after a folder of each family without any: in both families, or in turns."""
     specs = [Spec(family, []) for family in FAMILIES]
+    turn = 0
     for aspect in only or ASPECTS:
-        for number, label in enumerate(ASPECTS[aspect]):
+        for label in ASPECTS[aspect]:
             families = [family for family in FAMILIES if label in possible(family, aspect)]
-            if aspect in aspects_modules.ASPECTS and aspect not in ASPECTS_OF_BOTH:
-                families = [families[number % len(families)]]
-            specs += [Spec(family, [(aspect, label)]) for family in families]
+            turn += 1
+            specs += [Spec(family, [(aspect, label)]) for family in (families if both else [families[turn % len(families)]])]
     return specs

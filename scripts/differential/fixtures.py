@@ -1,14 +1,13 @@
 """The committed set: folders that cover every value, with the reference's vectors or the refusal to expect, for tests/differential.rs.
 
-A folder that loads has one value of each of several groups, so that a few dozen folders hold them all and no value hides another. A
-value that is refused has a line of its own.
+A folder that loads has a few values of each of several groups, so that some dozens of folders hold them all; `--each` has tried every
+value alone. A value that is refused has a line of its own.
 """
 
 import hashlib
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import aspects_encoder
@@ -17,7 +16,7 @@ import numpy as np
 import sentence_transformers
 import torch
 import transformers
-from compare import BOTH_REFUSE, EQUAL, REFUSED_HERE, quiet, reference
+from compare import BOTH_REFUSE, EQUAL, REFUSED_HERE, quiet
 from drawing import FAMILIES, Spec
 from folders import FIXTURES, base, edits, plain
 from safetensors.numpy import save_file as save_rows
@@ -27,9 +26,11 @@ from texts import TEXTS
 TARGET = FIXTURES / "differential"
 SIZE_LIMIT = 200_000  # bytes of the set
 INLINE = 1200  # bytes of a file's text that stay in cases.json; a longer one becomes a file that cases share
-TEXTS_A_VALUE = 2  # rows kept for each value: those that it moves most
+TEXTS_A_VALUE = 1  # rows kept for each value: those that it moves most
 # Values of one folder: how many of each group.
-GROUPS = {"encoder": 1, "tokenizer": 2, "modules": 2}
+GROUPS = {"encoder": 1, "tokenizer": 3, "modules": 2}
+# Aspects that take the place of what the other values of their group set.
+EXCLUSIVE = {"tokenizer_class", "tokenizer kind", "tokenizer_config.json", "tokenizer files", "adapter", "modules", "dense"}
 
 
 def group(aspect: str) -> str:
@@ -63,48 +64,38 @@ def case_files(spec: Spec) -> tuple[dict, dict, dict]:
     return {key: value for key, value in line.items() if value or key in ("name", "base")}, shared, dict(folder.parts.values())
 
 
-def rows(spec: Spec) -> list:
-    with tempfile.TemporaryDirectory() as parent:
-        spec.folder().write(Path(parent))
-        return reference(Path(parent)).rows
-
-
-def moved(spec: Spec, bare: dict) -> list[int]:
-    """The texts that the spec moves most, at most TEXTS_A_VALUE."""
-    found, still = rows(spec), bare[spec.family]
+def moved(found: list, still: list) -> list[int]:
+    """The texts that a value moves most, at most TEXTS_A_VALUE. `found`: the rows with it; `still`: those of the folder without."""
     distances = {}
     for i, (a, b) in enumerate(zip(found, still)):
         if a is not None and b is not None:
             distances[i] = float("inf") if a.shape != b.shape else float(np.abs(a - b).max())
     order = sorted(distances, key=lambda i: (-distances[i], i))
-    return order[:TEXTS_A_VALUE] if distances and distances[order[0]] > 1e-5 else order[:0]
+    return [i for i in order[:TEXTS_A_VALUE] if distances[i] > 1e-5]
 
 
 def combine(values: list[tuple[str, str]], family: str) -> list[Spec]:
-    """As few folders as hold every value, with at most GROUPS values of each group and none twice of one aspect."""
-    waiting = {name: [v for v in values if group(v[0]) == name] for name in GROUPS}
+    """As few folders as hold every value: at most GROUPS values of each group, no aspect twice, an EXCLUSIVE one alone in its group."""
+    waiting = {name: [value for value in values if group(value[0]) == name] for name in GROUPS}
     specs = []
     while any(waiting.values()):
-        taken: dict[str, str] = {}
+        taken: list[tuple[str, str]] = []
         for name, count in GROUPS.items():
+            room = count
             for value in list(waiting[name]):
-                if sum(group(aspect) == name for aspect in taken) == count:
-                    break
-                if value[0] not in taken and not (taken.keys() & ALONE) and not (taken and value[0] in ALONE):
-                    taken[value[0]] = value[1]
+                cost = count if value[0] in EXCLUSIVE else 1
+                if cost <= room and value[0] not in dict(taken):
+                    taken.append(value)
                     waiting[name].remove(value)
-        specs.append(Spec(family, list(taken.items())))
+                    room -= cost
+        specs.append(Spec(family, taken))
     return specs
 
 
-# Aspects that replace what others change: their values stand alone.
-ALONE = {"json", "tokenizer kind", "tokenizer_config.json", "tokenizer files"}
-
-
 def expected_words(outcome_message: str, line: dict) -> list[str]:
-    """The file, and the key where the message names one of those that the case sets."""
-    file = re.search(r"[\w.-]+\.(json|safetensors|txt|bin)", outcome_message)
-    words = [file.group()] if file else []
+    """The file (or the first thing in quotes), and the key where the message names one of those that the case sets."""
+    named = re.search(r"[\w.-]+\.(json|safetensors|txt|bin)\b", outcome_message) or re.search(r'"[^"]+"', outcome_message)
+    words = [named.group()] if named else []
     for changes in line.get("edits", {}).values():
         for pointer, *_ in changes:
             key = pointer.rsplit("/", 1)[-1]
@@ -134,7 +125,7 @@ def write(outcomes: list, run) -> list:
     """Writes the set. `outcomes`: every value alone. `run(specs)`: outcomes of further specs. Returns those that are findings."""
     quiet()
     combined, refused = choose(outcomes)
-    bare = {family: rows(Spec(family, [])) for family in FAMILIES}
+    alone = {str(spec): outcome.rows for _, spec, outcome in outcomes}
     shutil.rmtree(TARGET, ignore_errors=True)
     (TARGET / "parts").mkdir(parents=True)
     for family in FAMILIES:
@@ -143,19 +134,22 @@ def write(outcomes: list, run) -> list:
         (TARGET / family / "tokenizer.json").write_text(text, encoding="utf-8")
 
     lines, tensors, findings = [], {}, []
-    combined = [Spec(family, []) for family in FAMILIES] + combined
-    for _, spec, outcome in run(combined):
-        if outcome.kind not in (EQUAL, REFUSED_HERE, BOTH_REFUSE):
+    loaded = []
+    for _, spec, outcome in run([Spec(family, []) for family in FAMILIES] + combined):
+        if outcome.kind == EQUAL:
+            loaded.append((spec, outcome))
+        elif outcome.kind in (REFUSED_HERE, BOTH_REFUSE):
+            # Together they are refused: each goes alone.
+            loaded += [(single, outcome) for _, single, outcome in run([Spec(spec.family, [value]) for value in spec.values])]
+        else:
             findings.append((str(spec), spec, outcome))
-            continue
-        if outcome.kind != EQUAL:
-            refused.append((spec, outcome))
-            continue
+    for spec, outcome in loaded:
         line = add(spec)
         numbers = {1, 5} if not spec.values else set()
         for value in spec.values:
-            numbers |= set(moved(Spec(spec.family, [value]), bare))
-        numbers = sorted(i for i in numbers or {1, 9} if outcome.rows[i] is not None)
+            numbers |= set(moved(alone.get(str(Spec(spec.family, [value])), []), alone.get(spec.family, [])))
+        have = [i for i, row in enumerate(outcome.rows) if row is not None]
+        numbers = sorted(numbers & set(have)) or have[1:3]
         line["texts"] = numbers
         tensors[line["name"]] = np.stack([outcome.rows[i] for i in numbers])
         lines.append(line)
