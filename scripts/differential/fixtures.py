@@ -64,14 +64,14 @@ def case_files(spec: Spec) -> tuple[dict, dict, dict]:
     return {key: value for key, value in line.items() if value or key in ("name", "base")}, shared, dict(folder.parts.values())
 
 
-def moved(found: list, still: list) -> list[int]:
-    """The texts that a value moves most, at most TEXTS_A_VALUE. `found`: the rows with it; `still`: those of the folder without."""
+def moved(found: list, still: list, count: int) -> set[int]:
+    """The `count` texts that values move most. `found`: the rows with them; `still`: those of the folder without any."""
     distances = {}
     for i, (a, b) in enumerate(zip(found, still)):
         if a is not None and b is not None:
             distances[i] = float("inf") if a.shape != b.shape else float(np.abs(a - b).max())
     order = sorted(distances, key=lambda i: (-distances[i], i))
-    return [i for i in order[:TEXTS_A_VALUE] if distances[i] > 1e-5]
+    return {i for i in order[:count] if distances[i] > 1e-5}
 
 
 def combine(values: list[tuple[str, str]], family: str) -> list[Spec]:
@@ -143,13 +143,15 @@ def write(outcomes: list, run) -> list:
             loaded += [(single, outcome) for _, single, outcome in run([Spec(spec.family, [value]) for value in spec.values])]
         else:
             findings.append((str(spec), spec, outcome))
+    bare = {spec.family: outcome.rows for spec, outcome in loaded if not spec.values}
     for spec, outcome in loaded:
         line = add(spec)
-        numbers = {1, 5} if not spec.values else set()
+        # What each value moves most, and what all together do.
+        still = bare[spec.family]
+        numbers = {1, 5} | moved(outcome.rows, still, 2) if spec.values else {1, 5, 9, 24}
         for value in spec.values:
-            numbers |= set(moved(alone.get(str(Spec(spec.family, [value])), []), alone.get(spec.family, [])))
-        have = [i for i, row in enumerate(outcome.rows) if row is not None]
-        numbers = sorted(numbers & set(have)) or have[1:3]
+            numbers |= moved(alone.get(str(Spec(spec.family, [value])), []), still, TEXTS_A_VALUE)
+        numbers = sorted(i for i in numbers if outcome.rows[i] is not None)
         line["texts"] = numbers
         tensors[line["name"]] = np.stack([outcome.rows[i] for i in numbers])
         lines.append(line)
