@@ -49,7 +49,8 @@ pub trait Progress: Send + Sync {
     }
 }
 
-/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads.
+/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one text
+/// beside one of many thousands waits for the batches that run, not for all of them; the first failure ends a call.
 ///
 /// ```no_run
 /// let embedder = trt_embed::Embedder::builder("models/all-MiniLM-L6-v2").build()?;
