@@ -6,7 +6,8 @@
 
 Hidden states at real positions must equal PyTorch's, kept in tests/fixtures, to 1e-4 in fp32: all texts in one padded batch and
 each text alone. A file of fp16 types must equal them to what rounding to 11 bits allows. INT8 files, calibrated on the texts of
-fixture_texts.py, must load, run and keep the direction of the mean hidden states.
+fixture_texts.py, must load, run and keep the direction of the mean hidden states. Files with int64 inputs and token types, as optimum's
+consumers feed them, must equal PyTorch on token types other than 0, kept in tests/fixtures/token_types.safetensors.
 """
 
 import argparse
@@ -42,16 +43,16 @@ def references(path: Path, infix: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(tensors[f"ids{infix}.{i}"], tensors[f"hidden{infix}.{i}"]) for i in numbers]
 
 
-def check_form(path: Path, precision: str) -> None:
-    """What the contract says of the graph: opset 17, INT32 inputs, dynamic batch and sequence."""
+def check_form(path: Path, precision: str, io: str = "int32", token_types: bool = False) -> None:
+    """What the contract says of the graph: opset 17, inputs of type `io`, dynamic batch and sequence."""
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(str(path), load_external_data=False)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     assert opsets == {"": 17}, opsets
     inputs = {value.name: value.type.tensor_type for value in model.graph.input}
-    assert set(inputs) == {"input_ids", "attention_mask"}, set(inputs)
+    assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"][: 3 if token_types else 2], list(inputs)
     for tensor in inputs.values():
-        assert tensor.elem_type == onnx.TensorProto.INT32
+        assert tensor.elem_type == {"int32": onnx.TensorProto.INT32, "int64": onnx.TensorProto.INT64}[io]
         assert len(tensor.shape.dim) == 2 and all(dim.dim_param for dim in tensor.shape.dim), tensor.shape
     (output,) = model.graph.output
     assert output.name == "last_hidden_state"
@@ -77,6 +78,45 @@ def largest_difference(path: Path, texts: list, pad_id: int) -> float:
         return float(max(found))
 
     return max([run(texts)] + [run([text]) for text in texts])
+
+
+def typed(path: Path, integers: type) -> tuple[float, float]:
+    """Largest difference to PyTorch at real positions of a batch with two token types, and the smallest cosine of mean states."""
+    expected = load_file(FIXTURES / "token_types.safetensors")
+    inputs = {name: expected[name].astype(integers) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (hidden,) = session.run(["last_hidden_state"], inputs)
+    mask = expected["attention_mask"] == 1
+    assert np.isfinite(hidden[mask]).all()
+    difference, cosines = 0.0, []
+    for found, wanted, real in zip(hidden.astype(np.float32), expected["last_hidden_state"], mask):
+        difference = max(difference, float(np.abs(found - wanted)[real].max()))
+        a, b = found[real].mean(0), wanted[real].mean(0)
+        cosines.append(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+    return difference, min(cosines)
+
+
+def check_token_types(binary: Path) -> int:
+    """Every precision with every type of input and token types; the number of those that are too far off."""
+    failures = 0
+    bert = FIXTURES / "bert"
+    expected = load_file(FIXTURES / "token_types.safetensors")["last_hidden_state"]
+    with tempfile.TemporaryDirectory() as output:
+        lines, ranges = Path(output, "texts.jsonl"), Path(output, "calibration.json")
+        lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in MINILM), encoding="utf-8")
+        command = [binary, "calibrate", "--model", bert, "--input", lines, "--output", ranges]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        for precision, bar in (("fp32", FP32_BAR), ("fp16", fp16_bar(2, [(None, expected)])), ("int8", None)):
+            for io, integers in (("int32", np.int32), ("int64", np.int64)):
+                more = [] if bar else ["--calibration", str(ranges)]
+                path = export(binary, bert, output, precision, "--io", io, "--token-types", *more)
+                check_form(path, precision, io, token_types=True)
+                difference, cosine = typed(path, integers)
+                failed = difference > bar if bar else cosine < INT8_BAR
+                failures += failed
+                found = f"largest difference {difference:.2e} (bar {bar:.1e})" if bar else f"smallest cosine {cosine:.5f} (bar {INT8_BAR})"
+                print(f"bert token types {io} {precision}: checker passes; {found} {'FAILED' if failed else 'ok'}")
+    return failures
 
 
 def export(binary: Path, folder: Path, output: str, precision: str, *more: str) -> Path:
@@ -144,6 +184,7 @@ def main() -> int:
             verdict = "ok" if found >= INT8_BAR else "TOO SMALL"
             failures += found < INT8_BAR
             print(f"{folder.name:20} int8: checker passes; mean cosine to PyTorch {found:.5f} (bar {INT8_BAR}) {verdict}")
+    failures += check_token_types(arguments.binary)
     return 1 if failures else 0
 
 

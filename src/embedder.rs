@@ -2,6 +2,7 @@
 
 mod builder;
 mod choice;
+mod spread;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
 
@@ -10,18 +11,17 @@ pub use choice::{BackendChoice, ChosenBackend};
 
 use crate::backend::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
-use crate::pooling::{Pooling, check_finite};
+use crate::pooling::{Pooling, check_finite, check_output};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
 use crate::trace;
-use crate::{Error, Result, Similarity};
-use rayon::prelude::*;
-use std::cell::RefCell;
+use crate::{Result, Similarity};
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 thread_local! {
-    /// The batch of single rows of ids, refilled at every call.
-    static ROW: RefCell<TokenBatch> = RefCell::default();
+    /// The batch of single rows of ids, refilled at every call. Taken, not borrowed: reading a row may run a call of its own.
+    static ROW: Cell<TokenBatch> = Cell::default();
 }
 
 /// Whether vectors are scaled to unit length.
@@ -39,7 +39,8 @@ pub enum Normalize {
 
 /// Receives the progress of slow steps (downloads, building an engine). Every method may be called from any thread.
 pub trait Progress: Send + Sync {
-    /// `done` of `total` bytes of `file` have arrived.
+    /// `done` of `total` bytes of `file` have arrived. `total` is 0 while the hub does not say how many there are; the last call
+    /// has `done` equal to `total` then too.
     fn download(&self, file: &str, done: u64, total: u64);
 
     /// A step that may take minutes begins: `what` names it, until another begins or none (`None`).
@@ -48,7 +49,8 @@ pub trait Progress: Send + Sync {
     }
 }
 
-/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads.
+/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one text
+/// beside one of many thousands waits for the batches that run, not for all of them; the first failure ends a call.
 ///
 /// ```no_run
 /// let embedder = trt_embed::Embedder::builder("models/all-MiniLM-L6-v2").build()?;
@@ -66,8 +68,6 @@ pub struct Embedder {
     #[cfg(feature = "tensorrt")]
     gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
     plan: BatchPlan,
-    /// Threads that batches are spread over, where the backend gains from several at once.
-    workers: Option<Arc<rayon::ThreadPool>>,
 }
 
 /// Vectors of some texts, `[texts, dim]`, in input order.
@@ -150,7 +150,7 @@ impl Embedder {
     /// # Errors
     /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed`].
     pub fn embed_into<T: AsRef<str> + Sync>(&self, texts: &[T], out: &mut [f32]) -> Result<()> {
-        self.check_output(texts.len(), out)?;
+        check_output(out, texts.len(), self.info.dim)?;
         self.encode_batches(&self.tokenize(texts)?.batches, out)
     }
 
@@ -167,12 +167,13 @@ impl Embedder {
     /// # Errors
     /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed_ids`].
     pub fn embed_ids_into<R: AsRef<[u32]>>(&self, rows: &[R], out: &mut [f32]) -> Result<()> {
-        self.check_output(rows.len(), out)?;
+        check_output(out, rows.len(), self.info.dim)?;
         if let [_] = rows {
-            return ROW.with_borrow_mut(|batch| {
-                self.tokenizer.refill_from_ids(rows, batch)?;
-                self.encode_batches(std::slice::from_ref(batch), out)
-            });
+            let mut batch = ROW.take();
+            let filled = self.tokenizer.refill_from_ids(rows, &mut batch);
+            let done = filled.and_then(|()| self.encode_batches(std::slice::from_ref(&batch), out));
+            ROW.set(batch);
+            return done;
         }
         self.encode_batches(&self.tokenizer.batches_from_ids(rows, &self.plan)?.batches, out)
     }
@@ -196,9 +197,10 @@ impl Embedder {
         let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
         let mut hidden = Vec::new();
         for batch in &tokenized.batches {
-            hidden.resize(batch.batch() * batch.seq * hidden_size, 0.0);
+            hidden.resize(batch.batch() * batch.seq() * hidden_size, 0.0);
             self.backend.hidden(batch, &mut hidden)?;
-            for ((row, &length), &text) in hidden.chunks_exact(batch.seq * hidden_size).zip(&batch.lengths).zip(&batch.rows) {
+            let rows = hidden.chunks_exact(batch.seq() * hidden_size);
+            for ((row, &length), &text) in rows.zip(batch.lengths()).zip(batch.rows()) {
                 let values = &row[..length as usize * hidden_size];
                 check_finite(values, values.len(), &[text])?;
                 states[text] = HiddenStates { values: values.to_vec(), tokens: length as usize, hidden_size };
@@ -221,7 +223,6 @@ impl Embedder {
             #[cfg(feature = "tensorrt")]
             gpu: self.gpu.clone(),
             plan: self.plan.clone(),
-            workers: self.workers.clone(),
         })
     }
 
@@ -236,12 +237,6 @@ impl Embedder {
         self.gpu.as_deref()
     }
 
-    fn check_output(&self, texts: usize, out: &[f32]) -> Result<()> {
-        let dim = self.info.dim;
-        let expected = texts * dim;
-        if out.len() == expected { Ok(()) } else { Err(Error::OutputLength { expected, found: out.len(), texts, dim }) }
-    }
-
     fn embed_tokens(&self, tokenized: Tokenized) -> Result<Embeddings> {
         let dim = self.info.dim;
         let mut values = vec![0.0; tokenized.tokens.len() * dim];
@@ -254,7 +249,7 @@ impl Embedder {
         let dim = self.info.dim;
         // One text, or several of one batch that came sorted: no copy.
         if let [batch] = batches
-            && batch.rows.iter().enumerate().all(|(row, &text)| row == text)
+            && batch.rows().iter().enumerate().all(|(row, &text)| row == text)
         {
             return self.encode_batch(batch, out);
         }
@@ -262,12 +257,9 @@ impl Embedder {
             let mut vectors = vec![0.0; batch.batch() * dim];
             self.encode_batch(batch, &mut vectors).map(|()| vectors)
         };
-        let encoded: Vec<Result<Vec<f32>>> = match &self.workers {
-            Some(workers) if batches.len() > 1 => workers.install(|| batches.par_iter().map(encode).collect()),
-            _ => batches.iter().map(encode).collect(),
-        };
+        let encoded = spread::in_order(batches, self.info.limits.parallelism, encode)?;
         for (batch, vectors) in batches.iter().zip(encoded) {
-            for (vector, &text) in vectors?.chunks_exact(dim).zip(&batch.rows) {
+            for (vector, &text) in vectors.chunks_exact(dim).zip(batch.rows()) {
                 out[text * dim..(text + 1) * dim].copy_from_slice(vector);
             }
         }
@@ -281,7 +273,7 @@ impl Embedder {
             self.backend.encode(batch, out)?;
         }
         let _range = trace::range("finite check");
-        check_finite(out, self.info.dim, &batch.rows)
+        check_finite(out, self.info.dim, batch.rows())
     }
 }
 
@@ -304,6 +296,6 @@ impl Embeddings {
 
     /// The vectors in input order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.values.chunks_exact(self.dim)
+        self.values.chunks_exact(self.dim.max(1))
     }
 }

@@ -29,6 +29,12 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A file was written to while it was read.
+    #[error("{} changed while it was read; run it again when nothing writes to it", path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+    },
     /// A configuration file is not what it should be.
     #[error("{}: {reason}", path.display())]
     Config {
@@ -54,6 +60,29 @@ pub enum Error {
         path: PathBuf,
         /// What the header or the size says.
         reason: String,
+    },
+    /// A Git LFS pointer lies where a file should be: the folder was cloned without git-lfs.
+    #[error(
+        "{} is a Git LFS pointer{}, not the file itself; run `git lfs pull` in its folder, or give the hub id org/name, \
+         which is downloaded",
+        path.display(), pointed_to(*size)
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the file that it stands for, where the pointer says so.
+        size: Option<u64>,
+    },
+    /// A symbolic link lies where a file should be, and what it points to is gone.
+    #[error(
+        "{} is a link to {}, which does not exist (was a cache cleaned?); fetch the model again, or remove the link",
+        path.display(), target.display()
+    )]
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+        /// Where it points.
+        target: PathBuf,
     },
     /// A tensor that the configuration asks for is not in the weights.
     #[error("tensor \"{name}\" {expected:?} is missing from {}; do config.json and the weights belong together?", path.display())]
@@ -105,13 +134,13 @@ pub enum Error {
     },
     /// A token id lies outside the embedding table.
     #[error(
-        "token id {id} (text {text}) is outside the embedding table of {vocab_size} rows; \
+        "token id {id} (of text index {text}, from 0) is outside the embedding table of {vocab_size} rows; \
          do tokenizer.json and the weights belong together?"
     )]
     TokenId {
         /// The id.
         id: u32,
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
         /// Rows of the table.
         vocab_size: usize,
@@ -126,13 +155,13 @@ pub enum Error {
     },
     /// A result is not finite.
     #[error(
-        "text {text} gave {value} at component {component}; \
+        "text index {text} gave {value} at component index {component} (both from 0); \
          the weights are damaged or overflow in this precision"
     )]
     NotFinite {
-        /// Index of the text in the caller's order.
+        /// Index of the text in the caller's order, from 0.
         text: usize,
-        /// Index in its vector.
+        /// Index in its vector, from 0.
         component: usize,
         /// NaN or an infinity.
         value: f32,
@@ -148,6 +177,24 @@ pub enum Error {
         texts: usize,
         /// Values of one vector.
         dim: usize,
+    },
+    /// A batch of token ids whose parts do not belong together, or that is longer than an executor takes.
+    #[error("batch of token ids: {reason}")]
+    TokenBatch {
+        /// What does not fit, with its values.
+        reason: String,
+    },
+    /// Values that are handed in have not the shape that they must have.
+    #[error("{what}: {found} values, {expected} are needed ({shape})")]
+    InputLength {
+        /// What they are, e.g. `hidden states`.
+        what: &'static str,
+        /// The product of `shape`.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+        /// The dimensions, in words.
+        shape: String,
     },
     /// An ONNX file cannot be read, written or represented.
     #[error("onnx: {reason}")]
@@ -332,6 +379,10 @@ pub enum Error {
         /// E.g. `building the engine`.
         what: &'static str,
     },
+}
+
+fn pointed_to(size: Option<u64>) -> String {
+    size.map_or_else(String::new, |size| format!(" to a file of {size} bytes"))
 }
 
 fn list_tried(tried: &[(PathBuf, String)]) -> String {

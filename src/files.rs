@@ -1,18 +1,32 @@
 //! Files that appear under their final name whole or not at all.
 
+mod abandoned;
+mod growing;
+
+pub use growing::GrowingFile;
+
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
 
 /// How the names of files begin that are not finished.
 pub(crate) const TEMPORARY_PREFIX: &str = ".trt-embed-";
+/// The same of folders in the system's place for temporary ones.
+#[cfg(feature = "tensorrt")]
+const FOLDER_PREFIX: &str = "trt-embed-";
+/// How often a new file's name is tried again where another process took the file for an abandoned one.
+const ATTEMPTS: usize = 16;
 
 /// What this process would leave behind if it ended now.
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Whether [`discard_unfinished`] was called.
+static DISCARDED: AtomicBool = AtomicBool::new(false);
 
 /// A path that is in [`UNFINISHED`] while this lives.
 #[derive(Debug)]
@@ -31,11 +45,14 @@ pub struct AtomicFile {
 #[derive(Debug)]
 pub(crate) struct TemporaryFolder {
     folder: tempfile::TempDir,
+    /// Held open: its lock tells other processes that someone uses the folder.
+    _claim: File,
     _unfinished: Unfinished,
 }
 
 impl AtomicFile {
-    /// Begins writing what will be `path`; its folder must exist.
+    /// Begins writing what will be `path`; its folder must exist. Temporary files of processes that were killed while they wrote
+    /// into that folder are removed.
     ///
     /// # Errors
     /// [`Error::Io`] when the folder cannot be written.
@@ -44,13 +61,20 @@ impl AtomicFile {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        abandoned::remove(folder, TEMPORARY_PREFIX);
+        let prefix = abandoned::prefix(TEMPORARY_PREFIX);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY_PREFIX);
+        builder.prefix(&prefix);
         // As any new file: what the umask leaves of rw-rw-rw-.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let (temporary, unfinished) = Unfinished::begin(|| {
-            let temporary = builder.tempfile_in(folder).map_err(Error::io("create", path))?;
+            let make = || {
+                let temporary = builder.tempfile_in(folder)?;
+                let claimed = abandoned::claim(temporary.as_file(), temporary.path());
+                Ok(claimed.then_some(temporary))
+            };
+            let temporary = claimed(make).map_err(Error::io("create", path))?;
             let place = temporary.path().to_path_buf();
             Ok((temporary, place))
         })?;
@@ -66,29 +90,55 @@ impl AtomicFile {
         Ok(self.temporary.get_mut().as_file_mut())
     }
 
-    /// Gives the file its final name.
+    /// The file will be `path`, on the same file system, instead of what [`Self::create`] was told.
+    #[cfg(feature = "hub")]
+    pub(crate) fn set_path(&mut self, path: &Path) {
+        self.path = path.to_path_buf();
+    }
+
+    /// Gives the file its final name, once its contents are on the disk: a machine that fails leaves no half file either.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn commit(self) -> Result<()> {
-        let Self { temporary, path, unfinished } = self;
+        let Self { temporary, path, unfinished: noted } = self;
         let temporary = temporary.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
-        temporary.persist(&path).map_err(|error| Error::io("write", &path)(error.error))?;
+        temporary.as_file().sync_all().map_err(Error::io("write", &path))?;
+        // One step for `discard_unfinished`: the file is unfinished, or it has its name.
+        let mut unfinished = unfinished();
+        let persisted = temporary.persist(&path);
+        unfinished.remove(&noted.0);
         drop(unfinished);
-        Ok(())
+        persisted.map(drop).map_err(|error| Error::io("write", &path)(error.error))
     }
 }
 
-/// Removes the files that this process has begun and not committed, and lets no thread begin another: for a process that ends at
-/// once, without unwinding its threads.
-pub fn discard_unfinished() {
+/// What `make` makes, as soon as it is not taken away again by a process that tidies up.
+fn claimed<T>(make: impl Fn() -> std::io::Result<Option<T>>) -> std::io::Result<T> {
+    for _ in 0..ATTEMPTS {
+        if let Some(made) = make()? {
+            return Ok(made);
+        }
+    }
+    Err(std::io::Error::other("another process removes its temporary files again and again"))
+}
+
+/// Removes the files that this process has begun and not committed, and lets no thread begin or commit another: for a process that
+/// ends at once, without unwinding its threads. Returns how many there were.
+pub fn discard_unfinished() -> usize {
+    // A second call would wait for the first one's lock.
+    if DISCARDED.swap(true, Ordering::SeqCst) {
+        return 0;
+    }
     let mut unfinished = unfinished();
-    for path in std::mem::take(&mut *unfinished) {
-        // It may be gone already: committed, or removed by the thread that wrote it.
-        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+    let paths = std::mem::take(&mut *unfinished);
+    for path in &paths {
+        // It may be gone already, removed by the thread that wrote it.
+        let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
     }
     // Stays locked.
     std::mem::forget(unfinished);
+    paths.len()
 }
 
 fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -115,13 +165,20 @@ impl Drop for Unfinished {
 #[cfg(feature = "tensorrt")]
 impl TemporaryFolder {
     pub fn create() -> Result<Self> {
-        let (folder, unfinished) = Unfinished::begin(|| {
-            let folder = tempfile::Builder::new().prefix("trt-embed-").tempdir();
-            let folder = folder.map_err(Error::io("create a folder in", std::env::temp_dir()))?;
+        let place = std::env::temp_dir();
+        abandoned::remove(&place, FOLDER_PREFIX);
+        let prefix = abandoned::prefix(FOLDER_PREFIX);
+        let ((folder, handle), unfinished) = Unfinished::begin(|| {
+            let make = || {
+                let folder = tempfile::Builder::new().prefix(&prefix).tempdir()?;
+                let handle = File::open(folder.path())?;
+                Ok(abandoned::claim(&handle, folder.path()).then_some((folder, handle)))
+            };
+            let (folder, handle) = claimed(make).map_err(Error::io("create a folder in", place))?;
             let place = folder.path().to_path_buf();
-            Ok((folder, place))
+            Ok(((folder, handle), place))
         })?;
-        Ok(Self { folder, _unfinished: unfinished })
+        Ok(Self { folder, _claim: handle, _unfinished: unfinished })
     }
 
     pub fn path(&self) -> &Path {

@@ -48,9 +48,9 @@ impl Observer for Constant<'_> {
             for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
                 let row = |length: &u32| {
                     let length = *length as usize * channels;
-                    (0..batch.seq * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                    (0..batch.seq() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
                 };
-                let mut values: Vec<f32> = batch.lengths.iter().flat_map(row).collect();
+                let mut values: Vec<f32> = batch.lengths().iter().flat_map(row).collect();
                 match self.odd {
                     Some(0.0) if place == 2 => values.fill(0.0),
                     Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
@@ -426,11 +426,11 @@ fn token_ids_come_from_numpy_files_and_their_faults_are_located() {
         values
     };
     let faults = [
-        (with(&good_ids, 7, -3), good_mask.clone(), "row 2, column 1 is -3"),
-        (with(&good_ids, 6, 1_000_000), good_mask.clone(), "1000000 (text 2)"),
-        (good_ids.clone(), with(&good_mask, 4, 2), "row 1, column 1 is 2; 0 or 1"),
-        (good_ids.clone(), with(&good_mask, 3, 0), "row 1 has a 0 in column 0 before a 1 in column 1"),
-        (good_ids.clone(), with(&with(&good_mask, 3, 0), 4, 0), "row 1 has no token"),
+        (with(&good_ids, 7, -3), good_mask.clone(), "[2, 1] (from 0) is -3"),
+        (with(&good_ids, 6, 1_000_000), good_mask.clone(), "1000000 (of text index 2, from 0)"),
+        (good_ids.clone(), with(&good_mask, 4, 2), "[1, 1] (from 0) is 2; 0 or 1"),
+        (good_ids.clone(), with(&good_mask, 3, 0), "[1, 0] (from 0) is 0, before a 1 at [1, 1]"),
+        (good_ids.clone(), with(&with(&good_mask, 3, 0), 4, 0), "row [1] (from 0) has no token"),
     ];
     for (ids, mask, expected) in faults {
         put(&ids, &mask);

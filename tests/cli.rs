@@ -1,140 +1,14 @@
 //! The command as its users meet it: child processes on a tiny model folder.
 
 mod cli_model;
+mod cli_place;
 
 use cli_model::{HIDDEN, MAX_TOKENS};
+use cli_place::{Place, npy, rows, values};
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use tempfile::TempDir;
-
-/// A folder with a model in it and room for files.
-struct Place {
-    folder: TempDir,
-}
-
-/// What a finished run left behind.
-struct Run {
-    status: i32,
-    stdout: Vec<u8>,
-    stderr: String,
-}
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        cli_model::write(&folder.path().join("model"));
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn put(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
-        std::fs::write(self.path(name), bytes).unwrap();
-        name.to_owned()
-    }
-
-    /// The command, in this folder, away from the caller's settings.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
-        command.current_dir(self.folder.path()).args(args);
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TRT_EMBED_") || name == "RUST_LOG") {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Run {
-        self.run_with(args, b"")
-    }
-
-    fn run_with(&self, args: &[&str], stdin: &[u8]) -> Run {
-        let mut child = self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut to = child.stdin.take().unwrap();
-        let stdin = stdin.to_vec();
-        // The child may end before it read everything: no fault of the test.
-        let feeder = std::thread::spawn(move || drop(to.write_all(&stdin)));
-        let out = child.wait_with_output().unwrap();
-        feeder.join().unwrap();
-        Run {
-            status: out.status.code().expect("ended by a signal"),
-            stdout: out.stdout,
-            stderr: String::from_utf8(out.stderr).unwrap(),
-        }
-    }
-
-    /// `embed` on the CPU with the model here.
-    fn embed(&self, args: &[&str]) -> Run {
-        self.embed_with(args, b"")
-    }
-
-    fn embed_with(&self, args: &[&str], stdin: &[u8]) -> Run {
-        self.run_with(&[&["embed", "-m", "model", "--backend", "cpu"], args].concat(), stdin)
-    }
-
-    /// Names in the folder, besides the model's.
-    fn files(&self) -> Vec<String> {
-        let names = std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.filter(|name| name != "model").collect();
-        names.sort();
-        names
-    }
-}
-
-impl Run {
-    /// Asserts success and gives stdout.
-    #[track_caller]
-    fn ok(self) -> String {
-        assert_eq!(self.status, 0, "{}", self.stderr);
-        String::from_utf8(self.stdout).unwrap()
-    }
-
-    /// Asserts exit status 1 with each of `parts` in the message, and nothing like a panic.
-    #[track_caller]
-    fn fails(&self, parts: &[&str]) {
-        self.ends(1, parts);
-    }
-
-    #[track_caller]
-    fn ends(&self, status: i32, parts: &[&str]) {
-        assert_eq!(self.status, status, "{}", self.stderr);
-        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
-        for part in parts {
-            assert!(self.stderr.contains(part), "no {part:?} in: {}", self.stderr);
-        }
-    }
-}
-
-/// One row of JSON Lines output.
-#[derive(Debug, serde::Deserialize)]
-struct Row {
-    index: usize,
-    tokens: usize,
-    embedding: Vec<f32>,
-    hidden_states: Option<Vec<Vec<f32>>>,
-}
-
-#[track_caller]
-fn rows(jsonl: &str) -> Vec<Row> {
-    let rows: Vec<Row> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert!(rows.iter().enumerate().all(|(i, row)| row.index == i));
-    rows
-}
-
-/// Shape and values of a NumPy file.
-fn npy(bytes: &[u8]) -> (Vec<u64>, Vec<f32>) {
-    let file = npyz::NpyFile::new(bytes).unwrap();
-    assert_eq!(file.order(), npyz::Order::C);
-    assert_eq!(file.dtype().descr(), "'<f4'");
-    (file.shape().to_vec(), file.into_vec().unwrap())
-}
-
-fn values(rows: &[Row]) -> Vec<f32> {
-    rows.iter().flat_map(|row| row.embedding.iter().copied()).collect()
-}
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::Stdio;
 
 /// Vectors of one text in different batches: the CPU backend's sums may be ordered otherwise. Unit vectors of 8 values, two
 /// LayerNorms: some tens of roundings.
@@ -299,32 +173,6 @@ fn a_reader_that_leaves_early_ends_the_run_quietly() {
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
     }
-}
-
-#[test]
-fn bad_lines_are_named_and_leave_nothing() {
-    let place = Place::new();
-    place.put("latin1.txt", b"fine\ncaf\xe9\n");
-    place.put("broken.jsonl", "{\"text\":\"fine\"}\n{\"text\":\n");
-    place.put("fields.jsonl", "{\"text\":\"fine\"}\n{\"body\":\"x\"}\n");
-    let before = place.files();
-    for (name, parts) in [
-        ("latin1.txt", &["latin1.txt: line 2 is not UTF-8", "0xE9", "column 4"]),
-        ("broken.jsonl", &["broken.jsonl: line 2 is not JSON", "EOF", "column 8"]),
-        ("fields.jsonl", &["fields.jsonl: line 2 has no field `text`", "body", "trt-embed: "]),
-    ] {
-        for out in ["out.npy", "out.jsonl"] {
-            place.embed(&["-i", name, "-o", out]).fails(parts);
-            assert_eq!(place.files(), before);
-        }
-        let run = place.embed(&["-i", name]);
-        run.fails(parts);
-        assert_eq!(rows(std::str::from_utf8(&run.stdout).unwrap()).len(), 1, "the rows before the fault");
-    }
-    // What was there before stays.
-    place.put("out.jsonl", "old");
-    place.embed(&["-i", "latin1.txt", "-o", "out.jsonl"]).fails(&["line 2"]);
-    assert_eq!(std::fs::read(place.path("out.jsonl")).unwrap(), b"old");
 }
 
 #[test]

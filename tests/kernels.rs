@@ -593,6 +593,40 @@ fn a_failed_capture_leaves_the_stream_usable() {
 
 #[test]
 #[ignore = "needs an NVIDIA GPU and NVRTC"]
+fn the_host_never_reads_pinned_memory_that_the_device_writes() {
+    const BYTES: usize = 1 << 20;
+    let mut gpu = Gpu::open();
+    let pinned = gpu.device.pinned::<u8>(BYTES, HostMemory::Cached).unwrap();
+    let mapped = pinned.mapped().unwrap();
+    let graphs = [0x11, 0x22].map(|byte| gpu.stream.capture::<CudaError>(|stream| stream.fill_bytes(&mapped, byte)).unwrap());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (read, refused) = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let (mut bytes, mut read, mut refused) = (vec![0; BYTES], 0, 0);
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                match pinned.read(0, &mut bytes) {
+                    Ok(()) => {
+                        read += 1;
+                        assert!(bytes.iter().all(|&byte| byte == bytes[0]), "half of one run and half of another");
+                    }
+                    Err(CudaError::Argument { call: "read", .. }) => refused += 1,
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            (read, refused)
+        });
+        for round in 0..2000 {
+            gpu.stream.launch(&graphs[round % 2]).unwrap();
+            gpu.stream.synchronize().unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(read > 0, "{refused} reads were refused, none went through");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and NVRTC"]
 fn memory_that_does_not_fit_is_an_error_with_the_sizes() {
     let gpu = Gpu::open();
     let total = gpu.device.memory().unwrap().total;

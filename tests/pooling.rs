@@ -10,13 +10,7 @@ use trt_embed::tokens::TokenBatch;
 const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
 
 fn batch(lengths: &[u32], seq: usize, skip: u32) -> TokenBatch {
-    let mut batch = TokenBatch::default();
-    batch.ids = vec![0; lengths.len() * seq];
-    batch.lengths = lengths.to_vec();
-    batch.seq = seq;
-    batch.rows = (0..lengths.len()).collect();
-    batch.skip = skip;
-    batch
+    TokenBatch::from_padded(vec![0; lengths.len() * seq], lengths.to_vec(), seq, skip).unwrap()
 }
 
 /// Reproducible values, roughly normal around an offset (hidden states are not centred).
@@ -74,7 +68,7 @@ fn check(lengths: &[u32], seq: usize, hidden_size: usize, skip: u32, modes: &[Po
     let pooling = Pooling::new(modes.iter().copied(), skip == 0).unwrap();
     let width = pooling.width(hidden_size);
     let mut out = vec![f32::NAN; lengths.len() * width];
-    pool(&hidden, &batch, hidden_size, &pooling, &mut out);
+    pool(&hidden, &batch, hidden_size, &pooling, &mut out).unwrap();
     for (row, &length) in lengths.iter().enumerate() {
         for (place, &mode) in modes.iter().enumerate() {
             for component in 0..hidden_size {
@@ -127,11 +121,11 @@ proptest! {
         let hidden = values(lengths.len() * seq * hidden_size, seed);
         let head = Head::new(Pooling::new(PoolingMode::ALL, true).unwrap(), Vec::new(), hidden_size, None, Scaling::AfterCut).unwrap();
         let mut together = vec![0.0; lengths.len() * head.dim];
-        head.apply(&hidden, &batch(&lengths, seq, 0), &mut together);
+        head.apply(&hidden, &batch(&lengths, seq, 0), &mut together).unwrap();
         for (row, &length) in lengths.iter().enumerate() {
             let states = &hidden[row * seq * hidden_size..][..length as usize * hidden_size];
             let mut alone = vec![0.0; head.dim];
-            head.apply(states, &batch(&[length], length as usize, 0), &mut alone);
+            head.apply(states, &batch(&[length], length as usize, 0), &mut alone).unwrap();
             prop_assert_eq!(&together[row * head.dim..][..head.dim], alone);
         }
     }
@@ -145,7 +139,7 @@ proptest! {
         let mut out = vec![f32::NAN; rows * dim];
         for (scaling, measured) in [(Scaling::AfterCut, dim), (Scaling::BeforeCut, width)] {
             out.fill(f32::NAN);
-            cut_and_scale(&values, width, dim, scaling, &mut out);
+            cut_and_scale(&values, width, dim, scaling, &mut out).unwrap();
             for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
                 let norm = row[..measured].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
                 for (&x, &found) in row.iter().zip(found) {
@@ -155,7 +149,7 @@ proptest! {
                 }
             }
         }
-        cut_and_scale(&values, width, dim, Scaling::None, &mut out);
+        cut_and_scale(&values, width, dim, Scaling::None, &mut out).unwrap();
         for (row, found) in values.chunks(width).zip(out.chunks(dim)) {
             prop_assert_eq!(&row[..dim], found);
         }
@@ -168,7 +162,7 @@ proptest! {
         let dense = dense(inputs, outputs, bias, activation, seed);
         let input = values(rows * inputs, seed ^ 1);
         let mut out = vec![f32::NAN; rows * outputs];
-        apply_dense(&dense, &input, &mut out);
+        apply_dense(&dense, &input, &mut out).unwrap();
         for (row, found) in input.chunks(inputs).zip(out.chunks(outputs)) {
             for (o, &found) in found.iter().enumerate() {
                 let terms = row.iter().zip(&dense.weight[o * inputs..]).map(|(&x, &w)| f64::from(x) * f64::from(w));
@@ -235,7 +229,7 @@ fn prompt_positions_still_count_in_the_weights() {
     // Tokens 1, 10, 100 with the first left out: (2 * 10 + 3 * 100) / (2 + 3).
     let pooling = Pooling::new([PoolingMode::WeightedMean], false).unwrap();
     let mut out = [0.0];
-    pool(&[1.0, 10.0, 100.0], &batch(&[3], 3, 1), 1, &pooling, &mut out);
+    pool(&[1.0, 10.0, 100.0], &batch(&[3], 3, 1), 1, &pooling, &mut out).unwrap();
     assert_eq!(out, [64.0]);
 }
 
@@ -245,7 +239,7 @@ fn modes_are_concatenated_as_given() {
     let modes = [PoolingMode::Mean, PoolingMode::LastToken, PoolingMode::Cls, PoolingMode::Mean];
     let pooling = Pooling::new(modes, true).unwrap();
     let mut out = [0.0; 4];
-    pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out);
+    pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
     assert_eq!(out, [3.0, 6.0, 1.0, 3.0]);
 }
 
@@ -257,7 +251,7 @@ fn a_nan_among_the_tokens_is_not_hidden() {
             let mut hidden = [1.0, 2.0, 3.0];
             hidden[place] = f32::NAN;
             let mut out = [0.0];
-            pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out);
+            pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
             let read = match mode {
                 PoolingMode::Cls => place == 0,
                 PoolingMode::LastToken => place == 2,
@@ -267,13 +261,13 @@ fn a_nan_among_the_tokens_is_not_hidden() {
         }
     }
     let mut out = [0.0; 2];
-    cut_and_scale(&[f32::NAN, 1.0], 2, 2, Scaling::AfterCut, &mut out);
+    cut_and_scale(&[f32::NAN, 1.0], 2, 2, Scaling::AfterCut, &mut out).unwrap();
     assert!(out[0].is_nan());
     for activation in DenseActivation::ALL {
         let mut out = [0.0];
         let layer =
             Dense { in_features: 1, out_features: 1, weight: vec![1.0], bias: None, activation, residual: Residual::None };
-        apply_dense(&layer, &[f32::NAN], &mut out);
+        apply_dense(&layer, &[f32::NAN], &mut out).unwrap();
         assert!(out[0].is_nan(), "{activation:?}");
     }
 }
@@ -283,7 +277,7 @@ fn a_row_without_tokens_gives_zeros_and_stays_zero() {
     let head = Head::new(Pooling::new(PoolingMode::ALL, false).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
     for (lengths, skip) in [([0, 2], 0), ([2, 3], 2)] {
         let mut out = vec![f32::NAN; 2 * head.dim];
-        head.apply(&values(2 * 3 * 3, 7), &batch(&lengths, 3, skip), &mut out);
+        head.apply(&values(2 * 3 * 3, 7), &batch(&lengths, 3, skip), &mut out).unwrap();
         assert_eq!(out[..head.dim], vec![0.0; head.dim]);
         assert!(out[head.dim..].iter().all(|x| x.is_finite() && *x != 0.0));
         check_finite(&out, head.dim, &[0, 1]).unwrap();
@@ -293,15 +287,73 @@ fn a_row_without_tokens_gives_zeros_and_stays_zero() {
 #[test]
 fn an_empty_batch_gives_nothing() {
     let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
-    head.apply(&[], &TokenBatch::default(), &mut []);
+    head.apply(&[], &TokenBatch::default(), &mut []).unwrap();
 }
 
 #[test]
-fn a_length_beyond_the_rectangle_is_held_to_it() {
-    let pooling = Pooling::new([PoolingMode::Mean, PoolingMode::LastToken], true).unwrap();
-    let mut out = [0.0; 2];
-    pool(&[1.0, 3.0], &batch(&[9], 2, 0), 1, &pooling, &mut out);
-    assert_eq!(out, [2.0, 3.0]);
+fn buffers_of_another_length_are_refused_and_left_alone() {
+    let pooling = Pooling::new([PoolingMode::Mean, PoolingMode::Max], true).unwrap();
+    let layer = dense(6, 2, true, DenseActivation::Identity, 1);
+    let head = Head::new(pooling.clone(), vec![layer.clone()], 3, Some(1), Scaling::AfterCut).unwrap();
+    let batch = batch(&[2, 4], 4, 0);
+    // [2, 4, 3] hidden states, pooled [2, 6], vectors [2, 1].
+    let (hidden, pooled) = (values(24, 1), values(12, 2));
+    let input = |result: trt_embed::Result<()>, wrong: usize| match result {
+        Err(Error::InputLength { expected, found, .. }) => assert!(found == wrong && expected != wrong, "{found} for {expected}"),
+        other => panic!("{other:?}"),
+    };
+    let output = |result: trt_embed::Result<()>, wrong: usize| match result {
+        Err(Error::OutputLength { found, .. }) => assert_eq!(found, wrong),
+        other => panic!("{other:?}"),
+    };
+    for wrong in [0, 23, 25, 48] {
+        input(pool(&vec![0.0; wrong], &batch, 3, &pooling, &mut [7.0; 12]), wrong);
+        input(head.apply(&vec![0.0; wrong], &batch, &mut [7.0; 2]), wrong);
+    }
+    for wrong in [0, 1, 3, 11, 13] {
+        let mut out = vec![7.0; wrong];
+        output(pool(&hidden, &batch, 3, &pooling, &mut out), wrong);
+        output(head.apply(&hidden, &batch, &mut out), wrong);
+        output(apply_dense(&layer, &pooled, &mut out), wrong);
+        output(cut_and_scale(&pooled, 6, 1, Scaling::AfterCut, &mut out), wrong);
+        assert!(out.iter().all(|&value| value == 7.0));
+    }
+    for wrong in [1, 5, 13] {
+        input(apply_dense(&layer, &vec![0.0; wrong], &mut [7.0; 4]), wrong);
+        input(cut_and_scale(&vec![0.0; wrong], 6, 1, Scaling::AfterCut, &mut [7.0; 2]), wrong);
+    }
+    for (width, dim) in [(0, 0), (6, 0), (6, 7), (0, 1)] {
+        assert!(matches!(cut_and_scale(&pooled, width, dim, Scaling::AfterCut, &mut [7.0; 2]), Err(Error::Setting { .. })));
+    }
+    for broken in [
+        Dense { in_features: 0, ..layer.clone() },
+        Dense { weight: vec![1.0], ..layer.clone() },
+        Dense { bias: Some(vec![]), ..layer },
+    ] {
+        assert!(matches!(apply_dense(&broken, &pooled, &mut [7.0; 4]), Err(Error::Setting { .. })));
+    }
+}
+
+#[test]
+fn a_head_whose_parts_were_changed_is_checked_again() {
+    let whole = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
+    let mut out = [0.0; 8];
+    let changes: [fn(&mut Head); 4] = [
+        |head| head.dim = 4,
+        |head| head.dim = 0,
+        |head| head.pooling.modes.clear(),
+        |head| head.dense = vec![dense(2, 3, false, DenseActivation::Tanh, 1)],
+    ];
+    for change in changes {
+        let mut head = whole.clone();
+        change(&mut head);
+        let out = &mut out[..head.dim];
+        assert!(matches!(head.apply(&[1.0; 3], &batch(&[1], 1, 0), out), Err(Error::Setting { .. })), "{head:?}");
+    }
+    // Without a mode there is nothing to pool, and nothing to panic over.
+    let mut none = whole.pooling;
+    none.modes.clear();
+    pool(&[1.0; 3], &batch(&[1], 1, 0), 3, &none, &mut []).unwrap();
 }
 
 #[test]
@@ -319,7 +371,7 @@ fn a_head_chains_its_steps() {
     let head = Head::new(mean(), vec![layer.clone()], 2, Some(2), Scaling::AfterCut).unwrap();
     assert_eq!((head.pooled_width(), head.width(), head.dim), (2, 3, 2));
     let mut out = [0.0; 2];
-    head.apply(&[1.0, 3.0, 3.0, 5.0], &batch(&[2], 2, 0), &mut out);
+    head.apply(&[1.0, 3.0, 3.0, 5.0], &batch(&[2], 2, 0), &mut out).unwrap();
     let norm = 34f64.sqrt();
     assert_eq!(out, [(3.0 / norm) as f32, (5.0 / norm) as f32]);
 
@@ -352,6 +404,9 @@ fn results_that_are_not_finite_are_named() {
         rows[11] = bad;
         let error = check_finite(&rows, 3, &[5, 0, 9, 4]).unwrap_err();
         assert!(matches!(error, Error::NotFinite { text: 9, component: 1, .. }), "{error}");
+        // Also where nobody says which texts they are.
+        let error = check_finite(&rows, 3, &[]).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { text: 2, component: 1, .. }), "{error}");
     }
 }
 

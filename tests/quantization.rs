@@ -45,7 +45,7 @@ fn ranges(model: &ModelFolder) -> Quantization {
 
 fn hidden(model: &ModelFolder, graph: Graph) -> Vec<f32> {
     let batch = batch(model);
-    let mut hidden = vec![0.0; batch.batch() * batch.seq * model.config.hidden_size];
+    let mut hidden = vec![0.0; batch.batch() * batch.seq() * model.config.hidden_size];
     backend(model, graph).hidden(&batch, &mut hidden).unwrap();
     hidden
 }

@@ -35,7 +35,8 @@ fn load() -> Loaded {
     let library = Library::load().unwrap();
     let plan = build_plan(&library, &device, ONNX, &settings(), &NoProgress).unwrap().bytes;
     let runtime = Runtime::new(&library, &device).unwrap();
-    let engine = Engine::deserialize(&runtime, &plan).unwrap();
+    // SAFETY: the plan was built just now.
+    let engine = unsafe { Engine::deserialize(&runtime, &plan) }.unwrap();
     Loaded { engine, device, plan }
 }
 
@@ -52,7 +53,8 @@ impl Lane {
     fn new(loaded: &Loaded, profile: usize, tokens: usize) -> Self {
         let mut stream = loaded.device.stream().unwrap();
         let scratch = loaded.device.alloc::<u8>(loaded.engine.scratch_bytes(profile).unwrap().max(1)).unwrap();
-        let mut context = loaded.engine.create_context(profile, &mut stream, Some(scratch)).unwrap();
+        // SAFETY: `upload` puts ids of `tokens` into it, all within the table.
+        let mut context = unsafe { loaded.engine.create_context(profile, &mut stream, Some(scratch)) }.unwrap();
         let ids = loaded.device.alloc(tokens).unwrap();
         let mask = loaded.device.alloc(tokens).unwrap();
         let hidden = loaded.device.alloc(tokens * HIDDEN).unwrap();
@@ -193,7 +195,9 @@ fn a_buffer_that_is_too_small_is_refused_before_the_gpu_writes_past_it() {
     );
 
     let mut stream = loaded.device.stream().unwrap();
-    let bare = loaded.engine.create_context(BUCKET, &mut stream, None).unwrap().enqueue(&mut stream).unwrap_err();
+    // SAFETY: it has no inputs' memory, and so refuses to run.
+    let mut bare = unsafe { loaded.engine.create_context(BUCKET, &mut stream, None) }.unwrap();
+    let bare = bare.enqueue(&mut stream).unwrap_err();
     assert!(bare.to_string().contains("its memory has 0"), "{bare}");
     let foreign = lane.context.enqueue(&mut stream).unwrap_err();
     assert!(foreign.to_string().contains("another stream"), "{foreign}");
@@ -241,7 +245,8 @@ fn a_damaged_plan_and_a_foreign_graph_are_errors() {
     let loaded = load();
     let runtime = loaded.engine.runtime();
     for plan in [&[][..], b"not a plan", &loaded.plan[..loaded.plan.len() / 2]] {
-        let error = Engine::deserialize(runtime, plan).unwrap_err();
+        // SAFETY: what is left of a plan, and no plan at all, which TensorRT tells by their first bytes and lengths.
+        let error = unsafe { Engine::deserialize(runtime, plan) }.unwrap_err();
         assert!(matches!(&error, Error::TensorRt { action: "load the engine", .. }), "{error}");
         assert!(error.to_string().contains("build it again"), "{error}");
     }

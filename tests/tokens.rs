@@ -81,7 +81,7 @@ fn roomy() -> BatchPlan {
 fn restore(tokenized: &Tokenized) -> Vec<Vec<u32>> {
     let mut rows = vec![None; tokenized.tokens.len()];
     for batch in &tokenized.batches {
-        for ((ids, &length), &row) in batch.ids.chunks(batch.seq).zip(&batch.lengths).zip(&batch.rows) {
+        for ((ids, &length), &row) in batch.ids().chunks(batch.seq()).zip(batch.lengths()).zip(batch.rows()) {
             let ids = ids[..length as usize].iter().map(|&id| id as u32).collect();
             assert!(rows[row].replace(ids).is_none(), "text {row} appears twice");
         }
@@ -110,8 +110,8 @@ fn the_files_truncation_and_padding_are_overridden() {
     assert_eq!(restore(&tokenized), [vec![2, 5, 6, 7, 8, 5, 9, 15, 5, 6, 10, 3], vec![2, 6, 3]]);
     assert_eq!((tokenized.tokens, tokenized.truncated), (vec![12, 3], 0));
     let batch = &tokenized.batches[0];
-    assert_eq!((batch.batch(), batch.seq, batch.skip), (2, 12, 0));
-    assert_eq!(batch.ids[12..], [2, 6, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!((batch.batch(), batch.seq(), batch.skip()), (2, 12, 0));
+    assert_eq!(batch.ids()[12..], [2, 6, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn an_empty_text_has_its_special_tokens() {
     let tokenizer = open(&tokenizer_json(&Value::Null, None), settings(8));
     let tokenized = tokenizer.encode(&[""], &roomy()).unwrap();
     let batch = &tokenized.batches[0];
-    assert_eq!((batch.ids.as_slice(), batch.lengths.as_slice(), batch.seq), ([0].as_slice(), [0].as_slice(), 1));
+    assert_eq!((batch.ids(), batch.lengths(), batch.seq()), ([0].as_slice(), [0].as_slice(), 1));
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_prompt_is_put_before_every_text_and_counted_without_its_last_special_token(
     with_prompt.skip_prompt = true;
     let tokenizer = open(&json, with_prompt.clone());
     assert_eq!(tokenizer.skip(), 3);
-    assert!(tokenizer.encode(&["the cat"], &roomy()).unwrap().batches.iter().all(|batch| batch.skip == 3));
+    assert!(tokenizer.encode(&["the cat"], &roomy()).unwrap().batches.iter().all(|batch| batch.skip() == 3));
     // The prompt alone is cut at the limit too.
     with_prompt.max_tokens = 3;
     assert_eq!(open(&json, with_prompt.clone()).skip(), 2);
@@ -366,14 +366,14 @@ proptest! {
         let batches = batches_from_ids(&rows, PAD, 64 * 64, skip, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
         let mut order = Vec::new();
         for batch in &batches {
-            let TokenBatch { ids, lengths, seq, rows: places, .. } = batch;
+            let (ids, lengths, seq, places) = (batch.ids(), batch.lengths(), batch.seq(), batch.rows());
             prop_assert_eq!(batch.batch(), places.len());
             prop_assert_eq!(ids.len(), batch.batch() * seq);
-            prop_assert_eq!(batch.skip, skip);
+            prop_assert_eq!(batch.skip(), skip);
             prop_assert!(batch.batch() >= 1 && batch.batch() <= max_batch.max(1));
             prop_assert!(ids.len() <= batch_tokens || batch.batch() == 1);
-            prop_assert_eq!(*seq, lengths.iter().max().map_or(1, |&longest| (longest as usize).max(1)));
-            for ((row, &length), &place) in ids.chunks(*seq).zip(lengths).zip(places) {
+            prop_assert_eq!(seq, lengths.iter().max().map_or(1, |&longest| (longest as usize).max(1)));
+            for ((row, &length), &place) in ids.chunks(seq).zip(lengths).zip(places) {
                 let (real, padding) = row.split_at(length as usize);
                 prop_assert!(real.iter().map(|&id| id as u32).eq(rows[place].iter().copied()));
                 prop_assert!(padding.iter().all(|&id| id == PAD as i32));
@@ -397,7 +397,7 @@ proptest! {
     ) {
         let rows: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![1; n]).collect();
         let batches = batches_from_ids(&rows, PAD, 2, 0, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
-        let found = batches.iter().map(|batch| batch.ids.len()).max().unwrap();
+        let found = batches.iter().map(|batch| batch.ids().len()).max().unwrap();
 
         let mut sorted = lengths;
         sorted.sort_unstable_by(|a, b| b.cmp(a));
@@ -442,4 +442,64 @@ fn a_small_load_is_shared_among_the_workers() {
     assert_eq!(sizes(4), [2, 2, 2, 2]);
     assert_eq!(sizes(64), [1; 8]);
     assert_eq!(sizes(usize::MAX), [1; 8]);
+}
+
+#[test]
+fn a_rectangle_whose_parts_do_not_belong_together_is_refused() {
+    let whole = TokenBatch::from_padded(vec![5, 6, 7, 8, PAD as i32, PAD as i32], vec![3, 1], 3, 1).unwrap();
+    assert_eq!((whole.ids(), whole.lengths(), whole.seq()), ([5, 6, 7, 8, 0, 0].as_slice(), [3, 1].as_slice(), 3));
+    assert_eq!((whole.rows(), whole.skip(), whole.batch()), ([0, 1].as_slice(), 1, 2));
+    let mut refilled = TokenBatch::default();
+    refilled.refill(&[vec![5, 6, 7], vec![8]], PAD, 9, 1).unwrap();
+    assert_eq!(refilled, whole);
+    assert_eq!(TokenBatch::from_padded(vec![], vec![], 1, 0).unwrap(), TokenBatch::default());
+    TokenBatch::from_padded(vec![1, 2], vec![0, 0], 1, u32::MAX).unwrap();
+
+    type Parts = (Vec<i32>, Vec<u32>, usize, &'static [&'static str]);
+    let faults: [Parts; 8] = [
+        (vec![5, 6, 7], vec![3, 1], 3, &["3 ids", "2 rows of 3"]),
+        (vec![5; 7], vec![3, 1], 3, &["7 ids"]),
+        (vec![], vec![1], 1, &["0 ids", "1 rows of 1"]),
+        (vec![5], vec![], 1, &["1 ids", "0 rows"]),
+        (vec![5; 6], vec![3, 4], 3, &["row 1", "4 tokens", "rows of 3"]),
+        (vec![5, 6, 7, -8, 0, 0], vec![3, 1], 3, &["-8", "row 1", "negative"]),
+        (vec![], vec![0], 0, &["0 tokens wide"]),
+        (vec![5; 2], vec![1, 1], usize::MAX, &["2 ids"]),
+    ];
+    for (ids, lengths, seq, parts) in faults {
+        let error = TokenBatch::from_padded(ids, lengths, seq, 0).unwrap_err();
+        assert!(matches!(error, Error::TokenBatch { .. }), "{error}");
+        assert!(parts.iter().all(|part| error.to_string().contains(part)), "no {parts:?} in {error}");
+    }
+}
+
+#[test]
+fn a_refill_that_fails_leaves_no_half_a_batch() {
+    let mut batch = TokenBatch::default();
+    batch.refill(&[vec![1, 2, 3]], PAD, 10, 2).unwrap();
+    for rows in [vec![vec![1, 2], vec![3, 10]], vec![vec![1, u32::MAX]]] {
+        assert!(matches!(batch.refill(&rows, PAD, 10, 0), Err(Error::TokenId { .. })));
+        assert_eq!(batch, TokenBatch::default());
+    }
+    assert!(matches!(batch.refill(&[vec![1]], 10, 10, 0), Err(Error::TokenId { id: 10, .. })));
+    assert_eq!(batch, TokenBatch::default());
+}
+
+#[test]
+fn ids_are_checked_against_the_table_of_who_runs_them() {
+    let batches = batches_from_ids(&[vec![1], vec![4, 9, 2], vec![7]], PAD, 10, 0, &roomy()).unwrap();
+    let [batch] = batches.as_slice() else { panic!("{batches:?}") };
+    batch.check_ids(10).unwrap();
+    for (vocab_size, id, text) in [(9, 9, 1), (8, 9, 1), (4, 4, 1), (0, 4, 1)] {
+        match batch.check_ids(vocab_size) {
+            Err(Error::TokenId { id: found, text: place, vocab_size: size }) => {
+                assert_eq!((found, place, size), (id, text, vocab_size));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // Padding is looked up as well.
+    let padded = TokenBatch::from_padded(vec![1, 30, 2, 3], vec![1, 2], 2, 0).unwrap();
+    assert!(matches!(padded.check_ids(30), Err(Error::TokenId { id: 30, text: 0, .. })));
+    TokenBatch::default().check_ids(0).unwrap();
 }

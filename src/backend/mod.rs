@@ -7,6 +7,9 @@ pub mod gpu;
 #[cfg(feature = "tensorrt")]
 pub mod tensorrt;
 
+#[cfg(any(feature = "cpu", feature = "tensorrt"))]
+pub(crate) mod permits;
+
 #[cfg(feature = "cpu")]
 mod cpu_ops;
 #[cfg(feature = "cpu")]
@@ -27,7 +30,8 @@ pub trait Backend: Send + Sync {
     /// Dense modules, the cut and normalisation are included.
     ///
     /// # Errors
-    /// An executor's failure, or a batch outside [`Backend::limits`].
+    /// [`Error::TokenId`](crate::Error::TokenId) for an id outside the embedding table,
+    /// [`Error::OutputLength`](crate::Error::OutputLength); a batch outside [`Backend::limits`]; an executor's failure.
     fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()>;
 
     /// Hidden states of `batch` into `out`, `[batch, seq, hidden]`. Values at padding are unspecified.

@@ -201,18 +201,18 @@ mod with_tensorrt {
         request.quantization = quantization.as_ref();
         request.check()?;
         let (device, library) = open(args)?;
-        // Last, because it takes minutes: all else has proved right. Before builds are watched: Ctrl-C ends it at once.
+        // Last, because it takes minutes: all else has proved right. Before builds are watched: a signal ends it at once.
         #[cfg(feature = "cpu")]
         let chosen = calibration.as_ref().map(|ranges| choose(&request, ranges, &args.keep_float)).transpose()?;
         #[cfg(feature = "cpu")]
         if let Some(chosen) = &chosen {
             request.quantization = Some(chosen);
         }
-        let progress = watch(&library)?;
+        let progress = watch(&library);
         let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let engine = built?;
-        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        EngineFile::write(output, &engine.manifest, engine.plan())?;
         output::print(&table(&engine_lines(&args.output, &engine)))?;
         say_all([engine.manifest.missing_int8(), slower_int8(&engine.manifest, false)]);
         Ok(())
@@ -236,12 +236,12 @@ mod with_tensorrt {
             say("--precision auto: by time alone, because of --no-parity");
         }
         let (device, library) = open(args)?;
-        let progress = watch(&library)?;
+        let progress = watch(&library);
         let built = build_fastest(&library, &device, &Cache::from_env()?, &request, &progress);
         progress.finish();
         let fastest = built?;
         let Fastest { engine, candidates, .. } = &fastest;
-        EngineFile::write(output, &engine.manifest, &engine.plan)?;
+        EngineFile::write(output, &engine.manifest, engine.plan())?;
         #[cfg(feature = "cpu")]
         if let Some(report) = &fastest.fitted {
             say_fitted(report);
@@ -302,7 +302,7 @@ mod with_tensorrt {
 
     /// The regular file that `-o` names, once its folder has proved writable.
     fn output_file(path: &Path) -> Result<PathBuf> {
-        match Target::open(Some(path))? {
+        match Target::open(Some(path), false)? {
             Target::File { path, .. } => Ok(path),
             Target::Stream { name, .. } => Err(Usage(format!("-o: an engine is written to a file, not to {name}")).into()),
         }

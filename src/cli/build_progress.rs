@@ -1,22 +1,19 @@
-//! What a running build says on stderr, and Ctrl-C.
+//! What a running build says on stderr, and how a signal stops it.
 
+use super::signals::{self, Stoppable};
 use super::{progress, say};
-use anyhow::Result;
 use indicatif::ProgressBar;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use trt_embed::backend::tensorrt::{BuildProgress, Library, exit_during_build};
-
-/// What shells report of a command that Ctrl-C ended (128 + SIGINT).
-pub const INTERRUPTED: u8 = 130;
+use trt_embed::backend::tensorrt::{BuildProgress, Library};
 
 /// A watched build: a spinner with the running phase and the time on a terminal, a line a phase elsewhere.
 pub struct Watch {
     bar: ProgressBar,
     plain: bool,
     stop: Arc<AtomicBool>,
-    finished: Arc<AtomicBool>,
+    signals: Mutex<Option<Stoppable>>,
     phases: Mutex<Vec<Phase>>,
 }
 
@@ -29,32 +26,21 @@ struct Phase {
     steps: u32,
 }
 
-/// Watches a build with `library` and catches Ctrl-C: where TensorRT can be stopped, it asks for that, and a second one ends the
-/// process; where it cannot, the first does. Once the build is over, the first does too. Nothing half-written is left in any case.
-pub fn watch(library: &Library) -> Result<Watch> {
-    let (stop, finished) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (asked, over, stoppable, version) = (stop.clone(), finished.clone(), library.reports_progress(), library.version());
-    ctrlc::set_handler(move || {
-        if over.load(Ordering::SeqCst) {
-            say("ended; no output was written");
-            exit_during_build(INTERRUPTED.into());
-        }
-        if stoppable && !asked.swap(true, Ordering::SeqCst) {
-            say("stopping at the next step; Ctrl-C again ends at once");
-            return;
-        }
-        let reason = if stoppable { String::new() } else { format!(" (TensorRT {version} cannot be asked to stop)") };
-        say(&format!("ended{reason}; no engine was written"));
-        exit_during_build(INTERRUPTED.into());
-    })?;
+/// Watches a build with `library`. Where TensorRT can be stopped, the first signal asks for that, until the build is over; where it
+/// cannot, it ends the process. Nothing half-written is left in any case.
+pub fn watch(library: &Library) -> Watch {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stoppable = library.reports_progress();
+    let reason = if stoppable { String::new() } else { format!("TensorRT {} cannot be asked to stop", library.version()) };
+    let signals = signals::stop_with(stoppable.then(|| stop.clone()), reason);
     let plain = !std::io::stderr().is_terminal();
-    Ok(Watch { bar: progress::step("starting"), plain, stop, finished, phases: Mutex::default() })
+    Watch { bar: progress::step("starting"), plain, stop, signals: Mutex::new(Some(signals)), phases: Mutex::default() }
 }
 
 impl Watch {
     /// Takes the spinner away: the build is over.
     pub fn finish(&self) {
-        self.finished.store(true, Ordering::SeqCst);
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.bar.finish_and_clear();
     }
 

@@ -26,7 +26,7 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
     let machine = &manifest.machine;
     let mut lines = vec![
         ("engine", path.display().to_string()),
-        ("size", HumanBytes(engine.plan.len() as u64).to_string()),
+        ("size", HumanBytes(engine.plan().len() as u64).to_string()),
         ("built in", format!("{} s", manifest.build.seconds)),
         ("for", format!("{}, TensorRT {}", machine.gpu, machine.tensorrt)),
         ("precision", precision(manifest)),

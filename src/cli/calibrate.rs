@@ -1,8 +1,8 @@
 //! `trt-embed calibrate`: the ranges of a model's activations, for INT8.
 
-use super::input::{ChunkLimits, InputArgs, Texts};
+use super::input::{Chunk, ChunkLimits, InputArgs, Texts};
 use super::settings::Backend;
-use super::{Usage, npy, output, progress, settings};
+use super::{Usage, npy, output, progress, settings, skip};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::num::NonZeroUsize;
@@ -129,7 +129,7 @@ fn observer(args: &Args, model: &ModelFolder, samples: &Samples) -> Result<Box<d
             use trt_embed::backend::tensorrt::{Cache, TensorRtObserver};
             settings::say_choice(args.backend, "tensorrt", None);
             let cache = Cache::from_env()?;
-            let watch = super::build_progress::watch(&library)?;
+            let watch = super::build_progress::watch(&library);
             let observer = TensorRtObserver::new(&library, &device, &cache, model, samples.longest(), &watch);
             watch.finish();
             Ok(Box::new(observer?))
@@ -141,12 +141,13 @@ fn observer(args: &Args, model: &ModelFolder, samples: &Samples) -> Result<Box<d
 fn read_texts(mut texts: Texts, model: &ModelFolder, most: usize) -> Result<Samples> {
     let mut samples = Samples::default();
     while samples.len() < most {
-        let chunk = texts.next_chunk(ChunkLimits { texts: most - samples.len(), bytes: CHUNK_BYTES })?;
+        let limits = ChunkLimits { texts: most - samples.len(), bytes: CHUNK_BYTES };
+        let Chunk { texts: chunk, rows, .. } = texts.next_chunk(limits)?;
         if chunk.is_empty() {
             break;
         }
-        let first = samples.len();
-        samples.extend(Samples::from_texts(model, &chunk).map_err(|error| super::embed::number_from(first, error))?);
+        let placed = |error| skip::placed(error, &texts, &chunk, &rows, |texts| Samples::from_texts(model, texts).map(drop));
+        samples.extend(Samples::from_texts(model, &chunk).map_err(placed)?);
     }
     Ok(samples)
 }

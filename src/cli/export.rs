@@ -4,20 +4,22 @@ use super::{Usage, output, progress, settings};
 use anyhow::Result;
 use clap::ValueEnum;
 use indicatif::HumanBytes;
-use std::path::{Path, PathBuf};
-use trt_embed::graph::{self, Export, Graph};
+use std::path::PathBuf;
+use trt_embed::graph::{self, Export, Graph, Inputs, Integers};
 use trt_embed::model::ModelFolder;
 use trt_embed::quantization::Calibration;
 
 /// Writes a model as ONNX, with its configuration and tokenizer beside it.
 ///
-/// The graph takes `input_ids` and `attention_mask` (int32, [batch, sequence], rows padded on the right) and gives
-/// `last_hidden_state` ([batch, sequence, hidden]). Pooling is not part of it.
+/// The graph takes `input_ids` and `attention_mask` ([batch, sequence], rows padded on the right) and gives `last_hidden_state`
+/// ([batch, sequence, hidden]). Pooling is not part of it. Programs that are fed as optimum's exports are want --io int64, and for BERT
+/// most of them --token-types.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   trt-embed export -m models/all-MiniLM-L6-v2 -o exported
   trt-embed export -m sentence-transformers/all-mpnet-base-v2 -o exported --precision fp16
+  trt-embed export -m models/all-MiniLM-L6-v2 -o exported --io int64 --token-types
   trt-embed export -m models/all-MiniLM-L6-v2 -o exported --precision int8 --calibration calibration.json")]
 pub struct Args {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`.
@@ -29,6 +31,13 @@ pub struct Args {
     /// Type of weights and activations.
     #[arg(long, env = "TRT_EMBED_PRECISION", value_enum, default_value_t = Precision::Fp32)]
     precision: Precision,
+    /// Type of the inputs.
+    #[arg(long, value_enum, default_value_t = Io::Int32)]
+    io: Io,
+    /// Makes `token_type_ids` an input, too (BERT): the row of the token type table that is added at each token. Without it that is row 0
+    /// everywhere. Ranges for --precision int8 are those of row 0.
+    #[arg(long)]
+    token_types: bool,
     /// Ranges for --precision int8, made by `trt-embed calibrate`.
     #[arg(long, value_name = "FILE", required_if_eq("precision", "int8"))]
     calibration: Option<PathBuf>,
@@ -38,6 +47,15 @@ pub struct Args {
     /// ONNX operator set; 17 is the one that is written.
     #[arg(long, value_name = "N", value_parser = ["17"], default_value = "17")]
     opset: String,
+}
+
+/// `--io`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Io {
+    /// 32 bits
+    Int32,
+    /// 64 bits, as optimum's exports have them
+    Int64,
 }
 
 /// `--precision`.
@@ -58,11 +76,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let model = settings::open_folder(&args.model)?;
     let bar = progress::step("exporting");
-    let export = match (args.precision, &args.calibration) {
-        (Precision::Fp16, _) => graph::export_to_folder(&model, graph::Precision::Fp16, &args.output),
-        (_, Some(file)) => export_int8(&model, file, args.keep_float, &args.output),
-        _ => graph::export_to_folder(&model, graph::Precision::Fp32, &args.output),
-    };
+    let export = export(&model, &args);
     bar.finish_and_clear();
     let lines = export?
         .files
@@ -72,10 +86,23 @@ pub fn run(args: Args) -> Result<()> {
     output::print(&lines)
 }
 
-fn export_int8(model: &ModelFolder, calibration: &Path, keep_float: Vec<String>, folder: &Path) -> trt_embed::Result<Export> {
-    let calibration = Calibration::read(calibration)?;
-    calibration.check(model, None)?;
-    let quantization = calibration.quantization(keep_float);
-    let graph = Graph::quantized(&model.config, &model.weights()?, graph::Precision::Fp32, &quantization)?;
-    graph.export_to_folder(model, folder)
+fn export(model: &ModelFolder, args: &Args) -> trt_embed::Result<Export> {
+    let mut inputs = Inputs::new(match args.io {
+        Io::Int32 => Integers::Int32,
+        Io::Int64 => Integers::Int64,
+    });
+    if args.token_types {
+        inputs = inputs.with_token_types();
+    }
+    let precision = if args.precision == Precision::Fp16 { graph::Precision::Fp16 } else { graph::Precision::Fp32 };
+    let quantization = match &args.calibration {
+        None => None,
+        Some(file) => {
+            let calibration = Calibration::read(file)?;
+            calibration.check(model, None)?;
+            Some(calibration.quantization(args.keep_float.clone()))
+        }
+    };
+    let graph = Graph::with_inputs(&model.config, &model.weights()?, precision, quantization.as_ref(), inputs)?;
+    graph.export_to_folder(model, &args.output)
 }

@@ -3,7 +3,8 @@
 use super::Usage;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read};
@@ -12,6 +13,10 @@ use std::path::{Path, PathBuf};
 /// The longest line that is read, in bytes: far above any model's limit, low enough that a file without line ends
 /// (a binary one) is refused before it fills the memory.
 const LONGEST_LINE: u64 = 16 << 20;
+/// How much of a line that is left out is kept, in bytes.
+const EXCERPT: usize = 1000;
+/// Names of files that hold JSON Lines end in one of these, in any case.
+pub const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
 
 /// Where the texts come from.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,7 +24,7 @@ pub struct InputArgs {
     /// Texts; without any (and without -i) they are read from stdin, one a line.
     #[arg(value_name = "TEXT", conflicts_with = "input")]
     pub texts: Vec<String>,
-    /// File of texts, one a line (an empty line is an empty text); JSON Lines with a `text` field when its name ends in .jsonl; `-` is stdin.
+    /// File of texts, one a line (an empty line is an empty text); JSON Lines with a `text` field when its name ends in .jsonl or .ndjson; `-` is stdin.
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// What the input's lines are; `auto` goes by the file's name.
@@ -30,7 +35,7 @@ pub struct InputArgs {
 /// `--input-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum InputFormat {
-    /// JSON Lines when the name ends in .jsonl, else plain lines
+    /// JSON Lines when the name ends in .jsonl or .ndjson, else plain lines
     Auto,
     /// One text a line
     Lines,
@@ -47,20 +52,84 @@ pub struct ChunkLimits {
     pub bytes: usize,
 }
 
-/// A stream of texts.
+/// What becomes of a line that is no text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum OnError {
+    /// It ends the run
+    #[default]
+    Fail,
+    /// It is left out, counted and written down
+    Skip,
+}
+
+/// A stream of texts. Its texts are numbered from 0, its lines from 1; every line is a text.
 pub struct Texts {
     source: Source,
-    /// Size of the input where it is a file: what a progress bar runs to.
+    /// Size of the input where it is a regular file: what a progress bar runs to.
     size: Option<u64>,
-    /// Bytes read so far.
-    read: u64,
+    on_error: OnError,
     /// A fault met while filling a chunk: raised after the texts before it were handed out.
     fault: Option<anyhow::Error>,
+    /// Whether the end was met while filling the last chunk.
+    ended: bool,
+}
+
+/// Texts that are held at once, in order.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    pub texts: Vec<String>,
+    /// The number of each text, from 0.
+    pub rows: Vec<u64>,
+    /// The lines among them that are no texts, where they are skipped.
+    pub faults: Vec<Fault>,
+}
+
+/// A line or text that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The number of the text, from 0.
+    pub row: u64,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Its beginning; what is not UTF-8 is replaced.
+    pub excerpt: String,
+    /// How many bytes it has.
+    pub bytes: u64,
+}
+
+/// How far an input was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    pub lines: u64,
+    pub bytes: u64,
+    /// Of these bytes, in hexadecimal.
+    pub sha256: String,
 }
 
 enum Source {
-    Arguments(std::vec::IntoIter<String>),
+    Arguments { texts: std::vec::IntoIter<String>, row: u64 },
     Lines(Lines),
+}
+
+impl Chunk {
+    /// Whether the input has ended.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty() && self.faults.is_empty()
+    }
+
+    /// Lines that were read.
+    fn lines(&self) -> usize {
+        self.texts.len() + self.faults.len()
+    }
+}
+
+impl Fault {
+    /// About the text or line `bytes`, the first of its `length` bytes.
+    pub fn new(row: u64, reason: String, bytes: &[u8], length: u64) -> Self {
+        let excerpt = String::from_utf8_lossy(&bytes[..bytes.len().min(EXCERPT)]).into_owned();
+        Self { row, reason, excerpt, bytes: length }
+    }
 }
 
 impl Texts {
@@ -69,19 +138,19 @@ impl Texts {
     /// # Errors
     /// A file that cannot be opened; nothing named while stdin is a terminal (usage).
     pub fn open(args: &InputArgs) -> Result<Self> {
+        let of = |source, size| Self { source, size, on_error: OnError::Fail, fault: None, ended: false };
         let lines = |name: &str, reader: Box<dyn BufRead>, size| {
             let json = match args.input_format {
-                InputFormat::Auto => name.to_ascii_lowercase().ends_with(".jsonl"),
+                InputFormat::Auto => Path::new(name)
+                    .extension()
+                    .is_some_and(|extension| JSON_LINES.iter().any(|known| extension.eq_ignore_ascii_case(known))),
                 InputFormat::Lines => false,
                 InputFormat::Jsonl => true,
             };
-            let lines = Lines { reader, name: name.to_owned(), json, line: 0, buffer: Vec::new() };
-            Self { source: Source::Lines(lines), size, read: 0, fault: None }
+            of(Source::Lines(Lines::new(reader, name.to_owned(), json)), size)
         };
         match &args.input {
-            None if !args.texts.is_empty() => {
-                Ok(Self { source: Source::Arguments(args.texts.clone().into_iter()), size: None, read: 0, fault: None })
-            }
+            None if !args.texts.is_empty() => Ok(of(Source::Arguments { texts: args.texts.clone().into_iter(), row: 0 }, None)),
             None if std::io::stdin().is_terminal() => {
                 Err(Usage("no texts: name them as arguments, with -i FILE, or pipe them in".into()).into())
             }
@@ -99,23 +168,28 @@ impl Texts {
         }
     }
 
+    /// The same texts, where lines that are none are treated as `on_error` says.
+    pub fn on_error(self, on_error: OnError) -> Self {
+        Self { on_error, ..self }
+    }
+
     /// The next texts in order, as many as `limits` allow; none at the end.
     ///
     /// # Errors
-    /// A line that cannot be read or is no text, with its number. The texts before it come first.
-    pub fn next_chunk(&mut self, limits: ChunkLimits) -> Result<Vec<String>> {
+    /// A line that cannot be read; unless such lines are skipped, one that is no text, with its number. The texts before it come first.
+    pub fn next_chunk(&mut self, limits: ChunkLimits) -> Result<Chunk> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        let mut chunk = Vec::new();
+        let mut chunk = Chunk::default();
         let mut bytes = 0;
-        while chunk.len() < limits.texts && bytes < limits.bytes {
-            match self.next() {
-                Ok(Some(text)) => {
-                    bytes += text.len();
-                    chunk.push(text);
+        while chunk.lines() < limits.texts && bytes < limits.bytes {
+            match self.next(&mut chunk) {
+                Ok(0) => {
+                    self.ended = true;
+                    break;
                 }
-                Ok(None) => break,
+                Ok(read) => bytes += read,
                 Err(fault) if chunk.is_empty() => return Err(fault),
                 Err(fault) => {
                     self.fault = Some(fault);
@@ -126,24 +200,68 @@ impl Texts {
         Ok(chunk)
     }
 
-    /// Bytes of the input, where known.
+    /// Whether the last chunk ended before it was full: at the end, or because the line after it is at fault.
+    pub fn stopped(&self) -> bool {
+        self.ended || self.fault.is_some()
+    }
+
+    /// Bytes of the input, where it is a regular file.
     pub fn size(&self) -> Option<u64> {
         self.size
     }
 
-    /// Bytes read so far.
+    /// Bytes of the texts handed out so far.
     pub fn bytes_read(&self) -> u64 {
-        self.read
+        match &self.source {
+            Source::Arguments { .. } => 0,
+            Source::Lines(lines) => lines.read.bytes,
+        }
     }
 
-    fn next(&mut self) -> Result<Option<String>> {
+    /// Where text number `row` (from 0) stands, as its user counts: `text 1`, `lines.txt: line 1`.
+    pub fn place(&self, row: u64) -> String {
+        let number = row.saturating_add(1);
+        match &self.source {
+            Source::Arguments { .. } => format!("text {number}"),
+            Source::Lines(lines) => format!("{}: line {number}", lines.name),
+        }
+    }
+
+    /// Whether every line is a JSON object.
+    pub fn is_json(&self) -> bool {
+        matches!(&self.source, Source::Lines(lines) if lines.json)
+    }
+
+    /// Hashes what is read from now on, for [`Texts::position`], after the part up to `position`, which must be as it was.
+    ///
+    /// # Errors
+    /// The input cannot be read, or does not begin as the one that `position` was taken of.
+    pub fn go_on(&mut self, position: &Position) -> Result<()> {
+        let Source::Lines(lines) = &mut self.source else { return Ok(()) };
+        lines.go_on(position)
+    }
+
+    /// How far texts were handed out.
+    pub fn position(&self) -> Position {
+        match &self.source {
+            Source::Arguments { .. } => Position::default(),
+            Source::Lines(lines) => lines.position(),
+        }
+    }
+
+    /// Puts the next text into `chunk`, or the fault of its line, and gives its bytes; 0 at the end.
+    fn next(&mut self, chunk: &mut Chunk) -> Result<usize> {
         match &mut self.source {
-            Source::Arguments(texts) => Ok(texts.next()),
-            Source::Lines(lines) => {
-                let (text, bytes) = lines.next()?;
-                self.read += bytes;
-                Ok(text)
+            Source::Arguments { texts, row } => {
+                let Some(text) = texts.next() else { return Ok(0) };
+                // An empty text counts, too.
+                let bytes = text.len().max(1);
+                chunk.texts.push(text);
+                chunk.rows.push(*row);
+                *row += 1;
+                Ok(bytes)
             }
+            Source::Lines(lines) => lines.next(self.on_error, chunk),
         }
     }
 }
@@ -154,48 +272,137 @@ struct Lines {
     /// What messages call the input.
     name: String,
     json: bool,
-    /// Number of the line read last, from 1.
-    line: u64,
+    /// The lines that were handed out or skipped, and their bytes.
+    read: Position,
+    /// Of these bytes, where someone wants to go on there.
+    hash: Option<Sha256>,
     buffer: Vec<u8>,
 }
 
 impl Lines {
-    /// The next text (none at the end) and the bytes that its line took.
-    fn next(&mut self) -> Result<(Option<String>, u64)> {
+    fn new(reader: Box<dyn BufRead>, name: String, json: bool) -> Self {
+        Self { reader, name, json, read: Position::default(), hash: None, buffer: Vec::new() }
+    }
+
+    /// Puts the text of the next line into `chunk`, or its fault, and gives the line's bytes; 0 at the end.
+    fn next(&mut self, on_error: OnError, chunk: &mut Chunk) -> Result<usize> {
         self.buffer.clear();
         let mut line = self.reader.by_ref().take(LONGEST_LINE + 1);
-        let bytes = line.read_until(b'\n', &mut self.buffer).with_context(|| format!("cannot read {}", self.name))? as u64;
+        let bytes = line.read_until(b'\n', &mut self.buffer).with_context(|| format!("cannot read {}", self.name))?;
         if bytes == 0 {
-            return Ok((None, 0));
+            return Ok(0);
         }
-        self.line += 1;
-        if bytes > LONGEST_LINE {
-            return Err(self.fault(format!("is longer than {} MiB; is this a file of texts?", LONGEST_LINE >> 20)));
-        }
-        let line = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        let line = match std::str::from_utf8(line) {
-            Ok(line) => line,
-            Err(error) => {
-                let at = error.valid_up_to();
-                let byte = line.get(at).copied().unwrap_or_default();
-                return Err(self.fault(format!("is not UTF-8 (byte 0x{byte:02X} at column {}); convert the file first", at + 1)));
+        let row = self.read.lines;
+        match text_of(&self.buffer, row == 0, self.json) {
+            Err(reason) if on_error == OnError::Fail => bail!("{}: line {} {reason}", self.name, row + 1),
+            Ok(text) => {
+                chunk.texts.push(text);
+                chunk.rows.push(row);
+                self.count();
             }
-        };
-        // Some editors put a byte order mark before the first line; it is no part of the text.
-        let line = if self.line == 1 { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line };
-        if !self.json {
-            return Ok((Some(line.to_owned()), bytes));
+            Err(reason) => {
+                self.count();
+                let rest = self.skip_rest()?;
+                let line = without_end(&self.buffer);
+                chunk.faults.push(Fault::new(row, reason, line, line.len() as u64 + rest));
+            }
         }
-        match json_text(line) {
-            Ok(text) => Ok((Some(text), bytes)),
-            Err(reason) => Err(self.fault(reason)),
+        Ok(bytes)
+    }
+
+    /// Counts the line in the buffer as read.
+    fn count(&mut self) {
+        self.read.lines += 1;
+        self.read.bytes += self.buffer.len() as u64;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&self.buffer);
         }
     }
 
-    fn fault(&self, reason: String) -> anyhow::Error {
-        anyhow!("{}: line {} {reason}", self.name, self.line)
+    /// Reads what follows the buffer up to the line's end without keeping it, and gives the number of these bytes.
+    fn skip_rest(&mut self) -> Result<u64> {
+        let mut length = 0;
+        let mut ended = self.buffer.ends_with(b"\n");
+        while !ended {
+            let more = self.reader.fill_buf().with_context(|| format!("cannot read {}", self.name))?;
+            if more.is_empty() {
+                break;
+            }
+            let end = more.iter().position(|byte| *byte == b'\n');
+            let bytes = end.map_or(more.len(), |end| end + 1);
+            if let Some(hash) = &mut self.hash {
+                hash.update(&more[..bytes]);
+            }
+            length += end.unwrap_or(bytes) as u64;
+            ended = end.is_some();
+            self.reader.consume(bytes);
+            self.read.bytes += bytes as u64;
+        }
+        Ok(length)
     }
+
+    fn go_on(&mut self, position: &Position) -> Result<()> {
+        let changed = |what: String| {
+            anyhow!(
+                "{} is not what the interrupted run read: {what}; go on with that input, or leave --resume out to begin anew",
+                self.name
+            )
+        };
+        let mut hash = Sha256::new();
+        let (mut read, mut last) = (0, b'\n');
+        while read < position.bytes {
+            let more = self.reader.fill_buf().with_context(|| format!("cannot read {}", self.name))?;
+            if more.is_empty() {
+                return Err(changed(format!("it has {read} bytes, of which {} were read", position.bytes)));
+            }
+            let bytes = more.len().min(usize::try_from(position.bytes - read).unwrap_or(usize::MAX));
+            hash.update(&more[..bytes]);
+            last = more[bytes - 1];
+            self.reader.consume(bytes);
+            read += bytes as u64;
+        }
+        if position.bytes > 0 && hex(&hash.clone().finalize()) != position.sha256 {
+            return Err(changed(format!("its first {} lines ({} bytes) have changed", position.lines, position.bytes)));
+        }
+        if last != b'\n' && !self.reader.fill_buf().with_context(|| format!("cannot read {}", self.name))?.is_empty() {
+            return Err(changed(format!("its line {}, then the last one, is longer now", position.lines)));
+        }
+        self.read = position.clone();
+        self.hash = Some(hash);
+        Ok(())
+    }
+
+    fn position(&self) -> Position {
+        let sha256 = self.hash.as_ref().map(|hash| hex(&hash.clone().finalize())).unwrap_or_default();
+        Position { sha256, ..self.read.clone() }
+    }
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `line` without what ends it.
+fn without_end(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// The text that `line` is, or what is wrong with it.
+fn text_of(line: &[u8], first: bool, json: bool) -> Result<String, String> {
+    if line.len() as u64 > LONGEST_LINE {
+        return Err(format!("is longer than {} MiB; is this a file of texts?", LONGEST_LINE >> 20));
+    }
+    let line = without_end(line);
+    let line = std::str::from_utf8(line).map_err(|error| {
+        let at = error.valid_up_to();
+        let byte = line.get(at).copied().unwrap_or_default();
+        format!("is not UTF-8 (byte 0x{byte:02X} at column {}); convert the file first", at + 1)
+    })?;
+    // Some editors put a byte order mark before the first line; it is no part of the text.
+    let line = if first { line.strip_prefix('\u{feff}').unwrap_or(line) } else { line };
+    if json { json_text(line) } else { Ok(line.to_owned()) }
 }
 
 /// The string field `text` of a JSON object, or what is wrong with `line`.

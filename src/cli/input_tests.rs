@@ -5,8 +5,13 @@ use proptest::prelude::*;
 
 fn reader(bytes: &[u8], json: bool) -> Texts {
     let reader = Box::new(std::io::Cursor::new(bytes.to_vec()));
-    let lines = Lines { reader, name: "in".into(), json, line: 0, buffer: Vec::new() };
-    Texts { source: Source::Lines(lines), size: None, read: 0, fault: None }
+    Texts {
+        source: Source::Lines(Lines::new(reader, "in".into(), json)),
+        size: None,
+        on_error: OnError::Fail,
+        fault: None,
+        ended: false,
+    }
 }
 
 fn all(bytes: &[u8], json: bool, limits: ChunkLimits) -> (Vec<String>, Option<String>) {
@@ -16,8 +21,9 @@ fn all(bytes: &[u8], json: bool, limits: ChunkLimits) -> (Vec<String>, Option<St
         match texts.next_chunk(limits) {
             Ok(chunk) if chunk.is_empty() => return (got, None),
             Ok(chunk) => {
-                assert!(chunk.len() <= limits.texts);
-                got.extend(chunk);
+                assert!(chunk.lines() <= limits.texts && chunk.faults.is_empty());
+                assert_eq!(chunk.rows, (got.len() as u64..).take(chunk.texts.len()).collect::<Vec<_>>());
+                got.extend(chunk.texts);
             }
             Err(fault) => return (got, Some(fault.to_string())),
         }

@@ -19,8 +19,11 @@ mod npy;
 mod output;
 mod profile;
 mod progress;
+mod resume;
 mod settings;
+mod signals;
 mod similarity;
+mod skip;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -46,7 +49,8 @@ Examples:
   trt-embed embed -m models/all-MiniLM-L6-v2 -i lines.txt -o vectors.npy
   trt-embed similarity -m models/all-MiniLM-L6-v2 --query \"pets\" -i lines.txt
 
-Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 130 ended by Ctrl-C.";
+Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 128 + N ended by signal N
+(130 Ctrl-C, 143 SIGTERM).";
 
 /// The features, and whether this binary was built with them.
 const BUILT_IN: [(&str, bool); 5] = [
@@ -100,6 +104,7 @@ pub fn run() -> ExitCode {
         _ => "trace",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    signals::install();
 
     let ended = match args.verb {
         Verb::Embed(args) => embed::run(args),
@@ -123,8 +128,7 @@ pub fn run() -> ExitCode {
                 say("see `trt-embed --help` or `trt-embed VERB --help`");
                 ExitCode::from(2)
             } else if matches!(error.downcast_ref(), Some(trt_embed::Error::Cancelled { .. })) {
-                // As shells report a command that Ctrl-C ended.
-                ExitCode::from(130)
+                ExitCode::from(signals::status())
             } else {
                 ExitCode::from(1)
             }

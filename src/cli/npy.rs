@@ -1,10 +1,21 @@
-//! Token ids from NumPy files, for `calibrate --npy`.
+//! NumPy files: the header of vectors that are written, and token ids that are read for `calibrate --npy`.
 
-use npyz::{DType, NpyFile, Order, TypeChar};
+use npyz::{DType, NpyFile, Order, TypeChar, WriteOptions, WriterBuilder};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 use trt_embed::Error;
+
+/// What a file of float32 `[rows, dim]` begins with. Its length does not depend on `rows`.
+///
+/// # Errors
+/// None that memory could cause.
+pub fn header(rows: u64, dim: u64) -> std::io::Result<Vec<u8>> {
+    let mut header = Vec::new();
+    // Dropped without its values: they are written by others.
+    drop(WriteOptions::<f32>::new().default_dtype().shape(&[rows, dim]).writer(&mut header).begin_nd()?);
+    Ok(header)
+}
 
 /// The real ids of each row of `input_ids.npy`, by `attention_mask.npy` beside it; the first `most` rows.
 ///
@@ -25,22 +36,22 @@ pub fn read(folder: &Path, most: usize) -> Result<Vec<Vec<u32>>, Error> {
     rows.map(|(row, (ids, mask))| {
         let fault = |reason: String| Err(Error::CalibrationData { path: mask_path.clone(), reason });
         if let Some(column) = mask.iter().position(|value| !(0..=1).contains(value)) {
-            return fault(format!("row {row}, column {column} is {}; 0 or 1 is expected", mask[column]));
+            return fault(format!("[{row}, {column}] (from 0) is {}; 0 or 1 is expected", mask[column]));
         }
         let length = mask.iter().take_while(|value| **value == 1).count();
         if let Some(gap) = mask[length..].iter().position(|value| *value == 1) {
             return fault(format!(
-                "row {row} has a 0 in column {length} before a 1 in column {}; pad rows on the right",
+                "[{row}, {length}] (from 0) is 0, before a 1 at [{row}, {}]; pad rows on the right",
                 length + gap
             ));
         }
         if length == 0 {
-            return fault(format!("row {row} has no token"));
+            return fault(format!("row [{row}] (from 0) has no token"));
         }
         let id = |(column, &id): (usize, &i64)| {
             u32::try_from(id).map_err(|_| Error::CalibrationData {
                 path: ids_path.clone(),
-                reason: format!("row {row}, column {column} is {id}, which is no token id"),
+                reason: format!("[{row}, {column}] (from 0) is {id}, which is no token id"),
             })
         };
         ids[..length].iter().enumerate().map(id).collect()
@@ -79,4 +90,22 @@ fn integers(path: &Path, most: usize) -> Result<((usize, usize), Vec<i64>), Erro
         return Err(fault(format!("it holds {} values where its shape promises {wanted}", values.len())));
     }
     Ok(((rows, columns), values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_as_long_for_any_number_of_rows() {
+        for dim in [1, 8, 384, 65_536] {
+            let first = header(0, dim).unwrap();
+            assert!(first.len().is_multiple_of(64), "{}", first.len());
+            for rows in [1, 10, 12_345_678, 1 << 40] {
+                let header = header(rows, dim).unwrap();
+                assert_eq!(header.len(), first.len());
+                assert_eq!(NpyFile::new(&header[..]).unwrap().shape(), [rows, dim]);
+            }
+        }
+    }
 }

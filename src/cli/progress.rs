@@ -55,14 +55,20 @@ impl trt_embed::Progress for Downloads {
         }
         let mut by_file = self.by_file.lock().unwrap_or_else(PoisonError::into_inner);
         let bar = by_file.entry(file.to_owned()).or_insert_with(|| {
-            let bar = self.bars.add(ProgressBar::new(total));
-            bar.set_style(style("{msg:28} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]"));
+            let bar = self.bars.add(ProgressBar::no_length());
+            bar.set_style(style(if total == 0 {
+                "{msg:28} {spinner} {bytes} {bytes_per_sec} [{elapsed}]"
+            } else {
+                "{msg:28} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} [{eta}]"
+            }));
             bar.set_message(file.to_owned());
             bar
         });
-        bar.set_length(total);
+        if total != 0 {
+            bar.set_length(total);
+        }
         bar.set_position(done);
-        if done >= total {
+        if done == total && total != 0 {
             bar.finish();
         }
     }

@@ -271,7 +271,7 @@ pub fn say_choice(asked: Backend, chosen: &str, reason: Option<&str>) {
 }
 
 /// Says on stderr, once, how many texts were cut.
-pub fn say_truncated(cut: usize, texts: usize, max_tokens: usize) {
+pub fn say_truncated(cut: u64, texts: u64, max_tokens: usize) {
     if cut > 0 {
         let were = if cut == 1 { "was" } else { "were" };
         say(&format!("{cut} of {texts} texts {were} longer than {max_tokens} tokens and {were} cut"));

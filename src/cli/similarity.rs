@@ -1,11 +1,11 @@
 //! `trt-embed similarity`: texts ranked by their likeness to a query.
 
-use super::embed::number_from;
-use super::input::{ChunkLimits, InputArgs, Texts};
+use super::input::{Chunk, ChunkLimits, InputArgs, Texts};
 use super::output;
 use super::progress;
 use super::settings::{self, ModelArgs, VectorArgs};
-use anyhow::{Context, Result};
+use super::skip;
+use anyhow::{Result, anyhow};
 use serde::Serialize;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ use std::num::NonZeroUsize;
 ///
 /// The score is the cosine of the two vectors (1 the same direction, 0 unrelated), or what the model names as its
 /// similarity_fn_name: dot product, or negative Euclidean or Manhattan distance. Only the best matches are held in memory, so
-/// that the input may have any size.
+/// that the input may have any size. `index` counts texts from 0; messages count texts and lines from 1.
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct Args {
@@ -51,7 +51,8 @@ const CHUNK: ChunkLimits = ChunkLimits { texts: 4096, bytes: 1 << 20 };
 /// One text and its score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Match {
-    index: usize,
+    /// The text's number, from 0.
+    index: u64,
     score: f32,
     text: String,
 }
@@ -82,28 +83,30 @@ pub fn run(args: Args) -> Result<()> {
         Some(name) => embedder.with_prompt_name(name)?.embed(&[&args.query]),
         None => embedder.embed(&[&args.query]),
     };
-    let query = query.context("the query")?;
-    settings::say_truncated(query.truncated, 1, embedder.info().max_tokens);
+    let query = query.map_err(|error| match skip::is_about_texts(&error) {
+        true => anyhow!("the query: {}", skip::reason_alone(&error)),
+        false => error.into(),
+    })?;
+    settings::say_truncated(query.truncated as u64, 1, embedder.info().max_tokens);
 
     let similarity = embedder.info().similarity;
     let mut best: BinaryHeap<Reverse<Match>> = BinaryHeap::new();
-    let mut done = 0usize;
-    let mut cut = 0usize;
+    let (mut done, mut cut) = (0u64, 0u64);
     loop {
-        let chunk = texts.next_chunk(CHUNK)?;
+        let Chunk { texts: chunk, rows, .. } = texts.next_chunk(CHUNK)?;
         if chunk.is_empty() {
             break;
         }
-        let embeddings = embedder.embed(&chunk).map_err(|error| number_from(done, error))?;
-        cut += embeddings.truncated;
-        let read = chunk.len();
-        for ((index, text), vector) in (done..).zip(chunk).zip(embeddings.rows()) {
+        let placed = |error| skip::placed(error, &texts, &chunk, &rows, |texts| embedder.embed(texts).map(drop));
+        let embeddings = embedder.embed(&chunk).map_err(placed)?;
+        cut += embeddings.truncated as u64;
+        done += chunk.len() as u64;
+        for ((index, text), vector) in rows.into_iter().zip(chunk).zip(embeddings.rows()) {
             best.push(Reverse(Match { index, score: similarity.score(&query.values, vector), text }));
             if best.len() > args.top.get() {
                 best.pop();
             }
         }
-        done += read;
         bar.set_position(texts.bytes_read());
         bar.set_message(format!("{done} texts"));
     }
@@ -115,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
     output::print(&if args.json { json(&args.query, done, &matches)? } else { table(&matches, output::terminal_width()) })
 }
 
-fn json(query: &str, texts: usize, matches: &[Match]) -> Result<String> {
+fn json(query: &str, texts: u64, matches: &[Match]) -> Result<String> {
     #[derive(Serialize)]
     struct Ranked<'a> {
         rank: usize,
@@ -125,7 +128,7 @@ fn json(query: &str, texts: usize, matches: &[Match]) -> Result<String> {
     #[derive(Serialize)]
     struct Report<'a> {
         query: &'a str,
-        texts: usize,
+        texts: u64,
         matches: Vec<Ranked<'a>>,
     }
     let matches = (1..).zip(matches).map(|(rank, found)| Ranked { rank, found }).collect();
@@ -134,8 +137,8 @@ fn json(query: &str, texts: usize, matches: &[Match]) -> Result<String> {
 
 /// Rank, score, index (from 0) and text; a text that exceeds `width` is cut with an ellipsis.
 fn table(matches: &[Match], width: Option<usize>) -> String {
-    let digits = |n: usize| n.to_string().len();
-    let rank_width = digits(matches.len()).max("rank".len());
+    let digits = |n: u64| n.to_string().len();
+    let rank_width = digits(matches.len() as u64).max("rank".len());
     let index_width = matches.iter().map(|found| digits(found.index)).max().unwrap_or(0).max("index".len());
     let mut lines = format!("{:>rank_width$}  {:>7}  {:>index_width$}  text\n", "rank", "score", "index");
     for (rank, found) in (1..).zip(matches) {
@@ -157,7 +160,7 @@ fn table(matches: &[Match], width: Option<usize>) -> String {
 mod tests {
     use super::*;
 
-    fn found(index: usize, score: f32, text: &str) -> Match {
+    fn found(index: u64, score: f32, text: &str) -> Match {
         Match { index, score, text: text.into() }
     }
 

@@ -81,7 +81,7 @@ impl CubinCache {
     ///
     /// # Errors
     /// Those of `compile`.
-    pub fn get_or_compile(&self, key: &str, compile: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+    pub(super) fn get_or_compile(&self, key: &str, compile: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
         let Some(folder) = &self.folder else { return compile() };
         let path = folder.join(format!("{key}.cubin"));
         match fs::read(&path) {
@@ -122,18 +122,5 @@ fn store(folder: &Path, path: &Path, cubin: &[u8]) -> crate::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_users_folder_follows_the_environment() {
-        let with = |pairs: &'static [(&str, &str)]| {
-            user_folder(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| PathBuf::from(v)))
-        };
-        assert_eq!(with(&[("TRT_EMBED_CACHE", "/c"), ("HOME", "/h")]), Some("/c/kernels".into()));
-        assert_eq!(with(&[("XDG_CACHE_HOME", "/x"), ("HOME", "/h")]), Some("/x/trt-embed/kernels".into()));
-        assert_eq!(with(&[("XDG_CACHE_HOME", "relative"), ("HOME", "/h")]), Some("/h/.cache/trt-embed/kernels".into()));
-        assert_eq!(with(&[("TRT_EMBED_CACHE", ""), ("HOME", "/h")]), Some("/h/.cache/trt-embed/kernels".into()));
-        assert_eq!(with(&[]), None);
-    }
-}
+#[path = "cubin_tests.rs"]
+mod tests;

@@ -1,18 +1,23 @@
 //! A GPU: opened by number, its properties, its memory, and where buffers and streams come from.
+#![allow(unsafe_code)]
 
 use super::error::{CudaError, Result, driver, visible_devices};
 use super::library::start_driver;
 use super::memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
 use super::plan::Hardware;
 use super::stream::{Event, Stream};
-use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, result};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A GPU and its primary context. A clone is the same device; use it from any thread.
+/// A GPU and its primary context. A clone, or the same number opened again, is the same device; use it from any thread.
 #[derive(Clone)]
 pub struct Device(Arc<Inner>);
+
+/// The devices that are open in this process, by number: each has one context, and those who share a GPU share all that is counted in it.
+static OPEN: Mutex<BTreeMap<usize, Weak<Inner>>> = Mutex::new(BTreeMap::new());
 
 struct Inner {
     context: Arc<CudaContext>,
@@ -62,7 +67,7 @@ impl Device {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// Opens device `ordinal` and makes its primary context (which TensorRT shares).
+    /// Opens device `ordinal`, or takes it as it is open already, with its primary context (which TensorRT shares).
     ///
     /// # Errors
     /// [`CudaError::NoDriver`], [`CudaError::DriverTooOld`], [`CudaError::NoDevice`], [`CudaError::NoSuchDevice`], or what the
@@ -77,7 +82,15 @@ impl Device {
         if ordinal >= count {
             return Err(CudaError::NoSuchDevice { ordinal, count, visible });
         }
+        // Locked while the context is made, so that two who open a device at the same time get one.
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(inner) = open.get(&ordinal).and_then(Weak::upgrade) {
+            return Ok(Self(inner));
+        }
         let context = CudaContext::new(ordinal).map_err(driver("make the device's context"))?;
+        // SAFETY: tracking orders the streams that use a `CudaSlice`, of which this crate makes none: its buffers are put in order by the
+        // one stream that they are used on. With it the first stream waits for the whole context, which breaks captures under way.
+        unsafe { context.disable_event_tracking() };
         let number = |attribute| -> Result<u32> {
             let value = context.attribute(attribute).map_err(driver("read the device's properties"))?;
             Ok(u32::try_from(value).unwrap_or(0))
@@ -95,7 +108,9 @@ impl Device {
             l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             clusters: number(Attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0,
         };
-        Ok(Self(Arc::new(Inner { context, properties })))
+        let inner = Arc::new(Inner { context, properties });
+        open.insert(ordinal, Arc::downgrade(&inner));
+        Ok(Self(inner))
     }
 
     /// What the device is.
@@ -113,6 +128,7 @@ impl Device {
     /// # Errors
     /// What the driver says.
     pub fn memory(&self) -> Result<Memory> {
+        self.bind()?;
         let (free, total) = self.context().mem_get_info().map_err(driver("read the free memory"))?;
         Ok(Memory { free, total })
     }
@@ -149,21 +165,33 @@ impl Device {
         Event::new(self)
     }
 
-    /// Waits for all work of this process on the device.
-    ///
-    /// # Errors
-    /// [`CudaError::DeviceLost`] when some of it went wrong.
-    pub fn synchronize(&self) -> Result<()> {
-        self.context().synchronize().map_err(driver("wait for the device"))
-    }
-
     pub(super) fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
     }
 
     /// Makes the context this thread's current one.
+    ///
+    /// In the place of cudarc's `bind_to_thread`, which does nothing but return an error that was noted when something, anything, was
+    /// dropped: such an error is logged here and binds nobody's hands.
     pub(crate) fn bind(&self) -> Result<()> {
-        self.context().bind_to_thread().map_err(driver("use the device's context"))
+        if let Err(error) = self.context().check_err() {
+            log::warn!("{}", driver("free what was no longer used")(error));
+        }
+        let own = self.context().cu_ctx();
+        let bound = match result::ctx::get_current() {
+            Ok(Some(current)) if current == own => Ok(()),
+            // SAFETY: the context was made by `open` and lives as long as this value.
+            Ok(_) => unsafe { result::ctx::set_current(own) },
+            Err(error) => Err(error),
+        };
+        bound.map_err(driver("use the device's context"))
+    }
+
+    /// As [`Device::bind`] before something is freed, which is tried in any case.
+    pub(crate) fn bind_to_free(&self) {
+        if let Err(error) = self.bind() {
+            log::warn!("while freeing GPU memory: {error}");
+        }
     }
 
     /// Whether two handles are the same device.
@@ -175,5 +203,58 @@ impl Device {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Device").field(&self.0.properties).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn a_device_that_is_open_is_shared() {
+        let open: Vec<Device> = std::thread::scope(|scope| {
+            let openers: Vec<_> = (0..8).map(|_| scope.spawn(|| Device::open(0).unwrap())).collect();
+            openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+        });
+        assert!(open.iter().all(|device| Arc::ptr_eq(&device.0, &open[0].0)));
+        assert!(!open[0].context().is_event_tracking());
+        drop(open);
+        Device::open(0).unwrap().memory().unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn an_error_noted_of_something_dropped_hinders_nobody() {
+        use cudarc::driver::DriverError;
+        use cudarc::driver::sys::CUresult::CUDA_ERROR_INVALID_HANDLE;
+        let device = Device::open(0).unwrap();
+        let note = || device.context().record_err::<()>(Err(DriverError(CUDA_ERROR_INVALID_HANDLE)));
+        let free = device.memory().unwrap().free;
+        for _ in 0..8 {
+            let buffer = device.alloc::<u8>(64 << 20).unwrap();
+            note();
+            drop(buffer);
+        }
+        assert!(free.abs_diff(device.memory().unwrap().free) < 64 << 20, "a block leaked");
+        let mut stream = device.stream().unwrap();
+        let buffer = device.alloc::<u8>(16).unwrap();
+        note();
+        stream.fill_bytes(&buffer, 1).unwrap();
+        note();
+        stream.synchronize().unwrap();
+        note();
+        let graph = stream.capture::<CudaError>(|stream| {
+            note();
+            stream.fill_bytes(&buffer, 2)?;
+            note();
+            Ok(())
+        });
+        note();
+        stream.launch(&graph.unwrap()).unwrap();
+        note();
+        let mut bytes = [0; 16];
+        stream.download(&buffer, &mut bytes).unwrap();
+        assert_eq!(bytes, [2; 16]);
     }
 }

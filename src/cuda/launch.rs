@@ -159,11 +159,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: loaded once, unloaded once; streams and graphs hold the kernels whose work is under way.
-            if let Err(error) = unsafe { result::module::unload(self.raw) } {
-                log::warn!("{}", driver("unload a kernel")(error));
-            }
+        self.device.bind_to_free();
+        // SAFETY: loaded once, unloaded once; streams and graphs hold the kernels whose work is under way.
+        if let Err(error) = unsafe { result::module::unload(self.raw) } {
+            log::warn!("{}", driver("unload a kernel")(error));
         }
     }
 }

@@ -9,8 +9,7 @@ use std::any::Any;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Types that buffers hold: plain numbers, any bit pattern of which is a value.
 pub trait DeviceValue: Copy + Send + Sync + 'static + sealed::Sealed {
@@ -38,12 +37,11 @@ struct DeviceBlock {
 
 impl Drop for DeviceBlock {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: the address came from cuMemAlloc and is freed once, here. Streams and graphs hold the block until their
-            // work is done, so nothing uses it any more.
-            if let Err(error) = unsafe { result::free_sync(self.address) } {
-                log::warn!("{}", driver("free device memory")(error));
-            }
+        self.device.bind_to_free();
+        // SAFETY: the address came from cuMemAlloc and is freed once, here. Streams and graphs hold the block until their
+        // work is done, so nothing uses it any more.
+        if let Err(error) = unsafe { result::free_sync(self.address) } {
+            log::warn!("{}", driver("free device memory")(error));
         }
     }
 }
@@ -185,39 +183,45 @@ pub enum HostMemory {
 pub(super) struct HostBlock {
     device: Device,
     start: *mut u8,
-    /// Pieces of work under way that use it.
-    in_use: AtomicU32,
+    /// Pieces of work under way that use it. Locked while the host touches the memory: work of the device begins before or after.
+    in_use: Mutex<u32>,
 }
 
 // SAFETY: the memory belongs to the block until it is dropped and is page-locked for all contexts; who may touch it when is
-// ruled by PinnedBuffer (`&mut self` to write, the in_use count against the device).
+// ruled by the lock and count of `in_use`: the host while it holds the lock and no work is under way, the device while it is counted.
 unsafe impl Send for HostBlock {}
-// SAFETY: as for Send; shared handles only read `start` and the atomic count.
+// SAFETY: as for Send; shared handles only read `start`, and reach the memory behind it through `HostBlock::touch` alone.
 unsafe impl Sync for HostBlock {}
 
 impl HostBlock {
-    /// Work that uses it was enqueued.
+    /// Work that uses it is about to be enqueued. Waits while the host touches the memory.
     pub(super) fn begin(&self) {
-        self.in_use.fetch_add(1, Ordering::Relaxed);
+        *self.lock() += 1;
     }
 
     /// That work is done.
     pub(super) fn end(&self) {
-        self.in_use.fetch_sub(1, Ordering::Release);
+        *self.lock() -= 1;
     }
 
-    fn is_free(&self) -> bool {
-        self.in_use.load(Ordering::Acquire) == 0
+    /// Lets the host touch the memory while no work of the device is under way or can begin; `None` where some is.
+    fn touch<R>(&self, work: impl FnOnce(*mut u8) -> R) -> Option<R> {
+        let in_use = self.lock();
+        (*in_use == 0).then(|| work(self.start))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        // Nothing panics while it is locked: the host copies plain numbers.
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for HostBlock {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
-            // SAFETY: the pointer came from cuMemHostAlloc and is freed once; streams and graphs hold the block while they use it.
-            if let Err(error) = unsafe { result::free_host(self.start.cast()) } {
-                log::warn!("{}", driver("free pinned memory")(error));
-            }
+        self.device.bind_to_free();
+        // SAFETY: the pointer came from cuMemHostAlloc and is freed once; streams and graphs hold the block while they use it.
+        if let Err(error) = unsafe { result::free_host(self.start.cast()) } {
+            log::warn!("{}", driver("free pinned memory")(error));
         }
     }
 }
@@ -245,7 +249,7 @@ impl<T: DeviceValue> PinnedBuffer<T> {
         let start = unsafe { result::malloc_host(bytes.max(1), flags) }
             .map_err(|e| out_of_memory(e, device, "pinned host memory", bytes))?
             .cast::<u8>();
-        let block = HostBlock { device: device.clone(), start, in_use: AtomicU32::new(0) };
+        let block = HostBlock { device: device.clone(), start, in_use: Mutex::new(0) };
         // SAFETY: `bytes.max(1)` bytes were allocated just now and nobody else knows of them.
         unsafe { start.write_bytes(0, bytes.max(1)) };
         Ok(Self { block: Arc::new(block), len, values: PhantomData })
@@ -256,11 +260,11 @@ impl<T: DeviceValue> PinnedBuffer<T> {
     /// # Errors
     /// [`CudaError::Argument`] where they do not fit or enqueued work still uses the buffer.
     pub fn write(&mut self, at: usize, values: &[T]) -> Result<()> {
-        self.check("write", at, values.len())?;
-        // SAFETY: the range lies within the allocation (checked), T is a plain number, `&mut self` keeps other threads off and
-        // the check found no work of the device under way. `values` cannot overlap: no slice of this memory is ever given out.
-        unsafe { self.start().add(at).copy_from_nonoverlapping(values.as_ptr(), values.len()) };
-        Ok(())
+        self.touch("write", at, values.len(), |start| {
+            // SAFETY: `start` is followed by as many values (`touch`), T is a plain number, and nobody else touches the memory
+            // meanwhile. `values` cannot overlap: no slice of this memory is ever given out.
+            unsafe { start.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        })
     }
 
     /// Writes `count` times `value` from place `at` on.
@@ -268,12 +272,12 @@ impl<T: DeviceValue> PinnedBuffer<T> {
     /// # Errors
     /// As [`PinnedBuffer::write`].
     pub fn fill(&mut self, at: usize, count: usize, value: T) -> Result<()> {
-        self.check("fill", at, count)?;
-        for i in at..at + count {
-            // SAFETY: as in `write`.
-            unsafe { self.start().add(i).write(value) };
-        }
-        Ok(())
+        self.touch("fill", at, count, |start| {
+            for i in 0..count {
+                // SAFETY: as in `write`.
+                unsafe { start.add(i).write(value) };
+            }
+        })
     }
 
     /// Reads `into.len()` values from place `at` on.
@@ -281,12 +285,11 @@ impl<T: DeviceValue> PinnedBuffer<T> {
     /// # Errors
     /// [`CudaError::Argument`] where there are not as many or enqueued work still uses the buffer.
     pub fn read(&self, at: usize, into: &mut [T]) -> Result<()> {
-        self.check("read", at, into.len())?;
-        // SAFETY: as in `write`; `&self` and no device work under way mean that nobody writes meanwhile: enqueueing work that
-        // writes takes `&mut self`, or a graph or mapped buffer, whose launch raises the count on the launching thread, which
-        // the owner of this buffer orders against its own reads.
-        unsafe { self.start().add(at).copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
-        Ok(())
+        let count = into.len();
+        self.touch("read", at, count, |start| {
+            // SAFETY: as in `write`.
+            unsafe { start.copy_to_nonoverlapping(into.as_mut_ptr(), count) };
+        })
     }
 
     /// The same memory as the device addresses it (over the bus, without a copy): kernels read and write it directly.
@@ -303,20 +306,18 @@ impl<T: DeviceValue> PinnedBuffer<T> {
         Ok(DeviceBuffer { block: self.block.clone(), address, len: self.len, values: PhantomData })
     }
 
-    fn check(&self, call: &'static str, at: usize, count: usize) -> Result<()> {
+    /// Lets `work` touch the `count` values from place `at` on, where they are within the buffer and no work of the device uses it.
+    fn touch(&self, call: &'static str, at: usize, count: usize, work: impl FnOnce(*mut T)) -> Result<()> {
         if at.checked_add(count).is_none_or(|end| end > self.len) {
             let reason = format!("{count} values at {at} of a pinned buffer of {}", self.len);
             return Err(CudaError::Argument { call, reason });
         }
-        if !self.block.is_free() {
+        // SAFETY: `at` is within the allocation of `len` values (checked above).
+        let touched = self.block.touch(|start| work(unsafe { start.cast::<T>().add(at) }));
+        touched.ok_or_else(|| {
             let reason = "work that uses this pinned buffer is under way; synchronise its stream first".to_owned();
-            return Err(CudaError::Argument { call, reason });
-        }
-        Ok(())
-    }
-
-    fn start(&self) -> *mut T {
-        self.block.start.cast()
+            CudaError::Argument { call, reason }
+        })
     }
 }
 

@@ -1,4 +1,5 @@
 //! Streams: work in order, everything that it uses held until it is done; and events, which keep time.
+#![allow(unsafe_code)]
 
 use super::counters::{SYNCHRONISATIONS, count};
 use super::device::Device;
@@ -7,7 +8,7 @@ use super::graph::Graph;
 use super::memory::{self, DeviceBuffer, DeviceValue, HostBlock, Keep, PinnedBuffer};
 use super::steps;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstreamCaptureMode};
-use cudarc::driver::{CudaEvent, CudaStream};
+use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 use std::any::Any;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ impl Held {
 
 impl Stream {
     pub(super) fn new(device: &Device) -> Result<Self> {
+        device.bind()?;
         let stream = device.context().new_stream().map_err(driver("make a stream"))?;
         Ok(Self { under_way: Held::default(), capturing: None, stream, device: device.clone() })
     }
@@ -147,7 +149,12 @@ impl Stream {
         self.check("download", to.len(), from.len(), to.len())?;
         self.check_device("download", from.device())?;
         self.synchronize()?;
-        memory::download(from, to).map_err(driver("copy to the host"))
+        self.device.bind()?;
+        // Held for as long as it is read: it may be host memory.
+        self.hold_buffer(from);
+        let copied = memory::download(from, to).map_err(driver("copy to the host"));
+        self.release();
+        copied
     }
 
     /// Enqueues taking the time.
@@ -155,6 +162,7 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub fn record(&mut self, event: &Event) -> Result<()> {
+        self.device.bind()?;
         self.hold_keep(event.0.clone());
         event.0.record(&self.stream).map_err(driver("record an event"))
     }
@@ -169,9 +177,16 @@ impl Stream {
         }
         count(&SYNCHRONISATIONS);
         let _range = crate::trace::range("wait");
-        self.stream.synchronize().map_err(driver("wait for the stream"))?;
+        self.device.bind()?;
+        self.wait().map_err(driver("wait for the stream"))?;
         self.release();
         Ok(())
+    }
+
+    /// Waits for the work, whatever else went wrong before.
+    fn wait(&self) -> Result<(), DriverError> {
+        // SAFETY: the stream lives as long as this value.
+        unsafe { result::stream::synchronize(self.cu()) }
     }
 
     /// Captures what `enqueue` enqueues on this stream, instead of running it, into a graph to be launched many times.
@@ -185,18 +200,20 @@ impl Stream {
         if self.capturing.is_some() {
             return Err(CudaError::Argument { call: "capture", reason: "a capture is under way".to_owned() }.into());
         }
-        self.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(driver("begin a capture"))?;
+        const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.device.bind()?;
+        // SAFETY: the stream lives; `EndCapture` ends the capture in any case.
+        unsafe { result::stream::begin_capture(self.cu(), MODE) }.map_err(driver("begin a capture"))?;
         self.capturing = Some(Held::default());
         let mut guard = EndCapture { stream: self, done: false };
         let enqueued = enqueue(&mut *guard.stream);
-        let (graph, held) = guard.end();
+        let graph = guard.end();
         drop(guard);
         enqueued?;
-        let graph = graph?.ok_or_else(|| CudaError::Argument {
+        Ok(graph?.ok_or_else(|| CudaError::Argument {
             call: "capture",
             reason: "nothing was enqueued, so there is no graph".to_owned(),
-        })?;
-        Ok(Graph::new(graph, held, self.stream.clone()))
+        })?)
     }
 
     /// Enqueues a run of `graph`, which must have been captured on this stream.
@@ -206,6 +223,7 @@ impl Stream {
     pub fn launch(&mut self, graph: &Graph) -> Result<()> {
         self.check_graph("launch", graph)?;
         let _range = crate::trace::range("launch");
+        self.device.bind()?;
         for host in graph.hosts() {
             self.hold_host(host.clone());
         }
@@ -289,7 +307,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // What the work uses is let go after it is done. Where waiting fails the device is lost, and no work goes on.
-        if let Err(error) = self.stream.synchronize() {
+        self.device.bind_to_free();
+        if let Err(error) = self.wait() {
             log::warn!("{}", driver("wait for the stream")(error));
         }
         self.release();
@@ -302,14 +321,11 @@ struct EndCapture<'a> {
     done: bool,
 }
 
-type Captured = Result<Option<cudarc::driver::CudaGraph>>;
-
 impl EndCapture<'_> {
-    fn end(&mut self) -> (Captured, Held) {
+    fn end(&mut self) -> Result<Option<Graph>> {
         self.done = true;
         let held = self.stream.capturing.take().unwrap_or_default();
-        let flags = cudarc::driver::sys::CUgraphInstantiate_flags(0);
-        (self.stream.stream.end_capture(flags).map_err(driver("end a capture")), held)
+        Graph::end_capture(&self.stream.stream, &self.stream.device, held)
     }
 }
 
@@ -326,6 +342,7 @@ pub struct Event(Arc<CudaEvent>);
 
 impl Event {
     pub(super) fn new(device: &Device) -> Result<Self> {
+        device.bind()?;
         let event = device.context().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(driver("make an event"))?;
         Ok(Self(Arc::new(event)))
     }

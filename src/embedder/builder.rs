@@ -127,14 +127,16 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Cuts texts at `tokens` instead of the model's own limit (which it may not exceed).
+    /// Cuts texts at `tokens` instead of the model's own limit; at most what its positions serve, and with [`EmbedderBuilder::engine`] what that
+    /// engine serves. Above the model's own limit the cache has an engine of its own.
     #[must_use]
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);
         self
     }
 
-    /// Threads of the CPU backend; all cores where not set.
+    /// Most batches that the CPU backend runs at a time, each on a thread, for all callers together; as many as there are cores where not
+    /// set. Callers beyond them wait in the order they came.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
@@ -219,13 +221,18 @@ impl EmbedderBuilder {
         let executor = self.executor(&folder, head, max_tokens)?;
         let backend = executor.backend;
         let limits = backend.limits();
+        if limits.max_seq < max_tokens {
+            let longest = limits.max_seq;
+            log::warn!(
+                "the engine serves texts of up to {longest} tokens, longer ones fail; cut them with --max-tokens {longest}"
+            );
+        }
         let plan = BatchPlan {
             max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),
             batch_tokens: self.batch_tokens.unwrap_or(limits.batch_tokens).max(1),
             parallelism: limits.parallelism,
             costs: backend.costs(),
         };
-        let workers = if limits.parallelism > 1 { Some(Arc::new(thread_pool(limits.parallelism)?)) } else { None };
         let info = Info {
             model: self.model,
             folder: path,
@@ -249,7 +256,6 @@ impl EmbedderBuilder {
             #[cfg(feature = "tensorrt")]
             gpu: executor.gpu,
             plan,
-            workers,
         })
     }
 
@@ -301,7 +307,12 @@ impl EmbedderBuilder {
 
     #[cfg(feature = "tensorrt")]
     fn gpu_request(&self) -> super::tensorrt::Request<'_> {
-        super::tensorrt::Request { lanes: self.lanes, build: &self.build, progress: self.progress.as_ref() }
+        super::tensorrt::Request {
+            lanes: self.lanes,
+            max_tokens: self.max_tokens,
+            build: &self.build,
+            progress: self.progress.as_ref(),
+        }
     }
 
     #[cfg(feature = "cpu")]
@@ -329,9 +340,4 @@ pub(super) fn prompt_by_name(prompts: &Prompts, name: &str) -> Result<Option<Str
         return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
     };
     Ok(Some(text.clone()).filter(|text| !text.is_empty()))
-}
-
-fn thread_pool(threads: usize) -> Result<rayon::ThreadPool> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("trt-embed-{n}"));
-    builder.build().map_err(|error| Error::Backend { backend: "cpu", reason: format!("cannot start {threads} threads: {error}") })
 }

@@ -2,9 +2,11 @@
 
 use super::Progress;
 use crate::Result;
+use crate::backend::gpu::parity::Padding;
 use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::backend::tensorrt::{
-    BuildProgress, BuildSettings, Cache, EngineFile, EngineRequest, Library, Runtime, TensorRtEncoder, cached_engine, machine,
+    BuildProgress, BuildSettings, Cache, EngineFile, EngineRequest, Library, Manifest, Runtime, TensorRtEncoder, cached_engine,
+    machine,
 };
 use crate::cuda::Device;
 use crate::model::ModelFolder;
@@ -16,6 +18,8 @@ use std::sync::Arc;
 /// What is to be opened.
 pub(super) struct Request<'a> {
     pub lanes: Option<usize>,
+    /// The longest text that was asked for, if any.
+    pub max_tokens: Option<usize>,
     /// How an engine is built for the cache.
     pub build: &'a BuildSettings,
     pub progress: Option<&'a Arc<dyn Progress>>,
@@ -37,10 +41,15 @@ pub(super) fn open_file(
     head: Head,
 ) -> Result<GpuBackend> {
     // Side by side: the driver takes as long to start as a gigabyte to be read and hashed.
-    let read = || stage("reading the engine", || EngineFile::read(path, |manifest| manifest.check_folder(folder)));
+    let check = |manifest: &Manifest| {
+        manifest.check_folder(folder)?;
+        request.max_tokens.map_or(Ok(()), |tokens| manifest.check_max_tokens(tokens))
+    };
+    let read = || stage("reading the engine", || EngineFile::read(path, check));
     let (found, file) = rayon::join(|| find(device), read);
-    let (device, library) = found?;
+    // What was asked for first, then what this machine has.
     let file = file?;
+    let (device, library) = found?;
     file.manifest.check_machine(&machine(&library, &device))?;
     start(&(device, library), file, request, folder, head)
 }
@@ -55,6 +64,7 @@ pub(super) fn open_cached(
     let (device, library) = found;
     let mut wanted = EngineRequest::new(folder);
     wanted.settings = request.build.clone();
+    wanted.max_tokens = request.max_tokens;
     let (file, path) = cached_engine(library, device, &Cache::from_env()?, &wanted, &Steps(request.progress))?;
     Ok((start(found, file, request, folder, head)?, path))
 }
@@ -68,12 +78,12 @@ fn start(
 ) -> Result<GpuBackend> {
     let runtime = Runtime::new(library, device)?;
     let encoder = stage("loading the engine", || TensorRtEncoder::load(&runtime, &file))?;
+    let mut settings = GpuSettings { costs: file.manifest.shape_costs(), ..GpuSettings::default() };
     drop(file);
-    let mut settings = GpuSettings::default();
     if let Some(lanes) = request.lanes {
         settings.lanes = lanes;
     }
-    GpuBackend::new(Arc::new(encoder), head, folder.config.pad_token_id, &settings)
+    GpuBackend::new(Arc::new(encoder), head, Padding::of_model(folder), &settings)
 }
 
 /// A build's phases as an embedder's progress.

@@ -10,7 +10,7 @@ use crate::graph::onnx::{
     OPSET_FP16_SCALES, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto,
 };
 use crate::graph::quantization::{Linear, Quantization, Role};
-use crate::graph::{Graph, Precision};
+use crate::graph::{Graph, Inputs, Integers, Precision};
 use crate::model::{Activation, EncoderConfig, Weights};
 use std::collections::HashSet;
 
@@ -27,7 +27,9 @@ pub(super) struct Builder<'w> {
     pub(super) names: HashSet<String>,
     header: ModelProto,
     quantization: Option<&'w Quantization>,
+    pub(super) inputs: Inputs,
     linears: Vec<Linear>,
+    vocab_size: usize,
     /// Layers built so far.
     layers: usize,
 }
@@ -73,9 +75,27 @@ impl<'w> Builder<'w> {
             names: HashSet::new(),
             header,
             quantization: None,
+            inputs: Inputs::default(),
             linears: Vec::new(),
+            vocab_size: config.vocab_size,
             layers: 0,
         }
+    }
+
+    /// Fed otherwise.
+    pub fn with_inputs(mut self, inputs: Inputs) -> Self {
+        let element = match inputs.integers {
+            Integers::Int32 => ElementType::Int32,
+            Integers::Int64 => ElementType::Int64,
+        };
+        let names = ["input_ids", "attention_mask", "token_type_ids"];
+        let tokens = [Dim::Named("batch"), Dim::Named("sequence")];
+        let named = names.iter().take(if inputs.token_types { 3 } else { 2 });
+        if let Some(graph) = &mut self.header.graph {
+            graph.input = named.map(|name| ValueInfoProto::tensor(name, element, &tokens)).collect();
+        }
+        self.inputs = inputs;
+        self
     }
 
     /// With linears in INT8.
@@ -156,7 +176,8 @@ impl<'w> Builder<'w> {
         Ok(self.node("LayerNormalization", name, &[x, &weight, &bias], attributes))
     }
 
-    /// Word embeddings plus the first `sequence` rows of `positions` (`[max_tokens, hidden]`), normalised.
+    /// Word embeddings plus the first `sequence` rows of `positions` (`[max_tokens, hidden]`), plus token types where they are an
+    /// input, normalised.
     pub fn embeddings(&mut self, positions: Vec<f32>, config: &EncoderConfig) -> Result<String> {
         let name = "embeddings";
         let table = self.stored("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size], 1.0)?;
@@ -166,7 +187,13 @@ impl<'w> Builder<'w> {
         let length = self.sequence_length();
         let (start, axis) = (self.ints("zero", &[0]), self.ints("axis_0", &[0]));
         let positions = self.node("Slice", "embeddings.position_embeddings", &[&positions, &start, &length, &axis], vec![]);
-        let sum = self.node("Add", name, &[&words, &positions], vec![]);
+        let mut sum = self.node("Add", name, &[&words, &positions], vec![]);
+        if self.inputs.token_types {
+            let name = "embeddings.token_type_embeddings";
+            let table = self.stored(&format!("{name}.weight"), &[config.type_vocab_size, config.hidden_size], 1.0)?;
+            let types = self.node("Gather", name, &[&table, "token_type_ids"], vec![]);
+            sum = self.node("Add", name, &[&sum, &types], vec![]);
+        }
         self.layer_norm("embeddings.LayerNorm", &sum, config)
     }
 
@@ -314,7 +341,7 @@ impl<'w> Builder<'w> {
         if let Some(graph) = &mut self.header.graph {
             graph.node = self.nodes;
         }
-        Graph { header: self.header, constants: self.constants, linears: self.linears }
+        Graph { header: self.header, constants: self.constants, linears: self.linears, vocab_size: self.vocab_size }
     }
 }
 
@@ -330,7 +357,8 @@ mod tests {
     /// x / 100 - 20 for the ids 0 to 4000, through `activation`.
     fn through(activation: Activation) -> Vec<(f64, f64)> {
         const IDS: i32 = 4001;
-        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        let mut folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+        folder.config.vocab_size = IDS as usize;
         let weights = folder.weights().unwrap();
         let mut builder = Builder::new(&folder.config, &weights, Precision::Fp32);
         let ids = builder.node("Cast", "x", &["input_ids"], vec![AttributeProto::int("to", ElementType::Float32 as i64)]);
@@ -349,8 +377,7 @@ mod tests {
             Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, crate::pooling::Scaling::None)
                 .unwrap();
         let backend = CpuBackend::from_graph(graph, head, IDS as usize, 1).unwrap();
-        let (ids, lengths) = ((0..IDS).collect(), vec![IDS as u32]);
-        let batch = TokenBatch { ids, lengths, seq: IDS as usize, rows: vec![0], skip: 0 };
+        let batch = TokenBatch::from_padded((0..IDS).collect(), vec![IDS as u32], IDS as usize, 0).unwrap();
         let mut seen = Vec::new();
         backend.observe(&batch, &mut |_, values| seen.push(values.to_vec())).unwrap();
         let [x, y] = <[Vec<f32>; 2]>::try_from(seen).unwrap();

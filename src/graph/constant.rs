@@ -31,6 +31,19 @@ pub(super) enum Values {
 }
 
 impl Constant {
+    /// Whether the file that the values lie in is as it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub fn check_unchanged(&self) -> Result<()> {
+        match &self.values {
+            Values::Stored { view, .. } | Values::Transposed { view, .. } | Values::Columns { view, .. } => {
+                view.check_unchanged()
+            }
+            Values::Floats(_) | Values::Ints(_) | Values::Zeros => Ok(()),
+        }
+    }
+
     /// Bytes that [`Constant::write`] appends.
     pub fn size(&self) -> usize {
         self.dims.iter().product::<usize>() * self.element.size()

@@ -87,7 +87,7 @@ impl Graph {
     /// The model as protobuf bytes with every constant inside; `None` where protobuf's limit of 2 GiB does not allow that.
     ///
     /// # Errors
-    /// [`Error::Onnx`] when a finite weight is too large for fp16.
+    /// [`Error::Onnx`] when a finite weight is too large for fp16; [`Error::FileChanged`] when a weight file was written to meanwhile.
     pub fn encode(&self) -> Result<Option<Vec<u8>>> {
         let size = self.inline_size();
         if size > PROTOBUF_LIMIT {
@@ -159,6 +159,7 @@ impl Graph {
             written += buffer.len() as u64;
             buffer.clear();
         }
+        self.check_unchanged()?;
         Ok(written)
     }
 
@@ -171,6 +172,7 @@ impl Graph {
             out.write_all(&buffer).map_err(Error::io("write", path))?;
             written += buffer.len() as u64;
         }
+        self.check_unchanged()?;
         Ok(written)
     }
 
@@ -316,6 +318,40 @@ mod tests {
             external += 1;
         }
         assert!(external > 0);
+    }
+
+    #[test]
+    fn weights_that_are_written_to_while_they_are_read_are_an_error_and_leave_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+            let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mpnet").join(name);
+            std::fs::copy(fixture, folder.path().join(name)).unwrap();
+        }
+        let model = ModelFolder::open(folder.path()).unwrap();
+        let graph = || Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
+        let (first, second) = (graph(), graph());
+        first.encode().unwrap();
+        // As a write in place leaves it.
+        let weights = std::fs::File::options().write(true).open(folder.path().join("model.safetensors")).unwrap();
+        weights.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+        assert!(matches!(first.encode(), Err(Error::FileChanged { .. })));
+        let path = folder.path().join("model.onnx");
+        for limit in [PROTOBUF_LIMIT, 1] {
+            assert!(matches!(first.write_files(&path, limit), Err(Error::FileChanged { .. })));
+        }
+        let left = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 3, "a file of the export is left");
+        #[cfg(feature = "cpu")]
+        {
+            use crate::pooling::Head;
+            let head = Head::of_model(&model).unwrap();
+            let opened = crate::backend::CpuBackend::from_graph(second, head, 16, 1).map(drop);
+            assert!(matches!(opened, Err(Error::FileChanged { .. })), "{opened:?}");
+        }
+        #[cfg(not(feature = "cpu"))]
+        drop(second);
+        // Opened anew it is another file.
+        graph().encode().unwrap();
     }
 
     #[test]

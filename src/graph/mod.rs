@@ -2,7 +2,7 @@
 //!
 //! The contract of every exported graph: inputs `input_ids` and `attention_mask`, INT32 `[batch, sequence]`, rows padded on
 //! the right; output `last_hidden_state` `[batch, sequence, hidden]`; opset 17 (see
-//! [`Graph::quantized`] for INT8). To add a family, write one file beside
+//! [`Graph::quantized`] for INT8). Other programs may be given other [`Inputs`]. To add a family, write one file beside
 //! `mpnet.rs` and name it in `Graph::build`.
 
 mod bert;
@@ -68,6 +68,41 @@ impl FromStr for Precision {
     }
 }
 
+/// What a graph is fed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Inputs {
+    /// Type of all inputs.
+    pub integers: Integers,
+    /// Whether `token_type_ids`, `[batch, sequence]`, is an input, too: the row of the token type table that is added at each token.
+    /// Without it that is row 0 everywhere, all that a sentence needs.
+    pub token_types: bool,
+}
+
+/// Type of a graph's inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Integers {
+    /// 32 bits: what the executors of this crate are fed with.
+    #[default]
+    Int32,
+    /// 64 bits, as most other exporters write.
+    Int64,
+}
+
+impl Inputs {
+    /// Inputs of this type, without token types.
+    pub fn new(integers: Integers) -> Self {
+        Self { integers, token_types: false }
+    }
+
+    /// With `token_type_ids` as a further input.
+    #[must_use]
+    pub fn with_token_types(self) -> Self {
+        Self { token_types: true, ..self }
+    }
+}
+
 /// An encoder's graph: nodes, and constants that still lie in the weight files.
 #[derive(Debug)]
 pub struct Graph {
@@ -75,6 +110,7 @@ pub struct Graph {
     header: ModelProto,
     constants: Vec<Constant>,
     linears: Vec<Linear>,
+    vocab_size: usize,
 }
 
 impl Graph {
@@ -84,6 +120,43 @@ impl Graph {
     /// A tensor that is missing or misshapen, see [`Weights::tensor`].
     pub fn new(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Self> {
         Self::build(Builder::new(config, weights, precision), config, weights)
+    }
+
+    /// Rows of the token embedding table: ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Whether the weight files are as they were when the graph was made: asked when all has been read, so that no half of another
+    /// model is taken for this one.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.constants.iter().try_for_each(Constant::check_unchanged)
+    }
+
+    /// The graph of [`Graph::new`], or of [`Graph::quantized`] where there is a `quantization`, with other inputs. For other programs: the
+    /// executors of this crate take graphs with the default ones.
+    ///
+    /// # Errors
+    /// As those; [`Error::Setting`] for token types of a model that has none.
+    pub fn with_inputs(
+        config: &EncoderConfig,
+        weights: &Weights,
+        precision: Precision,
+        quantization: Option<&Quantization>,
+        inputs: Inputs,
+    ) -> Result<Self> {
+        if inputs.token_types && config.family != Family::Bert {
+            let reason = format!("{} has no token types; leave it out", config.family.name());
+            return Err(Error::Setting { setting: "--token-types", reason });
+        }
+        let builder = Builder::new(config, weights, precision).with_inputs(inputs);
+        match quantization {
+            None => Self::build(builder, config, weights),
+            Some(quantization) => Self::build_quantized(builder, config, weights, quantization),
+        }
     }
 
     fn build(builder: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Self> {

@@ -101,7 +101,16 @@ impl Graph {
         precision: Precision,
         quantization: &Quantization,
     ) -> Result<Self> {
-        let graph = Self::build(Builder::new(config, weights, precision).quantized(quantization), config, weights)?;
+        Self::build_quantized(Builder::new(config, weights, precision), config, weights, quantization)
+    }
+
+    pub(super) fn build_quantized<'w>(
+        builder: Builder<'w>,
+        config: &EncoderConfig,
+        weights: &'w Weights,
+        quantization: &'w Quantization,
+    ) -> Result<Self> {
+        let graph = Self::build(builder.quantized(quantization), config, weights)?;
         if let Some(unknown) = quantization.float.iter().find(|name| graph.linears.iter().all(|linear| linear.name != **name)) {
             let known: Vec<&str> = graph.linears.iter().map(|linear| linear.name.as_str()).collect();
             let reason = format!("\"{unknown}\" is no linear of this model; its linears are {}", known.join(", "));

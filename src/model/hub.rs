@@ -1,9 +1,12 @@
 //! Models by hub id (`org/name[@revision]`), downloaded once into the cache that other Hugging Face tools share.
 
 mod cache;
+mod client;
+mod content;
 mod download;
 mod failure;
 mod needed;
+mod tls;
 
 use crate::model::HubId;
 use crate::{Error, Progress, Result};
@@ -46,28 +49,58 @@ impl fmt::Debug for HubOptions {
 impl HubOptions {
     /// From the environment: the variables that Python's huggingface_hub documents.
     pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         Self {
             endpoint: set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
-            cache: cache_folder(&set),
-            token: if set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some() { None } else { set("HF_TOKEN") },
+            cache: cache_folder(),
+            token: if implicit_token() { set("HF_TOKEN") } else { None },
             offline: set("HF_HUB_OFFLINE")
                 .is_some_and(|value| ["1", "ON", "YES", "TRUE"].contains(&value.to_ascii_uppercase().as_str())),
         }
     }
+
+    /// The token to send.
+    fn token(&self) -> Result<Option<String>> {
+        match &self.token {
+            Some(token) => Ok(Some(token.clone())),
+            None if implicit_token() => stored_token(),
+            None => Ok(None),
+        }
+    }
 }
 
-/// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else in the user's cache folder: the order of Python's huggingface_hub.
-fn cache_folder(set: &impl Fn(&str) -> Option<String>) -> PathBuf {
-    if let Some(cache) = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")) {
-        return expand_home(&cache);
-    }
-    let home = match (set("HF_HOME"), set("XDG_CACHE_HOME")) {
+/// Whether a token is sent that the caller has not given.
+fn implicit_token() -> bool {
+    set("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_none()
+}
+
+/// The value of an environment variable, unless it is empty.
+fn set(name: &str) -> Option<String> {
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+}
+
+/// `HF_HUB_CACHE`, else `hub` in [`home_folder`]: the order of Python's huggingface_hub.
+fn cache_folder() -> PathBuf {
+    let cache = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
+    cache.map_or_else(|| home_folder().join("hub"), |cache| expand_home(&cache))
+}
+
+/// `HF_HOME`, else `huggingface` in the user's cache folder.
+fn home_folder() -> PathBuf {
+    match (set("HF_HOME"), set("XDG_CACHE_HOME")) {
         (Some(home), _) => expand_home(&home),
         (None, Some(caches)) => expand_home(&caches).join("huggingface"),
         (None, None) => expand_home("~/.cache/huggingface"),
-    };
-    home.join("hub")
+    }
+}
+
+/// The token that `hf auth login` has left: `HF_TOKEN_PATH`, else `token` in [`home_folder`].
+fn stored_token() -> Result<Option<String>> {
+    let path = set("HF_TOKEN_PATH").map_or_else(|| home_folder().join("token"), |path| expand_home(&path));
+    match std::fs::read_to_string(&path) {
+        Ok(token) => Ok(Some(token.trim().to_owned()).filter(|token| !token.is_empty())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read the token in", path)(error)),
+    }
 }
 
 /// `path` with a leading `~/` replaced by the home folder.
@@ -88,13 +121,14 @@ pub fn fetch(id: &HubId, progress: Option<&Arc<dyn Progress>>) -> Result<PathBuf
 
 /// The folder (a snapshot in the cache) of a model from the hub.
 ///
-/// Only what this crate reads is downloaded: configuration, tokenizer and safetensors. A file is checked against the size, and where
-/// the hub gives it the SHA-256, before it gets its name in the cache. A commit that is wholly cached asks nothing of the hub; a
-/// branch or tag asks for its commit, and when the hub cannot be reached the cached one serves, with a warning in the log.
+/// Only what this crate reads is downloaded: configuration, tokenizer and safetensors. A file is checked against whatever the hub
+/// says of it (size, SHA-256, git's id) before it gets its name in the cache. A commit that is wholly cached asks nothing of the
+/// hub; a branch or tag asks for its commit, and when the hub cannot be reached the cached one serves, with a warning in the log.
 ///
 /// # Errors
-/// [`Error::Hub`]: not reachable and not cached; no such repository, revision or file; not allowed; size or checksum differ; offline
-/// and not cached. [`Error::Io`] when the cache cannot be written. What the model's own modules.json or index is at fault for.
+/// [`Error::Hub`]: not reachable and not cached; a certificate that is not trusted; no such repository, revision or file; not
+/// allowed; another server in the hub's place; size or checksum differ; offline and not cached. [`Error::Io`] when the cache cannot
+/// be written. What the model's own modules.json or index is at fault for.
 pub fn fetch_with(options: &HubOptions, id: &HubId, progress: Option<&Arc<dyn Progress>>) -> Result<PathBuf> {
     let repo = Repo::new(&options.cache, id);
     if options.offline {
@@ -110,11 +144,20 @@ pub fn fetch_with(options: &HubOptions, id: &HubId, progress: Option<&Arc<dyn Pr
     if let Some(snapshot) = whole(&repo, &id.revision) {
         return Ok(snapshot);
     }
+    // On a thread of its own: the client waits for its runtime, which a caller on a thread of another such runtime may not.
+    std::thread::scope(|scope| {
+        let fetched = scope.spawn(|| from_hub(options, &repo, id, progress)).join();
+        fetched.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The snapshot of what `id` means now on the hub, its missing files downloaded; where the hub cannot be asked, the cached one.
+fn from_hub(options: &HubOptions, repo: &Repo, id: &HubId, progress: Option<&Arc<dyn Progress>>) -> Result<PathBuf> {
     let remote = Remote::connect(options, id)?;
     let listing = match remote.list() {
         Ok(listing) => listing,
         Err(error) if failure::is_unreachable(&error) => {
-            let cached = from_cache(&repo, id);
+            let cached = from_cache(repo, id);
             let error = failure::explain(options, id, &error);
             return match cached {
                 Ok(snapshot) => {
@@ -127,10 +170,10 @@ pub fn fetch_with(options: &HubOptions, id: &HubId, progress: Option<&Arc<dyn Pr
         Err(error) => return Err(failure::explain(options, id, &error)),
     };
     let commit = listing.commit.clone();
-    if whole(&repo, &commit).is_none() {
+    if whole(repo, &commit).is_none() {
         // One download at a time: a second process waits here and then finds the files.
         let _lock = repo.lock();
-        let mut files = remote.files(&repo, listing, progress);
+        let mut files = remote.files(repo, listing, progress);
         collect(&mut files)?;
         files.finish()?;
     }

@@ -1,5 +1,6 @@
 //! JSON as Python reads and writes it: whole files with a size limit, no key twice with two values, `NaN` and `Infinity`.
 
+use crate::model::pointer::{check_link, lfs_pointer};
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -30,7 +31,8 @@ pub(super) fn read_value(path: &Path) -> Result<Option<Value>> {
 pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return dangling(path),
+        // A link that leads nowhere is a damaged folder, not a file that the model does without.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return check_link(path).map(|()| None),
         Err(error) => return Err(Error::io("open", path)(error)),
     };
     let mut bytes = Vec::new();
@@ -38,17 +40,10 @@ pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(config_error(path, format!("is larger than {MAX_BYTES} bytes, which no configuration file is")));
     }
-    Ok(Some(bytes))
-}
-
-/// A link that leads nowhere is a damaged folder, not a file that the model does without.
-fn dangling(path: &Path) -> Result<Option<Vec<u8>>> {
-    match std::fs::read_link(path) {
-        Ok(target) => {
-            Err(config_error(path, format!("is a link to {}, which is not there; fetch the model again", target.display())))
-        }
-        Err(_) => Ok(None),
+    if let Some(pointer) = lfs_pointer(&bytes) {
+        return Err(pointer.error(path));
     }
+    Ok(Some(bytes))
 }
 
 /// `bytes` as JSON, else what is wrong with them.

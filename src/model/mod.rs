@@ -12,7 +12,9 @@ mod json;
 #[cfg(test)]
 mod keys_tests;
 mod mapped;
+mod misnamed;
 mod modules;
+mod pointer;
 mod schema;
 mod sentence_transformers;
 mod source;
@@ -29,6 +31,7 @@ pub use config::{Activation, EncoderConfig, Family};
 pub use dense::{Dense, DenseActivation, Residual};
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
+pub(crate) use pointer::{check_link, lfs_pointer};
 pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
 pub use tensors::TensorView;

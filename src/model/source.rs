@@ -1,5 +1,7 @@
 //! What a model argument means: a folder on this machine, or a hub id.
 
+use crate::model::misnamed::{ShortName, address, cache_folder, short_name};
+use crate::model::pointer::check_link;
 use crate::{Error, Progress, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -59,23 +61,39 @@ fn is_revision(revision: &str) -> bool {
 }
 
 /// The folder that `model` means: an existing path is that folder; otherwise `org/name[@revision]` is fetched from the hub
-/// (or found in its cache).
+/// (or found in its cache). A name without organisation is taken for one of `sentence-transformers`, as sentence-transformers does.
 ///
 /// # Errors
-/// [`Error::NotFound`] when `model` is neither; [`Error::Hub`] as `hub::fetch` says.
+/// [`Error::NotFound`] when `model` is neither, or a folder of the hub's cache that holds no model; [`Error::DanglingLink`];
+/// [`Error::Hub`] as `hub::fetch` says.
 pub fn resolve(model: &str, progress: Option<&Arc<dyn Progress>>) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.exists() {
-        return Ok(path.to_path_buf());
+        let Some(next) = cache_folder(path) else { return Ok(path.to_path_buf()) };
+        return Err(Error::NotFound { what: "config.json".to_owned(), path: path.join("config.json"), next });
     }
-    match HubId::parse(model) {
-        Some(id) => fetch(&id, progress),
-        None => Err(Error::NotFound {
-            what: "model folder".to_owned(),
-            path: path.to_path_buf(),
-            next: "give an existing folder, or a hub id org/name[@revision] such as sentence-transformers/all-mpnet-base-v2"
-                .to_owned(),
+    check_link(path)?;
+    let endpoint = std::env::var("HF_ENDPOINT").ok().filter(|endpoint| !endpoint.is_empty());
+    let not_found = |next| Error::NotFound { what: "model folder".to_owned(), path: path.to_path_buf(), next };
+    if let Some(next) = address(model, endpoint.as_deref()) {
+        return Err(not_found(next));
+    }
+    if let Some(id) = HubId::parse(model) {
+        return fetch(&id, progress);
+    }
+    match short_name(model) {
+        Some(ShortName::Ours(id)) => fetch(&id, progress).map_err(|error| match error {
+            Error::Hub { repo, reason, next } => {
+                let taken = format!("{model} is no folder here and has no organisation, so it was taken for {}", id.repo());
+                Error::Hub { repo, reason, next: format!("{next} ({taken})") }
+            }
+            other => other,
         }),
+        Some(ShortName::First(next)) => Err(not_found(next)),
+        None => {
+            let next = "give an existing folder, or a hub id org/name[@revision] such as sentence-transformers/all-mpnet-base-v2";
+            Err(not_found(next.to_owned()))
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use crate::model::json::parse;
 use crate::model::mapped::Mapped;
+use crate::model::pointer::{check_link, lfs_pointer};
 use crate::{Error, Result};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -55,10 +56,14 @@ impl TensorFile {
     /// Maps `path` and checks that header and file agree.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::WeightFile`] when the header does not parse, a tensor's place is not where it must be, or the file
-    /// is shorter or longer than the header says.
+    /// [`Error::Io`]; [`Error::LfsPointer`]; [`Error::DanglingLink`]; [`Error::WeightFile`] when the header does not parse, a
+    /// tensor's place is not where it must be, or the file is shorter or longer than the header says.
     pub fn open(path: &Path) -> Result<Self> {
+        check_link(path)?;
         let map = Mapped::open(path)?;
+        if let Some(pointer) = lfs_pointer(&map) {
+            return Err(pointer.error(path));
+        }
         let (data, tensors) = read_header(&map).map_err(|reason| Error::WeightFile { path: path.to_path_buf(), reason })?;
         Ok(Self { path: path.to_path_buf(), map: Arc::new(map), data, tensors })
     }
@@ -147,6 +152,17 @@ impl TensorView {
             // The range was checked against this very map.
             Data::Mapped { map, range } => map.get(range.clone()).unwrap_or_default(),
             Data::Owned(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// Whether the file is still as it was when it was opened.
+    ///
+    /// # Errors
+    /// [`Error::FileChanged`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        match &self.data {
+            Data::Mapped { map, .. } => map.check_unchanged(),
+            Data::Owned(_) => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::model::adapter::Adapter;
 use crate::model::json::shown;
+use crate::model::pointer::check_link;
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use crate::model::stored::{check_names, encoder_tensor, is_of_encoder, spellings};
 use crate::model::tensors::TensorFile;
@@ -52,9 +53,9 @@ impl Weights {
     /// A LoRA adapter beside them is merged.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::WeightFile`] for a header that does not parse, lies outside the file or disagrees with its
-    /// size, or for a tensor in two shards; [`Error::Config`] for an index that is not one, or an adapter that cannot be merged;
-    /// [`Error::OtherModel`] for a tensor that only another model has.
+    /// [`Error::NotFound`]; [`Error::DanglingLink`]; [`Error::LfsPointer`]; [`Error::WeightFile`] for a header that does not parse,
+    /// lies outside the file or disagrees with its size, or for a tensor in two shards; [`Error::Config`] for an index that is not
+    /// one, or an adapter that cannot be merged; [`Error::OtherModel`] for a tensor that only another model has.
     pub fn open(folder: &Path, family: Family) -> Result<Self> {
         Self::open_layers(folder, family, usize::MAX)
     }
@@ -82,6 +83,9 @@ impl Weights {
     fn open_files(folder: &Path, family: Family) -> Result<Self> {
         let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
+        // A link to a deleted file is no reason to read another file in its place.
+        check_link(&single)?;
+        check_link(&index)?;
         if single.is_file() {
             return Self::collect(folder, family, vec![TensorFile::open(&single)?]);
         }
@@ -94,6 +98,7 @@ impl Weights {
             .into_iter()
             .map(|shard| {
                 let path = folder.join(shard);
+                check_link(&path)?;
                 if !path.is_file() {
                     let next = format!("{INDEX_FILE} names it; fetch the model again").to_owned();
                     return Err(Error::NotFound { what: format!("shard {shard}"), path, next });

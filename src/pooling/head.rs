@@ -58,34 +58,30 @@ impl Head {
     /// # Errors
     /// [`Error::Setting`] when `dim` is 0 or above the model's width, or when a Dense module's sizes do not fit.
     pub fn new(pooling: Pooling, dense: Vec<Dense>, hidden_size: usize, dim: Option<usize>, scaling: Scaling) -> Result<Self> {
-        let mut width = pooling.width(hidden_size);
-        for (place, layer) in dense.iter().enumerate() {
-            let (inputs, outputs) = (layer.in_features, layer.out_features);
-            let fits = inputs == width
-                && inputs > 0
-                && outputs > 0
-                && inputs.checked_mul(outputs) == Some(layer.weight.len())
-                && layer.bias.as_ref().is_none_or(|bias| bias.len() == outputs)
-                && match &layer.residual {
-                    Residual::None => true,
-                    Residual::Input => inputs == outputs,
-                    Residual::Projected(matrix) => matrix.len() == layer.weight.len(),
-                };
-            if !fits {
-                let weights = layer.weight.len();
+        let width = dense.last().map_or(pooling.width(hidden_size), |dense| dense.out_features);
+        let head = Self { pooling, dense, hidden_size, dim: dim.unwrap_or(width), scaling };
+        head.check()?;
+        Ok(head)
+    }
+
+    /// Whether the parts fit together, which are anybody's to set.
+    fn check(&self) -> Result<()> {
+        let mut width = self.pooled_width();
+        for (place, layer) in self.dense.iter().enumerate() {
+            if layer.in_features != width || !is_whole(layer) {
+                let (inputs, outputs, weights) = (layer.in_features, layer.out_features, layer.weight.len());
                 let reason = format!(
                     "module {place} maps {inputs} to {outputs} values with {weights} weights; it is given vectors of {width} values"
                 );
                 return Err(Error::Setting { setting: "Dense", reason });
             }
-            width = outputs;
+            width = layer.out_features;
         }
-        let dim = dim.unwrap_or(width);
-        if dim == 0 || dim > width {
-            let reason = format!("{dim} is outside 1 to {width}, the values of this model's vectors");
+        if !(1..=width).contains(&self.dim) {
+            let reason = format!("{} is outside 1 to {width}, the values of this model's vectors", self.dim);
             return Err(Error::Setting { setting: "--dim", reason });
         }
-        Ok(Self { pooling, dense, hidden_size, dim, scaling })
+        Ok(())
     }
 
     /// Values of a vector before the cut: those of the last Dense module, or of the pooled vector.
@@ -106,44 +102,67 @@ impl Head {
 
     /// Turns `hidden` `[batch, seq, hidden_size]` into vectors `out` `[batch, dim]`, in the batch's row order.
     ///
-    /// # Panics
-    /// When the lengths of `hidden` or `out` do not follow from `batch`.
-    pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) {
-        self.apply_to(batch.batch(), out, |pooled| pool(hidden, batch, self.hidden_size, &self.pooling, pooled));
+    /// # Errors
+    /// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from `batch`;
+    /// [`Error::Setting`] for a head whose parts do not fit together.
+    pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.apply_to(batch.batch(), out, |pooled| pool(hidden, batch, self.hidden_size, &self.pooling, pooled))
     }
 
     /// The steps after pooling, of the vectors `[rows, pooled_width]` that `pool` writes, to `out` `[rows, dim]`. What lies between is
-    /// kept for this thread's next call, which then allocates nothing. Returns what `pool` returns; where that is a failure, `out` holds
-    /// nothing of use.
+    /// kept for this thread's next call, which then allocates nothing. Where `pool` fails, `out` is left as it was.
     ///
-    /// # Panics
-    /// When `out` does not have `rows` vectors.
-    pub fn apply_to<R>(&self, rows: usize, out: &mut [f32], pool: impl FnOnce(&mut [f32]) -> R) -> R {
+    /// # Errors
+    /// What `pool` returns; [`Error::OutputLength`] where `out` does not have `rows` vectors; [`Error::Setting`] for a head whose parts do
+    /// not fit together.
+    pub fn apply_to(&self, rows: usize, out: &mut [f32], pool: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
+        self.check()?;
+        check_output(out, rows, self.dim)?;
         thread_local! {
             static KEPT: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
         }
         // Taken, not borrowed: `pool` may run other work on this thread.
         let [mut vectors, mut next] = KEPT.take();
         vectors.resize(rows * self.pooled_width(), 0.0);
-        let pooled = pool(&mut vectors);
-        for dense in &self.dense {
-            next.resize(rows * dense.out_features, 0.0);
-            apply_dense(dense, &vectors, &mut next);
-            std::mem::swap(&mut vectors, &mut next);
-        }
-        cut_and_scale(&vectors, self.width(), self.dim, self.scaling, out);
+        let done = pool(&mut vectors).and_then(|()| {
+            for dense in &self.dense {
+                next.resize(rows * dense.out_features, 0.0);
+                apply_dense(dense, &vectors, &mut next)?;
+                std::mem::swap(&mut vectors, &mut next);
+            }
+            cut_and_scale(&vectors, self.width(), self.dim, self.scaling, out)
+        });
         KEPT.set([vectors, next]);
-        pooled
+        done
     }
+}
+
+/// Whether a module's weights and bias are as many as its sizes say.
+fn is_whole(dense: &Dense) -> bool {
+    let (inputs, outputs) = (dense.in_features, dense.out_features);
+    inputs > 0
+        && outputs > 0
+        && inputs.checked_mul(outputs) == Some(dense.weight.len())
+        && dense.bias.as_ref().is_none_or(|bias| bias.len() == outputs)
+        && match &dense.residual {
+            Residual::None => true,
+            Residual::Input => inputs == outputs,
+            Residual::Projected(matrix) => matrix.len() == dense.weight.len(),
+        }
 }
 
 /// Applies a Dense module: `out` `[rows, out_features] = activation(input W^T + b)` for `input` `[rows, in_features]`.
 ///
-/// # Panics
-/// When the two lengths do not belong to the same number of rows.
-pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) {
+/// # Errors
+/// [`Error::Setting`] for a module whose weights or bias are not as many as its sizes say; [`Error::InputLength`] and
+/// [`Error::OutputLength`] where the two lengths do not belong to the same number of rows.
+pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) -> Result<()> {
     let (inputs, outputs) = (dense.in_features, dense.out_features);
-    assert_eq!(input.len() / inputs * outputs, out.len(), "a Dense module maps [rows, in_features] to [rows, out_features]");
+    if !is_whole(dense) {
+        let reason = format!("a module that maps {inputs} to {outputs} values has {} weights", dense.weight.len());
+        return Err(Error::Setting { setting: "Dense", reason });
+    }
+    check_output(out, rows_of("the input of a Dense module", input, inputs)?, outputs)?;
     // A row of weights is read from memory once and serves every text.
     for (o, weights) in dense.weight.chunks_exact(inputs).enumerate() {
         let bias = dense.bias.as_ref().map_or(0.0, |bias| bias[o]);
@@ -155,6 +174,16 @@ pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) {
                 Residual::Projected(matrix) => result + dot(&matrix[o * inputs..][..inputs], values),
             };
         }
+    }
+    Ok(())
+}
+
+/// How many rows of `width` values `values` are.
+fn rows_of(what: &'static str, values: &[f32], width: usize) -> Result<usize> {
+    let (found, rows) = (values.len(), values.len().div_ceil(width.max(1)));
+    match values.len().checked_rem(width) {
+        Some(0) => Ok(rows),
+        _ => Err(Error::InputLength { what, expected: rows * width, found, shape: format!("{rows} texts x {width}") }),
     }
 }
 
@@ -216,11 +245,17 @@ fn softplus(x: f32) -> f32 {
 ///
 /// As `torch.nn.functional.normalize`, no norm below 1e-12 is divided by: a vector of zeros stays one.
 ///
-/// # Panics
-/// When `dim` is above `width`, or the lengths do not belong to the same number of rows.
-pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling, out: &mut [f32]) {
-    assert!(0 < dim && dim <= width, "a cut to {dim} of {width} values");
-    assert_eq!(values.len() / width * dim, out.len(), "vectors are cut from [rows, width] to [rows, dim]");
+/// # Errors
+/// [`Error::Setting`] unless `dim` is within 1 to `width`; [`Error::InputLength`] and [`Error::OutputLength`] where the lengths do not
+/// belong to the same number of rows.
+pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling, out: &mut [f32]) -> Result<()> {
+    if !(1..=width).contains(&dim) {
+        return Err(Error::Setting {
+            setting: "--dim",
+            reason: format!("{dim} is outside 1 to {width}, the values of a vector"),
+        });
+    }
+    check_output(out, rows_of("vectors", values, width)?, dim)?;
     for (values, out) in values.chunks_exact(width).zip(out.chunks_exact_mut(dim)) {
         let measured = match scaling {
             Scaling::None => {
@@ -237,6 +272,16 @@ pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling,
             *out = (f64::from(value) / norm) as f32;
         }
     }
+    Ok(())
+}
+
+/// Checks that `out` has room for the vectors of `texts` texts, and for no more.
+///
+/// # Errors
+/// [`Error::OutputLength`].
+pub(crate) fn check_output(out: &[f32], texts: usize, dim: usize) -> Result<()> {
+    let (expected, found) = (texts.saturating_mul(dim), out.len());
+    if found == expected { Ok(()) } else { Err(Error::OutputLength { expected, found, texts, dim }) }
 }
 
 /// Checks that the vectors `values` `[rows, dim]` are finite; `texts` `[rows]` gives each one's place in the caller's order
@@ -249,8 +294,9 @@ pub fn check_finite(values: &[f32], dim: usize, texts: &[usize]) -> Result<()> {
     if values.iter().fold(true, |finite, value| finite & value.is_finite()) {
         return Ok(());
     }
-    for (vector, &text) in values.chunks(dim.max(1)).zip(texts) {
+    for (row, vector) in values.chunks(dim.max(1)).enumerate() {
         if let Some(component) = vector.iter().position(|value| !value.is_finite()) {
+            let text = texts.get(row).copied().unwrap_or(row);
             return Err(Error::NotFinite { text, component, value: vector[component] });
         }
     }

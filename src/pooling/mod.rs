@@ -2,6 +2,7 @@
 
 mod head;
 
+pub(crate) use head::check_output;
 pub use head::{Head, Scaling, apply_dense, check_finite, cut_and_scale};
 
 use crate::tokens::TokenBatch;
@@ -107,7 +108,7 @@ impl Pooling {
 
     /// Width of the pooled vector for hidden states of `hidden_size`.
     pub fn width(&self, hidden_size: usize) -> usize {
-        self.modes.len() * hidden_size
+        self.modes.len().saturating_mul(hidden_size)
     }
 }
 
@@ -118,21 +119,25 @@ impl Pooling {
 /// sentence-transformers gives zeros too, save that `max` gives -inf and `cls` the state at position 0. A NaN among a row's states
 /// comes out as NaN. Sums are kept in f64, so results are exact to the rounding of f32.
 ///
-/// # Panics
-/// When the lengths of `hidden` or `out` do not follow from the other arguments.
-pub fn pool(hidden: &[f32], batch: &TokenBatch, hidden_size: usize, pooling: &Pooling, out: &mut [f32]) {
-    let width = pooling.width(hidden_size);
-    let row_len = batch.seq * hidden_size;
-    assert_eq!(hidden.len(), batch.batch() * row_len, "hidden states are [batch, seq, hidden]");
-    assert_eq!(out.len(), batch.batch() * width, "pooled vectors are [batch, modes * hidden]");
-    if hidden.is_empty() {
+/// # Errors
+/// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from the other arguments.
+pub fn pool(hidden: &[f32], batch: &TokenBatch, hidden_size: usize, pooling: &Pooling, out: &mut [f32]) -> Result<()> {
+    let (rows, seq, width) = (batch.batch(), batch.seq(), pooling.width(hidden_size));
+    let row_len = seq.saturating_mul(hidden_size);
+    let expected = rows.saturating_mul(row_len);
+    if hidden.len() != expected {
+        let shape = format!("{rows} texts x {seq} tokens x {hidden_size}");
+        return Err(Error::InputLength { what: "hidden states", expected, found: hidden.len(), shape });
+    }
+    check_output(out, rows, width)?;
+    if hidden.is_empty() || out.is_empty() {
         out.fill(0.0);
-        return;
+        return Ok(());
     }
     let mut sum = vec![0f64; hidden_size];
-    for ((states, &length), pooled) in hidden.chunks_exact(row_len).zip(&batch.lengths).zip(out.chunks_exact_mut(width)) {
-        let end = (length as usize).min(batch.seq);
-        let start = (batch.skip as usize).min(end);
+    for ((states, &length), pooled) in hidden.chunks_exact(row_len).zip(batch.lengths()).zip(out.chunks_exact_mut(width)) {
+        let end = length as usize;
+        let start = (batch.skip() as usize).min(end);
         let tokens = &states[start * hidden_size..end * hidden_size];
         for (&mode, part) in pooling.modes.iter().zip(pooled.chunks_exact_mut(hidden_size)) {
             if tokens.is_empty() {
@@ -142,6 +147,7 @@ pub fn pool(hidden: &[f32], batch: &TokenBatch, hidden_size: usize, pooling: &Po
             }
         }
     }
+    Ok(())
 }
 
 /// Pools `tokens` `[n, hidden]`, n > 0, whose first one stands at position `start`, into `out` `[hidden]`. `sum` is scratch.

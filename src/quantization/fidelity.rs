@@ -103,11 +103,11 @@ impl<'m> Reference<'m> {
 fn vectors(model: &ModelFolder, graph: Graph, batches: &[TokenBatch]) -> Result<Vec<Vec<f32>>> {
     let head = Head::of_model(model)?;
     let dim = head.dim;
-    let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1)?;
+    let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), rayon::current_num_threads())?;
     let encode = |batch: &TokenBatch| {
         let mut out = vec![0.0; batch.batch() * dim];
         backend.encode(batch, &mut out)?;
-        crate::pooling::check_finite(&out, dim, &batch.rows)?;
+        crate::pooling::check_finite(&out, dim, batch.rows())?;
         Ok(out.chunks_exact(dim).map(<[f32]>::to_vec).collect::<Vec<_>>())
     };
     Ok(batches.par_iter().map(encode).collect::<Result<Vec<_>>>()?.concat())

@@ -54,7 +54,7 @@ impl CpuObserver {
             graph,
             crate::pooling::Head::of_model(model)?,
             model.config.max_tokens(),
-            1,
+            rayon::current_num_threads(),
         )?))
     }
 }
@@ -177,7 +177,7 @@ struct Seen<'a> {
 impl Seen<'_> {
     /// The values of each row's real tokens, `[tokens, channels]`.
     fn real_rows(&self) -> impl Iterator<Item = &[f32]> {
-        let rows = self.values.chunks_exact((self.batch.seq * self.channels).max(1)).zip(&self.batch.lengths);
+        let rows = self.values.chunks_exact((self.batch.seq() * self.channels).max(1)).zip(self.batch.lengths());
         rows.map(|(row, &length)| &row[..length as usize * self.channels])
     }
 }

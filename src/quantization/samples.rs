@@ -33,7 +33,7 @@ impl Samples {
         let limit = model.config.max_tokens();
         for (row, ids) in rows.iter().enumerate() {
             if !(1..=limit).contains(&ids.len()) {
-                let reason = format!("row {row} has {} ids; 1 to {limit} are accepted", ids.len());
+                let reason = format!("row index {row} (from 0) has {} ids; 1 to {limit} are accepted", ids.len());
                 return Err(Error::Setting { setting: "ids", reason });
             }
             let vocab_size = model.config.vocab_size;

@@ -7,43 +7,82 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// A rectangle of token ids, padded on the right, and where each row belongs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
+///
+/// Whole by construction: there are `batch * seq` ids, none of them negative, and no row has more tokens than it is wide. Whether the ids
+/// are in an executor's embedding table is checked there, at every call.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
-    /// `[batch, seq]`, row-major; padding is the model's pad id.
-    pub ids: Vec<i32>,
-    /// Real tokens of each row, `[batch]`. The attention mask follows from it.
-    pub lengths: Vec<u32>,
-    /// Width of the rectangle: the longest row, at least 1.
-    pub seq: usize,
-    /// Place of each row in the caller's order, `[batch]`.
-    pub rows: Vec<usize>,
-    /// Leading tokens that pooling leaves out (the prompt's, when the model says `include_prompt: false`), else 0.
-    pub skip: u32,
+    ids: Vec<i32>,
+    lengths: Vec<u32>,
+    seq: usize,
+    rows: Vec<usize>,
+    skip: u32,
+    /// Every id, padding's included, is below this.
+    ids_end: usize,
 }
 
 impl TokenBatch {
+    /// Takes a rectangle that is padded already, its rows in the caller's order: `ids` `[batch, seq]`, row-major, of which each row's
+    /// first `lengths` `[batch]` are real tokens. See [`TokenBatch::skip`].
+    ///
+    /// # Errors
+    /// [`Error::TokenBatch`] where the parts do not belong together, for a negative id, and for `seq` 0.
+    pub fn from_padded(ids: Vec<i32>, lengths: Vec<u32>, seq: usize, skip: u32) -> Result<Self> {
+        let refused = |reason: String| Err(Error::TokenBatch { reason });
+        let rows = lengths.len();
+        if seq == 0 {
+            return refused("rows are 0 tokens wide; the least is 1, for texts without tokens too".into());
+        }
+        if rows.checked_mul(seq) != Some(ids.len()) {
+            return refused(format!("{} ids are not {rows} rows of {seq}", ids.len()));
+        }
+        if let Some(row) = lengths.iter().position(|&length| length as usize > seq) {
+            return refused(format!("row {row} has {} tokens in rows of {seq}", lengths[row]));
+        }
+        if let Some(place) = ids.iter().position(|&id| id < 0) {
+            return refused(format!("id {} in row {} is negative", ids[place], place / seq));
+        }
+        let ids_end = ids.iter().max().map_or(0, |&id| id as usize + 1);
+        Ok(Self { ids, lengths, seq, rows: (0..rows).collect(), skip, ids_end })
+    }
+
     /// Takes `rows` as one batch in the caller's order, in the memory that the batch has already.
     ///
     /// # Errors
-    /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`).
+    /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`); the batch then has no rows.
     pub fn refill(&mut self, rows: &[impl AsRef<[u32]>], pad_token_id: u32, vocab_size: usize, skip: u32) -> Result<()> {
+        self.clear();
         self.seq = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0).max(1);
         self.skip = skip;
+        let filled = id_as_i32(pad_token_id, 0, vocab_size)
+            .and_then(|pad| rows.iter().enumerate().try_for_each(|(place, row)| self.push(row.as_ref(), place, pad, vocab_size)));
+        if filled.is_err() {
+            self.clear();
+        }
+        filled
+    }
+
+    /// Adds a row, padded to the batch's width, which it must not exceed.
+    fn push(&mut self, row: &[u32], place: usize, pad: i32, vocab_size: usize) -> Result<()> {
+        let end = self.ids.len() + self.seq;
+        for &id in row {
+            self.ids.push(id_as_i32(id, place, vocab_size)?);
+            self.ids_end = self.ids_end.max(id as usize + 1);
+        }
+        if self.ids.len() < end {
+            self.ids_end = self.ids_end.max(pad as usize + 1);
+            self.ids.resize(end, pad);
+        }
+        self.lengths.push(row.len() as u32);
+        self.rows.push(place);
+        Ok(())
+    }
+
+    fn clear(&mut self) {
         self.ids.clear();
         self.lengths.clear();
         self.rows.clear();
-        let pad = id_as_i32(pad_token_id, 0, vocab_size)?;
-        for (place, row) in rows.iter().enumerate() {
-            let row = row.as_ref();
-            for &id in row {
-                self.ids.push(id_as_i32(id, place, vocab_size)?);
-            }
-            self.ids.resize((place + 1) * self.seq, pad);
-            self.lengths.push(row.len() as u32);
-            self.rows.push(place);
-        }
-        Ok(())
+        (self.seq, self.skip, self.ids_end) = (1, 0, 0);
     }
 
     /// Number of rows.
@@ -51,10 +90,57 @@ impl TokenBatch {
         self.lengths.len()
     }
 
+    /// Width of the rectangle: at least that of the longest row, at least 1.
+    pub fn seq(&self) -> usize {
+        self.seq
+    }
+
+    /// `[batch, seq]`, row-major; what stands behind a row's tokens is padding.
+    pub fn ids(&self) -> &[i32] {
+        &self.ids
+    }
+
+    /// Real tokens of each row, `[batch]`. The attention mask follows from it. A row without tokens has a vector of zeros.
+    pub fn lengths(&self) -> &[u32] {
+        &self.lengths
+    }
+
+    /// Place of each row in the caller's order, `[batch]`.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// Leading tokens that pooling leaves out (the prompt's, when the model says `include_prompt: false`), else 0. A row that has no
+    /// others counts as one without tokens.
+    pub fn skip(&self) -> u32 {
+        self.skip
+    }
+
     /// 1 at tokens, 0 at padding, `[batch, seq]`, row-major.
     pub fn attention_mask(&self) -> Vec<i32> {
         let row = |&length: &u32| (0..self.seq).map(move |place| i32::from(place < length as usize));
         self.lengths.iter().flat_map(row).collect()
+    }
+
+    /// Checks that every id, padding's too, is in an embedding table of `vocab_size` rows.
+    ///
+    /// # Errors
+    /// [`Error::TokenId`] for the first that is not.
+    pub fn check_ids(&self, vocab_size: usize) -> Result<()> {
+        if self.ids_end <= vocab_size {
+            return Ok(());
+        }
+        let outside = self.ids.iter().zip(0..).find(|(id, _)| **id as usize >= vocab_size);
+        let Some((&id, place)) = outside else { return Ok(()) };
+        let row = place / self.seq;
+        Err(Error::TokenId { id: id.unsigned_abs(), text: self.rows.get(row).copied().unwrap_or(row), vocab_size })
+    }
+}
+
+impl Default for TokenBatch {
+    /// No rows.
+    fn default() -> Self {
+        Self { ids: Vec::new(), lengths: Vec::new(), seq: 1, rows: Vec::new(), skip: 0, ids_end: 0 }
     }
 }
 
@@ -147,20 +233,18 @@ pub fn batches_from_ids(
     plan.cut(&lengths)
         .into_iter()
         .map(|range| {
-            let seq = lengths[range.start].max(1);
-            let mut batch = TokenBatch {
-                ids: Vec::with_capacity(seq * range.len()),
-                lengths: lengths[range.clone()].iter().map(|&length| length as u32).collect(),
-                seq,
-                rows: order[range].to_vec(),
-                skip,
-            };
+            let (seq, count) = (lengths[range.start].max(1), range.len());
             let pad = id_as_i32(pad_token_id, 0, vocab_size)?;
-            for (place, &row) in batch.rows.iter().enumerate() {
-                for &id in rows[row].as_ref() {
-                    batch.ids.push(id_as_i32(id, row, vocab_size)?);
-                }
-                batch.ids.resize((place + 1) * seq, pad);
+            let mut batch = TokenBatch {
+                ids: Vec::with_capacity(seq * count),
+                lengths: Vec::with_capacity(count),
+                seq,
+                rows: Vec::with_capacity(count),
+                skip,
+                ids_end: 0,
+            };
+            for &row in &order[range] {
+                batch.push(rows[row].as_ref(), row, pad, vocab_size)?;
             }
             Ok(batch)
         })

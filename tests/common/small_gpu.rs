@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use trt_embed::backend::CpuBackend;
+use trt_embed::backend::gpu::parity::Padding;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
 use trt_embed::backend::tensorrt::{
     Arithmetic, BuildSettings, Engine, Library, NoProgress, Profile, Runtime, TensorRtEncoder, build_plan,
@@ -46,7 +47,9 @@ impl Gpu {
         settings.profiles = PROFILES.iter().map(|text| text.parse::<Profile>().unwrap()).collect();
         let plan = build_plan(&library, &device, &onnx, &settings, &NoProgress).unwrap();
         let runtime = Runtime::new(&library, &device).unwrap();
-        Self { engine: Engine::deserialize(&runtime, &plan.bytes).unwrap(), folder }
+        // SAFETY: the plan was built just now.
+        let engine = unsafe { Engine::deserialize(&runtime, &plan.bytes) }.unwrap();
+        Self { engine, folder }
     }
 
     pub fn head(&self, modes: &[PoolingMode], dim: Option<usize>, scaling: Scaling) -> Head {
@@ -58,7 +61,7 @@ impl Gpu {
         let encoder = Arc::new(TensorRtEncoder::new(self.engine.clone()).unwrap());
         let mut settings = GpuSettings::default();
         settings.lanes = lanes;
-        GpuBackend::new(encoder, head, self.folder.config.pad_token_id, &settings).unwrap()
+        GpuBackend::new(encoder, head, Padding::of_model(&self.folder), &settings).unwrap()
     }
 
     pub fn reference(&self, head: Head) -> CpuBackend {

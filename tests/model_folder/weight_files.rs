@@ -250,3 +250,24 @@ fn what_wrote_the_file_does_not_matter() {
         assert_eq!(&*weights.unwrap().tensor("a", &[1]).unwrap().to_f32(), [0.0], "{metadata}");
     }
 }
+
+#[test]
+fn pointers_and_links_in_the_place_of_weights_are_told() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n";
+    let (_folder, opened) = only_weights(pointer);
+    assert_says(
+        &opened.unwrap_err().to_string(),
+        &["model.safetensors is a Git LFS pointer to a file of 90868376 bytes", "git lfs pull", "hub id"],
+    );
+    // An index beside a link to nothing is not read in its place.
+    #[cfg(unix)]
+    for linked in ["model.safetensors", "model.safetensors.index.json", "m-1.safetensors"] {
+        let folder = Folder::empty();
+        folder.json("model.safetensors.index.json", &json!({"weight_map": {"a": "m-1.safetensors"}}));
+        folder.write("m-1.safetensors", &weights(&[("a", &[1], &[1.0])]));
+        let _ = std::fs::remove_file(folder.join(linked));
+        std::os::unix::fs::symlink("../blobs/gone", folder.join(linked)).unwrap();
+        let message = Weights::open(folder.path(), Family::Bert).unwrap_err().to_string();
+        assert_says(&message, &[linked, "is a link to ../blobs/gone", "fetch the model again"]);
+    }
+}

@@ -114,18 +114,18 @@ pub struct EncoderIo {
     pub hidden_size: usize,
 }
 
-/// Device memory that a lane's sessions share, each buffer large enough for every profile.
+/// Device memory that a lane's sessions share, each buffer large enough for every profile. Lanes alone make it, and put checked ids into it.
 pub struct LaneMemory {
     /// Token ids.
-    pub ids: IntegerBuffer,
+    pub(crate) ids: IntegerBuffer,
     /// Attention mask, where the encoder takes one.
-    pub mask: Option<IntegerBuffer>,
+    pub(crate) mask: Option<IntegerBuffer>,
     /// Zeros, where the encoder takes token types.
-    pub token_types: Option<IntegerBuffer>,
+    pub(crate) token_types: Option<IntegerBuffer>,
     /// Hidden states.
-    pub hidden: HiddenBuffer,
+    pub(crate) hidden: HiddenBuffer,
     /// Intermediate results, [`GpuEncoder::scratch_bytes`].
-    pub scratch: DeviceBuffer<u8>,
+    pub(crate) scratch: DeviceBuffer<u8>,
 }
 
 /// Integers in device memory.

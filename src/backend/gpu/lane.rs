@@ -146,17 +146,17 @@ impl Lane {
         Ok(self.stream.synchronize()?)
     }
 
-    /// The GPU's time of a call at a profile's `shape`: the median of `runs` runs.
+    /// The GPU's time of a call at a profile's `shape`: the least of `runs` runs, which other work on the GPU disturbs least.
     pub fn measure_call(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<f64> {
         self.stage_full(shape)?;
         let Self { profiles, work, vectors, stream, .. } = self;
         let profile = profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
         let session = profile.session.as_mut();
         match &profile.graph {
-            Some(graph) => median(runs, 1, stream, &mut |stream| Ok(stream.launch(graph)?)),
+            Some(graph) => least(runs, stream, &mut |stream| Ok(stream.launch(graph)?)),
             None => {
                 session.set_shape(shape)?;
-                median(runs, 1, stream, &mut |stream| work.enqueue(stream, session, vectors, shape))
+                least(runs, stream, &mut |stream| work.enqueue(stream, session, vectors, shape))
             }
         }
     }
@@ -235,12 +235,9 @@ impl Lane {
     }
 
     fn stage_full(&mut self, shape: Rectangle) -> Result<()> {
-        let batch = TokenBatch {
-            ids: vec![self.work.pad; shape.tokens()],
-            lengths: vec![u32::try_from(shape.seq).unwrap_or(u32::MAX); shape.batch],
-            seq: shape.seq,
-            ..TokenBatch::default()
-        };
+        let length = u32::try_from(shape.seq).unwrap_or(u32::MAX);
+        let ids = vec![self.work.pad; shape.tokens()];
+        let batch = TokenBatch::from_padded(ids, vec![length; shape.batch], shape.seq, 0)?;
         Ok(stage(&mut self.staging, shape, &batch)?)
     }
 }
@@ -252,8 +249,24 @@ fn no_profile(profile: usize) -> Error {
 /// Launches of a graph between two events: the host's way to the first is then no part of the time.
 const IN_A_ROW: usize = 8;
 
+/// The least time of a piece of work over `runs` runs.
+fn least(runs: usize, stream: &mut Stream, enqueue: &mut dyn FnMut(&mut Stream) -> Result<()>) -> Result<f64> {
+    Ok(sorted_times(runs, 1, stream, enqueue)?.first().copied().unwrap_or(0.0))
+}
+
 /// The median time of one of `in_a_row` pieces of work between two events, over `runs` runs.
 fn median(runs: usize, in_a_row: usize, stream: &mut Stream, enqueue: &mut dyn FnMut(&mut Stream) -> Result<()>) -> Result<f64> {
+    let times = sorted_times(runs, in_a_row, stream, enqueue)?;
+    Ok(times.get(times.len() / 2).copied().unwrap_or(0.0))
+}
+
+/// Times of one of `in_a_row` pieces of work between two events, of at least one run, after one that does not count.
+fn sorted_times(
+    runs: usize,
+    in_a_row: usize,
+    stream: &mut Stream,
+    enqueue: &mut dyn FnMut(&mut Stream) -> Result<()>,
+) -> Result<Vec<f64>> {
     let (start, end) = (stream.device().event()?, stream.device().event()?);
     enqueue(stream)?;
     let mut times = Vec::with_capacity(runs);
@@ -267,7 +280,7 @@ fn median(runs: usize, in_a_row: usize, stream: &mut Stream, enqueue: &mut dyn F
         times.push(f64::from(start.micros_until(&end)?) / in_a_row as f64);
     }
     times.sort_by(f64::total_cmp);
-    Ok(times.get(times.len() / 2).copied().unwrap_or(0.0))
+    Ok(times)
 }
 
 impl Work {
@@ -320,14 +333,14 @@ impl Work {
 /// Writes `[skip, lengths[shape.batch], ids[shape.batch, shape.seq]]`. Rows that the batch does not have are empty; ids behind a
 /// row's tokens stay what they were, nobody reads them.
 fn stage(staging: &mut PinnedBuffer<i32>, shape: Rectangle, batch: &TokenBatch) -> Result<(), CudaError> {
-    let rows = batch.lengths.len();
-    staging.fill(0, 1, i32::try_from(batch.skip).unwrap_or(i32::MAX))?;
+    let rows = batch.batch();
+    staging.fill(0, 1, i32::try_from(batch.skip()).unwrap_or(i32::MAX))?;
     let ids = 1 + shape.batch;
-    let padded = batch.ids.chunks_exact(batch.seq.max(1));
-    for (row, (&length, tokens)) in batch.lengths.iter().zip(padded).enumerate() {
-        let length = (length as usize).min(tokens.len());
+    for (row, (&length, tokens)) in batch.lengths().iter().zip(batch.ids().chunks_exact(batch.seq())).enumerate() {
+        // Of a whole batch: no row is longer than it is wide, which is less than `shape` is.
+        let tokens = &tokens[..length as usize];
         staging.fill(1 + row, 1, length as i32)?;
-        staging.write(ids + row * shape.seq, &tokens[..length])?;
+        staging.write(ids + row * shape.seq, tokens)?;
     }
     staging.fill(1 + rows, shape.batch.saturating_sub(rows), 0)
 }

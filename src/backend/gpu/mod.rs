@@ -16,17 +16,18 @@ pub use lane::GpuMicros;
 
 use crate::backend::{Backend, Limits};
 use crate::cuda::{CubinCache, Device, Kernels};
-use crate::pooling::{Head, Scaling};
+use crate::pooling::{Head, Scaling, check_output};
 use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
 use crate::trace::stage;
 use crate::{Error, Result};
 use lane::{DevicePooling, Lane, LaneParts};
+use parity::Padding;
 use pool::Pool;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Runs of each shape when its time is measured at load.
-const MEASURED_RUNS: usize = 3;
+/// Runs of each shape, the fastest of which counts, where its time is measured at load.
+const MEASURED_RUNS: usize = 7;
 
 /// How a [`GpuBackend`] is set up.
 #[derive(Debug, Clone)]
@@ -36,11 +37,14 @@ pub struct GpuSettings {
     pub lanes: usize,
     /// Where compiled kernels are kept.
     pub cubins: CubinCache,
+    /// What each of the encoder's shapes costs, measured before, in their order. Where it is not told it is measured, so that two loads may
+    /// choose different shapes for the same batch.
+    pub costs: Option<ShapeCosts>,
 }
 
 impl Default for GpuSettings {
     fn default() -> Self {
-        Self { lanes: 2, cubins: CubinCache::of_user() }
+        Self { lanes: 2, cubins: CubinCache::of_user(), costs: None }
     }
 }
 
@@ -55,6 +59,8 @@ pub struct GpuBackend {
     head: Head,
     costs: Arc<ShapeCosts>,
     limits: Limits,
+    /// Rows of the token embedding table.
+    vocab_size: usize,
     device_bytes: usize,
 }
 
@@ -63,8 +69,8 @@ impl GpuBackend {
     ///
     /// # Errors
     /// [`Error::Cuda`], also for memory that does not suffice; what the executor says; [`Error::Setting`] for a hidden size that the
-    /// kernels do not serve.
-    pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, pad_token_id: u32, settings: &GpuSettings) -> Result<Self> {
+    /// kernels do not serve, and for [`GpuSettings::costs`] of other shapes; [`Error::TokenId`] for a padding token outside the table.
+    pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, padding: Padding, settings: &GpuSettings) -> Result<Self> {
         let io = encoder.io();
         if io.hidden_size != head.hidden_size || !io.hidden_size.is_multiple_of(8) {
             let reason = format!("{}, the model's is {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
@@ -79,14 +85,18 @@ impl GpuBackend {
             true => DevicePooling { modes, dim: head.pooled_width(), normalise: false },
         };
         let kernels = stage("loading the kernels", || Kernels::load(&device, &settings.cubins))?;
-        let pad = i32::try_from(pad_token_id).unwrap_or(0);
+        let Padding { id, vocab_size } = padding;
+        let pad = i32::try_from(id).ok().filter(|_| (id as usize) < vocab_size);
+        let pad = pad.ok_or(Error::TokenId { id, text: 0, vocab_size })?;
         let parts = LaneParts { encoder, kernels, pooling, pad };
         let new_lane = |_| Ok(Box::new(Lane::new(&parts)?));
         let lanes = || (0..settings.lanes.max(1)).into_par_iter().map(new_lane).collect::<Result<Vec<_>>>();
         let mut lanes = stage("making the lanes", lanes)?;
-        let costs = match lanes.first_mut() {
-            Some(lane) => stage("measuring the shapes", || measure(lane, parts.encoder.profiles()))?,
-            None => ShapeCosts::default(),
+        let profiles = parts.encoder.profiles();
+        let costs = match (&settings.costs, lanes.first_mut()) {
+            (Some(costs), _) => known_costs(costs, profiles)?,
+            (None, Some(lane)) => stage("measuring the shapes", || measure(lane, profiles))?,
+            (None, None) => ShapeCosts::default(),
         };
         let most = |of: fn(&ShapeRange) -> usize| parts.encoder.profiles().iter().map(of).max().unwrap_or(0);
         let limits = Limits {
@@ -96,7 +106,7 @@ impl GpuBackend {
             parallelism: lanes.len(),
         };
         let device_bytes = before.saturating_sub(device.memory()?.free);
-        Ok(Self { lanes: Pool::new(lanes), parts, head, costs: Arc::new(costs), limits, device_bytes })
+        Ok(Self { lanes: Pool::new(lanes), parts, head, costs: Arc::new(costs), limits, vocab_size, device_bytes })
     }
 
     /// The encoder.
@@ -123,12 +133,14 @@ impl GpuBackend {
     /// As [`Backend::encode`], at one profile.
     ///
     /// # Errors
-    /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::Cuda`]; what the executor says.
+    /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::TokenId`]; [`Error::OutputLength`]; [`Error::Cuda`]; what the
+    /// executor says.
     pub fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let shape = self.fit(profile, batch.batch(), batch.seq)?;
-        let expected = batch.batch() * self.head.dim;
-        if out.len() != expected {
-            return Err(Error::OutputLength { expected, found: out.len(), texts: batch.batch(), dim: self.head.dim });
+        let shape = self.fit(profile, batch.batch(), batch.seq())?;
+        batch.check_ids(self.vocab_size)?;
+        check_output(out, batch.batch(), self.head.dim)?;
+        if batch.batch() == 0 {
+            return Ok(());
         }
         if !self.head.has_more_steps() {
             return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
@@ -208,14 +220,19 @@ impl Backend for GpuBackend {
     }
 
     fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.encode_with(self.choose(batch.batch(), batch.seq)?, batch, out)
+        self.encode_with(self.choose(batch.batch(), batch.seq())?, batch, out)
     }
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let (profile, shape) = self.place(batch.batch(), batch.seq)?;
-        let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
+        let (profile, shape) = self.place(batch.batch(), batch.seq())?;
         let width = self.head.hidden_size;
-        for (row, states) in out.chunks_exact_mut(batch.seq * width).enumerate() {
+        batch.check_ids(self.vocab_size)?;
+        check_output(out, batch.batch(), batch.seq() * width)?;
+        if batch.batch() == 0 {
+            return Ok(());
+        }
+        let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
+        for (row, states) in out.chunks_exact_mut(batch.seq() * width).enumerate() {
             let first = row * shape.seq * width;
             states.copy_from_slice(&hidden[first..first + states.len()]);
         }
@@ -240,6 +257,18 @@ impl parity::ByProfile for GpuBackend {
     fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         self.encode_with(profile, batch, out)
     }
+}
+
+/// `costs`, where they are those of `profiles`.
+fn known_costs(costs: &ShapeCosts, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
+    let sides = |shape: Rectangle| (shape.batch, shape.seq);
+    let found = costs.shapes().iter().map(|cost| (cost.min, cost.max));
+    if found.eq(profiles.iter().map(|range| (sides(range.min), sides(range.max)))) {
+        return Ok(costs.clone());
+    }
+    let profiles = profiles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let reason = format!("they are those of other shapes than the engine's, {profiles}");
+    Err(Error::Setting { setting: "the costs of shapes", reason })
 }
 
 /// What each profile costs, at its smallest and largest shape.

@@ -1,6 +1,7 @@
 //! Parity: a fixed set of texts of all lengths through an executor, profile by profile, and how far its vectors lie from a reference's.
 
 use crate::backend::Backend;
+use crate::model::ModelFolder;
 use crate::pooling::check_finite;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, batches_from_ids};
 use crate::{Error, Result};
@@ -87,7 +88,7 @@ pub struct Reference {
     skip: u32,
 }
 
-/// What short rows are filled up with.
+/// What short rows are filled up with, and which ids there are.
 #[derive(Debug, Clone, Copy)]
 pub struct Padding {
     /// The padding token.
@@ -172,6 +173,13 @@ fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(tokenizer.ids(&[text])?.concat())
 }
 
+impl Padding {
+    /// As `folder`'s config.json says.
+    pub fn of_model(folder: &ModelFolder) -> Self {
+        Self { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size }
+    }
+}
+
 impl Reference {
     /// Runs `rows` through `backend`, whose vectors have `dim` values.
     ///
@@ -184,12 +192,12 @@ impl Reference {
         let encode = |batch: &TokenBatch| {
             let mut out = vec![0.0; batch.batch() * dim];
             backend.encode(batch, &mut out)?;
-            check_finite(&out, dim, &batch.rows).map(|()| out)
+            check_finite(&out, dim, batch.rows()).map(|()| out)
         };
         let encoded: Vec<Vec<f32>> = batches.par_iter().map(encode).collect::<Result<_>>()?;
         let mut vectors = vec![0.0; rows.len() * dim];
         for (batch, out) in batches.iter().zip(&encoded) {
-            for (vector, &row) in out.chunks_exact(dim).zip(&batch.rows) {
+            for (vector, &row) in out.chunks_exact(dim).zip(batch.rows()) {
                 vectors[row * dim..(row + 1) * dim].copy_from_slice(vector);
             }
         }
@@ -237,7 +245,7 @@ impl Reference {
             out.clear();
             out.resize(batch.batch() * self.dim, f32::NAN);
             executor.encode_with(profile, &batch, &mut out)?;
-            for (vector, &place) in out.chunks_exact(self.dim).zip(&batch.rows) {
+            for (vector, &place) in out.chunks_exact(self.dim).zip(batch.rows()) {
                 let row = chosen[place];
                 let expected = &self.vectors[row * self.dim..(row + 1) * self.dim];
                 tally.add(row, Place { profile, tokens: self.rows[row].len() }, vector, expected);

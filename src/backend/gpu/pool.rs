@@ -1,25 +1,20 @@
 //! A pool of things that one caller at a time uses: first come, first served; broken ones are made anew.
 
+use crate::backend::permits::{Permit, Permits};
 use crate::cuda::CudaError;
 use crate::{Error, Result};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-
-/// Condition variables that waiting callers are spread over, so that each return wakes few of them.
-const TURNS: usize = 16;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// See the module. Checking out and returning allocates nothing.
 pub(super) struct Pool<T> {
     state: Mutex<State<T>>,
-    turns: [Condvar; TURNS],
+    /// One for each item.
+    permits: Permits,
 }
 
 struct State<T> {
     /// `None` in the place of one that broke.
     idle: Vec<Option<T>>,
-    /// The next caller's number.
-    next: u64,
-    /// The number of the caller whose turn it is.
-    serving: u64,
     /// Why nothing will ever run again.
     lost: Option<CudaError>,
 }
@@ -29,13 +24,15 @@ struct Return<'a, T> {
     pool: &'a Pool<T>,
     item: Option<T>,
     lost: Option<CudaError>,
+    // Dropped after the item is back.
+    _permit: Permit<'a>,
 }
 
 impl<T> Pool<T> {
     /// A pool of `items`.
     pub fn new(items: Vec<T>) -> Self {
-        let idle = items.into_iter().map(Some).collect();
-        Self { state: Mutex::new(State { idle, next: 0, serving: 0, lost: None }), turns: Default::default() }
+        let permits = Permits::new(items.len());
+        Self { state: Mutex::new(State { idle: items.into_iter().map(Some).collect(), lost: None }), permits }
     }
 
     /// Waits for an item, uses it and returns it. One that fails with a fault of the GPU or executor is dropped, and whoever comes
@@ -44,9 +41,17 @@ impl<T> Pool<T> {
     /// # Errors
     /// What `work` or `make` says; [`CudaError::DeviceLost`] from an earlier call.
     pub fn with<R>(&self, make: impl FnOnce() -> Result<T>, work: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-        let item = self.check_out()?;
+        let permit = self.permits.take();
+        let item = {
+            let mut state = self.lock();
+            if let Some(lost) = &state.lost {
+                return Err(lost.clone().into());
+            }
+            // With as many permits as items there is one.
+            state.idle.pop().flatten()
+        };
         // Until the work is done the item counts as broken: that is what a panic leaves.
-        let mut back = Return { pool: self, item: None, lost: None };
+        let mut back = Return { pool: self, item: None, lost: None, _permit: permit };
         let mut item = match item {
             Some(item) => item,
             None => make().inspect_err(|error| back.lost = lost(error))?,
@@ -62,31 +67,6 @@ impl<T> Pool<T> {
         result
     }
 
-    fn check_out(&self) -> Result<Option<T>> {
-        let mut state = self.lock();
-        let number = state.next;
-        state.next += 1;
-        loop {
-            if let Some(lost) = &state.lost {
-                return Err(lost.clone().into());
-            }
-            if state.serving == number
-                && let Some(item) = state.idle.pop()
-            {
-                state.serving += 1;
-                if !state.idle.is_empty() {
-                    self.turn(state.serving).notify_all();
-                }
-                return Ok(item);
-            }
-            state = self.turn(number).wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn turn(&self, number: u64) -> &Condvar {
-        &self.turns[(number % TURNS as u64) as usize]
-    }
-
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         // Nothing panics while it is locked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,9 +79,6 @@ impl<T> Drop for Return<'_, T> {
         state.idle.push(self.item.take());
         if let Some(lost) = self.lost.take() {
             state.lost = Some(lost);
-            self.pool.turns.iter().for_each(Condvar::notify_all);
-        } else {
-            self.pool.turn(state.serving).notify_all();
         }
     }
 }
@@ -122,7 +99,6 @@ fn lost(error: &Error) -> Option<CudaError> {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::mpsc;
 
     fn never() -> Result<u32> {
         panic!("made anew although none is broken")
@@ -158,33 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn callers_are_served_in_the_order_they_came() {
-        const CALLERS: usize = 40; // more than there are condition variables
-        let pool = Pool::new(vec![0_u32]);
-        let (order, served) = mpsc::channel();
-        std::thread::scope(|scope| {
-            pool.with(never, |_| {
-                for caller in 0..CALLERS {
-                    let (order, pool) = (order.clone(), &pool);
-                    let work = move |_: &mut u32| {
-                        order.send(caller).unwrap();
-                        Ok(())
-                    };
-                    scope.spawn(move || pool.with(never, work).unwrap());
-                    // The next one starts when this one has its number.
-                    while pool.lock().next != caller as u64 + 2 {
-                        std::thread::yield_now();
-                    }
-                }
-                Ok(())
-            })
-            .unwrap();
-        });
-        drop(order);
-        assert_eq!(served.iter().collect::<Vec<_>>(), (0..CALLERS).collect::<Vec<_>>());
-    }
-
-    #[test]
     fn a_broken_item_is_made_anew_and_a_harmless_error_keeps_it() {
         let pool = Pool::new(vec![7_u32]);
         let harmless = pool.with(never, |_| Err::<(), _>(Error::OutsideProfile { shape: "2x2".into(), profiles: "1x1".into() }));
@@ -212,13 +161,13 @@ mod tests {
         let lost = || CudaError::DeviceLost { during: "wait for the stream", reason: "illegal address".into() };
         std::thread::scope(|scope| {
             pool.with(never, |_| {
-                for caller in 0..20 {
+                for waiting in 1..=20 {
                     let pool = &pool;
                     scope.spawn(move || {
                         let error = pool.with(never, |_| Ok(())).unwrap_err();
                         assert!(matches!(error, Error::Cuda(CudaError::DeviceLost { .. })), "{error}");
                     });
-                    while pool.lock().next != caller + 2 {
+                    while pool.permits.waiting() != waiting {
                         std::thread::yield_now();
                     }
                 }

@@ -1,5 +1,6 @@
 //! Builds plans: an ONNX graph and settings in, a serialised engine out.
 
+use super::cache::wait_for_turn;
 use super::ffi::{BuildWatch, bridge};
 use super::library::Library;
 use super::profile::Profile;
@@ -9,9 +10,14 @@ use cxx::UniquePtr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Mutex, TryLockError};
 
 /// What an error says was being done.
 const ACTION: &str = "build the engine";
+
+/// Held while TensorRT builds. One build at a time in a process: tactics are chosen by measured time, which another build on the GPU
+/// spoils, and what TensorRT's own threads log belongs to the one build that is under way.
+static ONE_BUILD: Mutex<()> = Mutex::new(());
 
 /// What an engine's arithmetic may use.
 ///
@@ -212,7 +218,15 @@ impl<'a> PlanBuilder<'a> {
             timing_cache: &settings.timing_cache,
         };
         self.device.bind()?;
-        let built = library.with_parser(|parser| self.handle.build(parser, &request, &BuildWatch(progress)))?;
+        let parser = library.parser()?;
+        let one = wait_for_turn(progress, || match ONE_BUILD.try_lock() {
+            Ok(turn) => Ok(Some(turn)),
+            // A panic in a build's progress leaves nothing behind.
+            Err(TryLockError::Poisoned(turn)) => Ok(Some(turn.into_inner())),
+            Err(TryLockError::WouldBlock) => Ok(None),
+        })?;
+        let built = self.handle.build(&parser, &request, &BuildWatch(progress));
+        drop(one);
         if progress.cancelled() {
             return Err(Error::Cancelled { what: "building the engine" });
         }

@@ -125,7 +125,7 @@ impl Cache {
             return Ok(engine);
         }
         let engine = build()?;
-        EngineFile::write(&path, &engine.manifest, &engine.plan)?;
+        EngineFile::write(&path, &engine.manifest, engine.plan())?;
         Ok(engine)
     }
 
@@ -153,28 +153,15 @@ impl Cache {
 
     /// Waits until no other build uses this cache. Released when the file closes, also when the process is killed.
     pub(super) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
-        const WAITING: &str = "waiting for another build";
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.folder.join("build.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
-        let mut waiting = false;
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if progress.cancelled() => return Err(Error::Cancelled { what: WAITING }),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-            }
-            if !waiting {
-                log::info!("{WAITING} in {}", self.folder.display());
-                progress.phase_started(WAITING, None, 0);
-                waiting = true;
-            }
-            thread::sleep(LOCK_INTERVAL);
-        }
-        if waiting {
-            progress.phase_finished(WAITING);
-        }
+        let try_lock = || match file.try_lock() {
+            Ok(()) => Ok(Some(())),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
+        };
+        wait_for_turn(progress, try_lock)?;
         self.remove_abandoned();
         Ok(file)
     }
@@ -190,6 +177,29 @@ impl Cache {
             }
         }
     }
+}
+
+/// Tries until `attempt` gives something, as a phase that `progress` hears of and may cancel.
+pub(super) fn wait_for_turn<T>(progress: &dyn BuildProgress, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+    const WAITING: &str = "waiting for another build";
+    if let Some(turn) = attempt()? {
+        return Ok(turn);
+    }
+    log::info!("{WAITING}");
+    progress.phase_started(WAITING, None, 0);
+    let turn = loop {
+        if progress.cancelled() {
+            break Err(Error::Cancelled { what: WAITING });
+        }
+        thread::sleep(LOCK_INTERVAL);
+        match attempt() {
+            Ok(None) => {}
+            Ok(Some(turn)) => break Ok(turn),
+            Err(error) => break Err(error),
+        }
+    };
+    progress.phase_finished(WAITING);
+    turn
 }
 
 /// The engine at `path`, unless it is missing, damaged or refused: then a new one takes its place.
@@ -221,7 +231,7 @@ mod tests {
     }
 
     fn engine(plan: &[u8]) -> EngineFile {
-        EngineFile { manifest: manifest(), plan: plan.to_vec().into() }
+        EngineFile::built(manifest(), plan.to_vec())
     }
 
     fn never() -> Result<EngineFile> {
@@ -319,27 +329,60 @@ mod tests {
         assert!(cache.timing_cache(&Machine { tensorrt: "10.0.0".into(), ..machine }).is_empty());
     }
 
+    /// Stops as soon as it waits, and counts the phases that began and ended.
+    #[derive(Default)]
+    struct Impatient {
+        began: AtomicUsize,
+        ended: AtomicUsize,
+    }
+
+    impl BuildProgress for Impatient {
+        fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
+            assert_eq!(phase, "waiting for another build");
+            self.began.fetch_add(1, Ordering::SeqCst);
+        }
+        fn phase_finished(&self, phase: &str) {
+            assert_eq!(phase, "waiting for another build");
+            self.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        fn cancelled(&self) -> bool {
+            self.began.load(Ordering::SeqCst) > 0
+        }
+    }
+
     #[test]
     fn waiting_is_told_and_can_be_cancelled() {
-        struct Impatient(AtomicUsize);
-        impl BuildProgress for Impatient {
-            fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
-                assert_eq!(phase, "waiting for another build");
-                self.0.fetch_add(1, Ordering::SeqCst);
-            }
-            fn cancelled(&self) -> bool {
-                self.0.load(Ordering::SeqCst) > 0
-            }
-        }
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path());
         let lock = cache.lock(&NoProgress).unwrap();
-        let impatient = Impatient(AtomicUsize::new(0));
+        let impatient = Impatient::default();
         let error = cache.get_or_build(&key(), |_| Ok(()), &impatient, never).unwrap_err();
         assert!(matches!(error, Error::Cancelled { .. }), "{error}");
-        assert_eq!(impatient.0.into_inner(), 1);
+        assert_eq!((impatient.began.into_inner(), impatient.ended.into_inner()), (1, 1));
         drop(lock);
-        cache.lock(&Impatient(AtomicUsize::new(0))).unwrap();
+        let patient = Impatient::default();
+        cache.lock(&patient).unwrap();
+        assert_eq!(patient.began.into_inner(), 0);
+    }
+
+    #[test]
+    fn a_wait_that_fails_ends_its_phase_too() {
+        let (impatient, tries) = (Impatient::default(), AtomicUsize::new(0));
+        struct Patient<'a>(&'a Impatient);
+        impl BuildProgress for Patient<'_> {
+            fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
+                self.0.phase_started(phase, parent, steps);
+            }
+            fn phase_finished(&self, phase: &str) {
+                self.0.phase_finished(phase);
+            }
+        }
+        let attempt = || match tries.fetch_add(1, Ordering::SeqCst) {
+            0 => Ok(None::<()>),
+            _ => Err(Error::Setting { setting: "a test", reason: "on purpose".into() }),
+        };
+        assert!(matches!(wait_for_turn(&Patient(&impatient), attempt), Err(Error::Setting { .. })));
+        assert_eq!((impatient.began.into_inner(), impatient.ended.into_inner()), (1, 1));
     }
 
     #[test]

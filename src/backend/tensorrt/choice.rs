@@ -234,7 +234,7 @@ impl Contest<'_> {
         let unproven = engine.manifest.fidelity.is_none();
         let refused = self.compare(&mut engine)?;
         if unproven && engine.manifest.fidelity.is_some() && refused.is_none() {
-            EngineFile::write(&path, &engine.manifest, &engine.plan)?;
+            EngineFile::write(&path, &engine.manifest, engine.plan())?;
         }
         self.enter(engine, refused);
         Ok(())
@@ -259,9 +259,10 @@ impl Contest<'_> {
         let EngineRequest { folder, gate, .. } = self.request.engine;
         let arithmetic = engine.manifest.arithmetic;
         let (Some(bar), Some(reference)) = (gate.bar(arithmetic), &self.reference) else { return Ok(None) };
+        // No other build may spoil what is measured of its shapes.
+        let _lock = self.cache.lock(self.progress)?;
         let compare = || proof::compare(self.library, self.device, folder, engine, reference, bar);
-        let (fidelity, verdict) = phase(self.progress, &format!("comparing {arithmetic} with the reference"), compare)?;
-        engine.manifest.fidelity = Some(fidelity);
+        let verdict = phase(self.progress, &format!("comparing {arithmetic} with the reference"), compare)?;
         Ok(verdict.err())
     }
 
@@ -273,6 +274,8 @@ impl Contest<'_> {
 
     /// One right after the other, refused ones too: what the bar costs is worth knowing.
     fn measure(&mut self) -> Result<()> {
+        // No other build may choose the winner.
+        let _lock = self.cache.lock(self.progress)?;
         for Entrant { candidate, engine } in &mut self.entrants {
             if let Some(engine) = engine {
                 candidate.micros = measure(self.library, self.device, self.request.engine.folder, engine)?;

@@ -1,4 +1,5 @@
 //! A TensorRT engine as an encoder that lanes run: which of its tensors is what, and a context for each profile of each lane.
+#![allow(unsafe_code)]
 
 use super::engine::{Context, Direction, Element, Engine, IoTensor, Runtime};
 use super::engine_file::EngineFile;
@@ -8,7 +9,6 @@ use crate::backend::gpu::{
 };
 use crate::cuda::{Device, DeviceBuffer, Stream};
 use crate::{Error, Result};
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Names that exporters give to hidden states, in the order they are looked for: ours and transformers', then sentence-transformers'.
@@ -45,12 +45,9 @@ impl TensorRtEncoder {
     /// Loads the plans of an engine file, and checks that they are what its manifest says.
     ///
     /// # Errors
-    /// See [`Engine::deserialize`], [`TensorRtEncoder::new`] and [`Manifest::check_plan`](super::Manifest::check_plan).
+    /// See [`Engine::load`], [`TensorRtEncoder::new`] and [`Manifest::check_plan`](super::Manifest::check_plan).
     pub fn load(runtime: &Arc<Runtime>, file: &EngineFile) -> Result<Self> {
-        let plans = file.manifest.split(&file.plan)?;
-        // Side by side: a plan's weights are unpacked on the host before they go to the device.
-        let engines = plans.into_par_iter().map(|plan| Engine::deserialize(runtime, plan)).collect::<Result<Vec<_>>>()?;
-        let encoder = Self::join(engines)?;
+        let encoder = Self::join(Engine::load(runtime, file)?)?;
         let profiles = encoder.engines.iter().flat_map(|engine| engine.profiles());
         file.manifest.check_plan(profiles, encoder.io.hidden_size)?;
         Ok(encoder)
@@ -162,7 +159,10 @@ impl GpuEncoder for TensorRtEncoder {
 
     fn session(&self, profile: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
         let place = self.places.get(profile).ok_or_else(|| unfit(format!("it has no profile number {profile}")))?;
-        let mut context = self.engines[place.0].create_context(place.1, stream, Some(memory.scratch.clone()))?;
+        let engine = &self.engines[place.0];
+        // SAFETY: the inputs are a lane's memory, which only `Kernels::stage` writes: ids of batches that were checked against the model's
+        // embedding table, and padding.
+        let mut context = unsafe { engine.create_context(place.1, stream, Some(memory.scratch.clone())) }?;
         let Tensors { ids, mask, token_types, hidden, others } = &self.tensors;
         set_integers(&mut context, *ids, &memory.ids)?;
         for (tensor, buffer) in [(mask, &memory.mask), (token_types, &memory.token_types)] {

@@ -3,14 +3,17 @@
 //! Each value keeps what it needs alive: a [`Context`] its engine and buffers, an [`Engine`] its [`Runtime`], a runtime its
 //! [`Library`]; and a [`Stream`] or captured graph keeps the context and buffers of the work put into it. Fields are declared
 //! borrower first, because Rust drops them in that order.
+#![allow(unsafe_code)]
 
 use super::builder::failure;
+use super::engine_file::EngineFile;
 use super::ffi::bridge;
 use super::library::Library;
 use crate::backend::gpu::LayerTime;
 use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
 use crate::{Error, Result};
 use cxx::UniquePtr;
+use rayon::prelude::*;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -123,11 +126,25 @@ impl Runtime {
 }
 
 impl Engine {
-    /// Loads `plan` onto the device. Check where it comes from first: TensorRT trusts a plan's inside.
+    /// Loads the plans of `file` onto the device.
+    ///
+    /// # Errors
+    /// As [`Engine::deserialize`]; [`Error::EngineMismatch`] where the manifest cuts the plans elsewhere than they end.
+    pub fn load(runtime: &Arc<Runtime>, file: &EngineFile) -> Result<Vec<Arc<Self>>> {
+        let plans = file.manifest.split(file.plan())?;
+        // Side by side: a plan's weights are unpacked on the host before they go to the device.
+        // SAFETY: an engine file's plans came from a build, or whole from a file that the caller chose to trust.
+        plans.into_par_iter().map(|plan| unsafe { Self::deserialize(runtime, plan) }).collect()
+    }
+
+    /// Loads `plan` onto the device.
     ///
     /// # Errors
     /// [`Error::TensorRt`] for a plan of another TensorRT or GPU, a damaged one, or one whose tensors are not plain device memory.
-    pub fn deserialize(runtime: &Arc<Runtime>, plan: &[u8]) -> Result<Arc<Self>> {
+    ///
+    /// # Safety
+    /// `plan` is as TensorRT's builder gave it, which trusts a plan's inside: one that was made up may do anything.
+    pub unsafe fn deserialize(runtime: &Arc<Runtime>, plan: &[u8]) -> Result<Arc<Self>> {
         const ACTION: &str = "load the engine";
         runtime.device.bind()?;
         let engine = runtime.runtime.deserialize(plan).map_err(|exception| failure(ACTION, &exception))?;
@@ -203,7 +220,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::TensorRt`], also for scratch that is too small; [`Error::Cuda`].
-    pub fn create_context(
+    ///
+    /// # Safety
+    /// Whenever the context runs, its inputs hold what its graph was made for: ids within the embedding table. An id is a place in memory, which
+    /// TensorRT does not check.
+    pub unsafe fn create_context(
         self: &Arc<Self>,
         profile: usize,
         stream: &mut Stream,
@@ -261,21 +282,16 @@ impl Running {
 }
 
 impl Drop for Running {
+    // TensorRT frees memory on the device that is current.
     fn drop(&mut self) {
-        bind_to_free(&self.engine.runtime.device);
+        self.engine.runtime.device.bind_to_free();
     }
 }
 
 impl Drop for Engine {
+    // As for Running.
     fn drop(&mut self) {
-        bind_to_free(&self.runtime.device);
-    }
-}
-
-/// TensorRT frees memory on the device that is current.
-fn bind_to_free(device: &Device) {
-    if let Err(error) = device.bind() {
-        log::warn!("while freeing what TensorRT holds: {error}");
+        self.runtime.device.bind_to_free();
     }
 }
 

@@ -12,14 +12,15 @@
 //! | 56.. | manifest (JSON), plans |
 
 use super::manifest::Manifest;
-use crate::digest::of_pieces;
+use crate::digest::{PIECE_BYTES, of_pieces};
 use crate::files::AtomicFile;
-use crate::model::Mapped;
 use crate::{Error, Result};
 use prost::bytes::Bytes;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"trtembed";
@@ -28,13 +29,14 @@ const HEADER_BYTES: usize = 56;
 /// Far above any manifest: a larger length is damage, and is not allocated.
 const MAX_MANIFEST_BYTES: u32 = 1 << 20;
 
-/// A manifest with its plan.
+/// A manifest with its plan, which came from a build or whole from a file.
+///
+/// TensorRT trusts what is in a plan, and so runs whatever a file holds: open only engine files that you or those you trust have built.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineFile {
     /// What the plan is.
     pub manifest: Manifest,
-    /// TensorRT's bytes: all plans, one after the other ([`Manifest::split`]).
-    pub plan: Bytes,
+    plan: Bytes,
 }
 
 struct Header {
@@ -44,6 +46,25 @@ struct Header {
 }
 
 impl EngineFile {
+    /// An engine of parts.
+    ///
+    /// # Safety
+    /// `plan` is as TensorRT's builder gave it, or is never loaded.
+    #[allow(unsafe_code)] // the declaration alone
+    pub unsafe fn from_parts(manifest: Manifest, plan: Vec<u8>) -> Self {
+        Self::built(manifest, plan)
+    }
+
+    /// As [`EngineFile::from_parts`], for who has built it.
+    pub(super) fn built(manifest: Manifest, plan: Vec<u8>) -> Self {
+        Self { manifest, plan: plan.into() }
+    }
+
+    /// TensorRT's bytes: all plans, one after the other ([`Manifest::split`]).
+    pub fn plan(&self) -> &[u8] {
+        &self.plan
+    }
+
     /// Writes manifest and plan to `path`, whole or not at all.
     ///
     /// # Errors
@@ -55,7 +76,7 @@ impl EngineFile {
             .ok()
             .filter(|&bytes| bytes <= MAX_MANIFEST_BYTES)
             .ok_or_else(|| Error::EngineFile { path: path.into(), reason: format!("its manifest has {} bytes", json.len()) })?;
-        let digest = digest(&json, plan);
+        let digest = digest(&json, &of_pieces([plan]));
 
         let mut file = AtomicFile::create(path)?;
         let parts: [&[u8]; 7] = [
@@ -70,7 +91,6 @@ impl EngineFile {
         for part in parts {
             file.write_all(part).map_err(Error::io("write", path))?;
         }
-        file.file()?.sync_all().map_err(Error::io("write", path))?;
         file.commit()
     }
 
@@ -96,24 +116,20 @@ impl EngineFile {
         let (manifest, json) = reader.manifest(&header)?;
         check(&manifest)?;
         reader.check_length(&header)?;
-        // Mapped, not copied: engine files are replaced by renaming, which leaves a mapped one as it was.
-        let file = Bytes::from_owner(Mapped::open(path)?);
-        let start = HEADER_BYTES + header.manifest_bytes;
-        if file.len() as u64 != reader.file_bytes || file.len() < start {
-            return Err(reader.damaged("it changed while it was read".into()));
-        }
-        let plan = file.slice(start..);
-        if digest(&json, &plan) != header.digest {
+        // Read, not mapped: what is hashed is then what TensorRT gets, whatever becomes of the file.
+        let start = (HEADER_BYTES + header.manifest_bytes) as u64;
+        let (plan, pieces) = reader.plan(start, header.plan_bytes)?;
+        if digest(&json, &pieces) != header.digest {
             return Err(reader.damaged("its SHA-256 is not the one in its header".into()));
         }
-        Ok(Self { manifest, plan })
+        Ok(Self::built(manifest, plan))
     }
 }
 
-/// The hash in the header; the pieces of the plan on all cores.
-fn digest(json: &[u8], plan: &[u8]) -> [u8; 32] {
+/// The hash in the header, of the manifest and of the hashes of the plan's pieces.
+fn digest(json: &[u8], pieces: &[[u8; 32]]) -> [u8; 32] {
     let whole = Sha256::new().chain_update((json.len() as u64).to_le_bytes()).chain_update(json);
-    of_pieces([plan]).iter().fold(whole, |whole, piece| whole.chain_update(piece)).finalize().into()
+    pieces.iter().fold(whole, |whole, piece| whole.chain_update(piece)).finalize().into()
 }
 
 struct Reader<'a> {
@@ -172,6 +188,24 @@ impl<'a> Reader<'a> {
         self.fill(&mut json, "manifest")?;
         let manifest = serde_json::from_slice(&json).map_err(|error| self.damaged(format!("its manifest: {error}")))?;
         Ok((manifest, json))
+    }
+
+    /// The `bytes` bytes from `start` on and the hash of each piece of them, on all cores.
+    fn plan(&self, start: u64, bytes: u64) -> Result<(Vec<u8>, Vec<[u8; 32]>)> {
+        let room = |bytes: usize| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+        let Some(bytes) = usize::try_from(bytes).ok().filter(|&bytes| room(bytes)) else {
+            return Err(self.damaged(format!("there is no memory for its plan of {bytes} bytes")));
+        };
+        let mut plan = vec![0; bytes];
+        let read = |(number, piece): (usize, &mut [u8])| {
+            self.file.read_exact_at(piece, start + (number * PIECE_BYTES) as u64).map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => self.damaged("it changed while it was read".into()),
+                _ => Error::io("read", self.path)(error),
+            })?;
+            Ok(Sha256::digest(piece).into())
+        };
+        let pieces = plan.par_chunks_mut(PIECE_BYTES).enumerate().map(read).collect::<Result<_>>()?;
+        Ok((plan, pieces))
     }
 
     fn check_length(&self, header: &Header) -> Result<()> {

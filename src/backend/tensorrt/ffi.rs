@@ -214,6 +214,8 @@ unsafe impl Sync for bridge::Library {}
 
 // SAFETY: a ParserLibrary is one function pointer, written once before the value is shared.
 unsafe impl Send for bridge::ParserLibrary {}
+// SAFETY: as for Send; a build reads the pointer and makes a parser of its own with it.
+unsafe impl Sync for bridge::ParserLibrary {}
 
 // SAFETY: TensorRT ties no runtime to the thread that made it.
 unsafe impl Send for bridge::Runtime {}

@@ -44,8 +44,11 @@ pub struct Library {
     path: PathBuf,
     search: SearchPath,
     /// Loaded by the first build.
-    parser: Mutex<Option<UniquePtr<bridge::ParserLibrary>>>,
+    parser: Mutex<Option<Parser>>,
 }
+
+/// The loaded libnvonnxparser, from which each build makes a parser of its own.
+pub(super) type Parser = Arc<UniquePtr<bridge::ParserLibrary>>;
 
 impl Version {
     /// Whether a program compiled with `headers` may call this library.
@@ -186,24 +189,21 @@ impl Library {
     /// # Errors
     /// [`Error::TensorRtLibrary`].
     pub fn load_parser(&self) -> Result<()> {
-        self.with_parser(|_| ())
+        self.parser().map(drop)
     }
 
     pub(super) fn handle(&self) -> &bridge::Library {
         &self.handle
     }
 
-    /// Runs `work` with the parser's library while no other build runs in this process.
-    pub(super) fn with_parser<T>(&self, work: impl FnOnce(&bridge::ParserLibrary) -> T) -> Result<T> {
-        static ONE_BUILD: Mutex<()> = Mutex::new(());
-        let _one = ONE_BUILD.lock().unwrap_or_else(PoisonError::into_inner);
-        // A panic in a build's progress leaves the library whole.
+    /// The parser's library. Locks for no longer than loading it takes.
+    pub(super) fn parser(&self) -> Result<Parser> {
+        // A panic while it was locked came from loading, before it was kept.
         let mut parser = self.parser.lock().unwrap_or_else(PoisonError::into_inner);
-        let opened = match parser.take() {
-            Some(opened) => opened,
-            None => self.open_parser()?,
-        };
-        Ok(work(parser.insert(opened)))
+        if let Some(parser) = &*parser {
+            return Ok(Arc::clone(parser));
+        }
+        Ok(Arc::clone(parser.insert(Arc::new(self.open_parser()?))))
     }
 
     fn open_parser(&self) -> Result<UniquePtr<bridge::ParserLibrary>> {

@@ -3,8 +3,9 @@
 use super::builder::Arithmetic;
 use super::engine::ProfileRange;
 use super::products::Products;
-use super::profile::Profile;
+use super::profile::{Profile, Shape, check_longest};
 use crate::graph::Precision;
+use crate::tokens::{ShapeCost, ShapeCosts};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -118,6 +119,17 @@ pub struct Speed {
     pub int8_micros: Option<f64>,
 }
 
+/// The GPU's time of a whole call at a profile, by which shapes are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// The profile.
+    pub profile: Profile,
+    /// Microseconds at its smallest shape.
+    pub min_micros: f64,
+    /// Microseconds at its largest shape.
+    pub max_micros: f64,
+}
+
 /// The first part of an engine file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -142,6 +154,10 @@ pub struct Manifest {
     /// What it multiplies in, of the profiles whose kernels are known: those of one shape, in engines that were timed.
     #[serde(default)]
     pub products: Vec<Products>,
+    /// What its shapes cost, in the order of `profiles`, so that every load chooses the same ones. Empty where that was not measured: it is then
+    /// measured at every load.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub costs: Vec<Cost>,
 }
 
 fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Result<()> {
@@ -186,6 +202,37 @@ impl Manifest {
         };
         (!said.is_empty())
             .then(|| format!("by their kernels' names, matrix products of {of} do not all run in int8: {}", said.join("; ")))
+    }
+
+    /// What shapes cost, as [`Manifest::costs`] says.
+    pub fn shape_costs(&self) -> Option<ShapeCosts> {
+        let sides = |shape: Shape| (shape.batch as usize, shape.seq as usize);
+        let cost = |&Cost { profile, min_micros, max_micros }: &Cost| ShapeCost {
+            min: sides(profile.min()),
+            max: sides(profile.max()),
+            min_micros,
+            max_micros,
+        };
+        (!self.costs.is_empty()).then(|| ShapeCosts::new(self.costs.iter().map(cost).collect()))
+    }
+
+    /// Notes `costs`, measured with shapes in the order of `profiles`.
+    pub(super) fn note_costs(&mut self, costs: &ShapeCosts) {
+        let micros = |micros: f64| rounded(format!("{micros:.1}"));
+        let cost = |(&profile, cost): (&Profile, &ShapeCost)| Cost {
+            profile,
+            min_micros: micros(cost.min_micros),
+            max_micros: micros(cost.max_micros),
+        };
+        self.costs = self.profiles.iter().zip(costs.shapes()).map(cost).collect();
+    }
+
+    /// Checks that the plan holds texts of `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], with what it holds.
+    pub fn check_max_tokens(&self, tokens: usize) -> Result<()> {
+        check_longest(&self.profiles, tokens)
     }
 
     /// Checks that the plan runs on `machine`.
@@ -285,176 +332,5 @@ fn list(profiles: &[Profile]) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-
-    pub(crate) fn manifest() -> Manifest {
-        Manifest {
-            machine: Machine { tensorrt: "8.6.0".into(), compute_capability: "9.0".into(), gpu: "NVIDIA H200".into() },
-            model: Model {
-                source: Source::Exported(Precision::Fp32),
-                graph: "a".repeat(64),
-                tokenizer: "b".repeat(64),
-                pooling: "mean, normalize".into(),
-                hidden_size: 384,
-                positions: 512,
-                tanh_gelu: false,
-            },
-            arithmetic: Arithmetic::Fp16,
-            profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
-            plan_bytes: Vec::new(),
-            build: Build {
-                by: "trt-embed 0.1.0".into(),
-                cuda_driver: "13.0".into(),
-                seconds: 45,
-                workspace_bytes: None,
-                optimization_level: Some(3),
-                fp32_layers: Vec::new(),
-                float_linears: Vec::new(),
-                int8_inputs: 0,
-            },
-            speed: Vec::new(),
-            products: Vec::new(),
-            fidelity: Some(Fidelity {
-                texts: 60,
-                reference: "cpu".into(),
-                min_cosine: 0.99995,
-                max_abs_difference: 3.1e-4,
-                not_finite: 0,
-                worst_profile: "1x16".parse().unwrap(),
-                worst_tokens: 9,
-            }),
-        }
-    }
-
-    fn check(built: &Manifest, here: &Manifest) -> Result<()> {
-        built.check_machine(&here.machine)?;
-        built.check_model(&here.model)?;
-        built.check_build(here.arithmetic, &here.profiles)
-    }
-
-    #[test]
-    fn each_field_that_differs_is_named() {
-        check(&manifest(), &manifest()).unwrap();
-        type Change = (fn(&mut Manifest), &'static str);
-        let changes: [Change; 10] = [
-            (|here| here.machine.tensorrt = "8.6.1".into(), "the version of TensorRT"),
-            (|here| here.machine.compute_capability = "8.9".into(), "the compute capability"),
-            (|here| here.machine.gpu = "NVIDIA L4".into(), "the GPU"),
-            (|here| here.model.graph = "c".repeat(64), "the hash of the graph"),
-            (|here| here.model.tokenizer = "c".repeat(64), "the hash of the tokenizer"),
-            (|here| here.model.hidden_size = 768, "the hidden size"),
-            (|here| here.model.positions = 256, "the longest row"),
-            (|here| here.arithmetic = Arithmetic::Fp32, "the precision"),
-            (|here| here.profiles.swap(0, 1), "the list of profiles"),
-            (|here| here.profiles.truncate(1), "the list of profiles"),
-        ];
-        for (change, name) in changes {
-            let mut here = manifest();
-            change(&mut here);
-            let error = check(&manifest(), &here).unwrap_err();
-            assert!(matches!(error, Error::EngineMismatch { field, .. } if field == name), "{name}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_part_of_the_plan_may_differ() {
-        let mut here = manifest();
-        here.model.pooling = "cls".into();
-        here.build.cuda_driver = "12.4".into();
-        here.fidelity = None;
-        check(&manifest(), &here).unwrap();
-    }
-
-    #[test]
-    fn engines_of_earlier_versions_have_the_model_s_own_gelu() {
-        let mut model = manifest().model;
-        let json = serde_json::to_string(&model).unwrap();
-        assert!(!json.contains("tanh_gelu"), "{json}");
-        assert_eq!(serde_json::from_str::<Model>(&json).unwrap(), model);
-        model.tanh_gelu = true;
-        assert_eq!(serde_json::from_str::<Model>(&serde_json::to_string(&model).unwrap()).unwrap(), model);
-    }
-
-    #[test]
-    fn speeds_are_read_as_earlier_versions_wrote_them_and_say_what_was_measured() {
-        let read = |json: &str| serde_json::from_str::<Speed>(json).unwrap();
-        for (json, said) in [
-            (r#"{"profile":"1x16","micros":230.6,"fp16_micros":141.2}"#, "1x16: 230.6 us, fp16 141.2 us (1.63)"),
-            (r#"{"profile":"1x16","micros":141.2,"int8_micros":230.6}"#, "1x16: 141.2 us, int8 230.6 us (0.61)"),
-            (r#"{"profile":"1x16","micros":141.2}"#, "1x16: 141.2 us"),
-        ] {
-            assert_eq!(read(json).to_string(), said);
-            assert_eq!(serde_json::to_string(&read(json)).unwrap(), json);
-        }
-    }
-
-    #[test]
-    fn int8_that_does_not_run_is_told() {
-        let products = |int8| {
-            let names: Vec<String> =
-                (0..int8).map(|_| "gemm_i8i8_i8i32".to_owned()).chain(["gemm_f32f32_f32f32".into()]).collect();
-            vec![Products::count("1x16".parse().unwrap(), &names)]
-        };
-        let mut manifest = manifest();
-        manifest.products = products(0);
-        assert_eq!(manifest.missing_int8(), None);
-        manifest.arithmetic = Arithmetic::Int8;
-        let said = manifest.missing_int8().unwrap();
-        assert!(said.contains("a quantised graph") && said.contains("1x16: 1 fp32"), "{said}");
-        manifest.products = products(1);
-        assert_eq!(manifest.missing_int8(), None);
-        manifest.build.int8_inputs = 4;
-        let said = manifest.missing_int8().unwrap();
-        assert!(said.contains("4 quantised tensors") && said.contains("1x16: 1 int8, 1 fp32"), "{said}");
-        manifest.products = products(4);
-        assert_eq!(manifest.missing_int8(), None);
-        // Kernels whose names tell nothing, and none at all.
-        manifest.products = vec![Products::count("1x16".parse().unwrap(), &["__myl_FcMulAdd"])];
-        assert_eq!(manifest.missing_int8(), None);
-        manifest.products.clear();
-        assert_eq!(manifest.missing_int8(), None);
-    }
-
-    #[test]
-    fn a_plan_with_other_profiles_than_its_manifest_is_refused() {
-        let range = |min: [i64; 2], opt: [i64; 2], max: [i64; 2]| {
-            vec![ProfileRange { tensor: 0, min: min.into(), opt: opt.into(), max: max.into() }]
-        };
-        let mut profiles = vec![range([1, 1], [1, 128], [8, 512]), range([1, 16], [1, 16], [1, 16])];
-        manifest().check_plan(&profiles, 384).unwrap();
-        let error = manifest().check_plan(&profiles, 768).unwrap_err();
-        assert!(matches!(error, Error::EngineMismatch { field: "the plan's hidden size", .. }), "{error}");
-        profiles[0][0].max[1] = 256;
-        let error = manifest().check_plan(&profiles, 384).unwrap_err().to_string();
-        assert!(error.contains("1x1:1x128:8x256, 1x16, expected 1x1:1x128:8x512, 1x16"), "{error}");
-    }
-
-    #[test]
-    fn plans_are_cut_as_the_manifest_says_or_refused() {
-        let mut manifest = manifest();
-        let plan = [1_u8, 2, 3, 4, 5];
-        assert_eq!(manifest.split(&plan).unwrap(), [&plan]);
-        manifest.plan_bytes = vec![5];
-        assert_eq!(manifest.split(&plan).unwrap(), [&plan]);
-        manifest.plan_bytes = vec![2, 3];
-        assert_eq!(manifest.split(&plan).unwrap(), [&plan[..2], &plan[2..]]);
-        for wrong in [vec![2, 2], vec![2, 4], vec![6], vec![1, 1, 3], vec![u64::MAX, 6], vec![u64::MAX, u64::MAX]] {
-            manifest.plan_bytes = wrong;
-            assert!(matches!(manifest.split(&plan), Err(Error::EngineMismatch { .. })), "{:?}", manifest.plan_bytes);
-        }
-    }
-
-    #[test]
-    fn fidelity_below_the_bar_or_not_measured_is_refused() {
-        let mut manifest = manifest();
-        manifest.check_fidelity(0.9999).unwrap();
-        assert!(matches!(manifest.check_fidelity(0.99999), Err(Error::EngineMismatch { .. })));
-        assert!(matches!(manifest.check_fidelity(f64::NAN), Err(Error::EngineMismatch { .. })));
-        manifest.fidelity.as_mut().unwrap().not_finite = 1;
-        assert!(matches!(manifest.check_fidelity(0.9), Err(Error::EngineMismatch { .. })));
-        manifest.fidelity = None;
-        let error = manifest.check_fidelity(0.9).unwrap_err().to_string();
-        assert!(error.contains("not measured"), "{error}");
-    }
-}
+#[path = "manifest_tests.rs"]
+pub(super) mod tests;

@@ -35,7 +35,7 @@ pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Ru
 pub use engine_file::EngineFile;
 pub use layers::{Layer, LayerTensor};
 pub use library::{Library, SearchPath, Version, header_version};
-pub use manifest::{Build, Fidelity, Machine, Manifest, Model, Source, Speed};
+pub use manifest::{Build, Cost, Fidelity, Machine, Manifest, Model, Source, Speed};
 pub use observer::TensorRtObserver;
 pub use pipeline::{EngineRequest, Gate, build_engine, cached_engine, load_engine};
 pub use products::Products;

@@ -1,4 +1,5 @@
 //! Calibration on the GPU: an fp32 engine of the observed graph, whose further outputs come down batch by batch.
+#![allow(unsafe_code)]
 
 use super::builder::{Arithmetic, BuildProgress};
 use super::cache::Cache;
@@ -36,6 +37,8 @@ pub struct TensorRtObserver {
     mask: Input,
     tensors: Vec<Tensor>,
     largest: Shape,
+    /// Rows of the token embedding table.
+    vocab_size: usize,
     // Dropped last: it waits for what the others still have under way.
     stream: Stream,
 }
@@ -62,7 +65,7 @@ impl TensorRtObserver {
     /// results; as much pinned memory as values.
     ///
     /// # Errors
-    /// As [`Graph::observed`], [`build_plan`](super::build_plan) and [`Engine::deserialize`]; [`Error::Cancelled`](crate::Error::Cancelled);
+    /// As [`Graph::observed`], [`build_plan`](super::build_plan) and [`Engine::load`]; [`Error::Cancelled`](crate::Error::Cancelled);
     /// [`Error::Io`](crate::Error::Io) where the cache cannot be written; [`Error::Cuda`](crate::Error::Cuda), also for memory that does
     /// not suffice.
     pub fn new(
@@ -89,7 +92,8 @@ impl TensorRtObserver {
         let encoder = stage("loading the engine", || TensorRtEncoder::load(&runtime, &file))?;
         let engine = encoder.engines()[0].clone(); // never empty
         let mut stream = device.stream()?;
-        let mut context = engine.create_context(0, &mut stream, None)?;
+        // SAFETY: the ids are those of batches that `run` checks against the model's embedding table.
+        let mut context = unsafe { engine.create_context(0, &mut stream, None) }?;
         let tokens = profile.max().tokens() as usize;
         let mut input = |name| -> Result<Input> {
             let place = place(&engine, name, Direction::Input, Element::I32, None)?;
@@ -111,19 +115,20 @@ impl TensorRtObserver {
             Ok(Tensor { name: name.to_owned(), channels, device: output(name, channels)?, host })
         };
         let tensors = observed.iter().map(tensor).collect::<Result<_>>()?;
-        Ok(Self { context, ids, mask, tensors, largest: profile.max(), stream })
+        Ok(Self { context, ids, mask, tensors, largest: profile.max(), vocab_size: model.config.vocab_size, stream })
     }
 
     /// Runs `batch` and waits until its tensors are in host memory.
     fn run(&mut self, batch: &TokenBatch) -> Result<()> {
-        let shape = [batch.batch() as i64, batch.seq as i64];
-        for (input, values) in [(&self.ids, &batch.ids), (&self.mask, &batch.attention_mask())] {
+        batch.check_ids(self.vocab_size)?;
+        let shape = [batch.batch() as i64, batch.seq() as i64];
+        for (input, values) in [(&self.ids, batch.ids()), (&self.mask, &batch.attention_mask())] {
             self.context.set_input_shape(input.place, &shape)?;
             self.stream.upload(values, &input.device)?;
         }
         self.context.enqueue(&mut self.stream)?;
         for tensor in &mut self.tensors {
-            let count = batch.batch() * batch.seq * tensor.channels;
+            let count = batch.batch() * batch.seq() * tensor.channels;
             self.stream.copy_to_host(&tensor.device, &mut tensor.host, count)?;
         }
         Ok(self.stream.synchronize()?)
@@ -144,7 +149,7 @@ impl Observer for TensorRtObserver {
         for batch in batches {
             self.run(batch)?;
             let look = |values: &mut Vec<f32>, tensor: &Tensor| -> Result<()> {
-                values.resize(batch.batch() * batch.seq * tensor.channels, 0.0);
+                values.resize(batch.batch() * batch.seq() * tensor.channels, 0.0);
                 tensor.host.read(0, values)?;
                 visit(batch, &tensor.name, values);
                 Ok(())

@@ -5,7 +5,7 @@ use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
 use super::manifest::{Build, Machine, Manifest, Model};
-use super::profile::{Profile, default_profiles};
+use super::profile::{Profile, check_longest, default_profiles};
 use super::proof;
 use super::source::{GraphSource, machine};
 use super::timing::{Measured, measure, speeds};
@@ -41,6 +41,9 @@ pub struct EngineRequest<'a> {
     pub onnx: Option<&'a Path>,
     /// How to build. Without profiles it is [`default_profiles`]; a timing cache comes from the engine cache.
     pub settings: BuildSettings,
+    /// Texts of up to so many tokens must be held, also where the model's own limit is lower. (A lower number changes no engine: texts are cut
+    /// before they reach it.)
+    pub max_tokens: Option<usize>,
     /// Ranges of activations, for an int8 engine of `folder`'s own graph; a graph from `onnx` brings its Q/DQ pairs.
     pub quantization: Option<&'a Quantization>,
     /// Computes the GELU of `folder`'s own graph by its tanh approximation, for which TensorRT 8.6 has fp16 matrix products and for the
@@ -74,6 +77,7 @@ impl<'a> EngineRequest<'a> {
             folder,
             onnx: None,
             settings: BuildSettings::default(),
+            max_tokens: None,
             quantization: None,
             tanh_gelu: false,
             gate: Gate::default(),
@@ -84,10 +88,10 @@ impl<'a> EngineRequest<'a> {
     /// Checks what needs neither TensorRT nor a GPU: the profiles, and that there is a reference where the gate wants one.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a profile beyond the model's positions, and for int8 without ranges; [`Error::NoReference`];
-    /// [`Error::ReferenceFile`].
+    /// [`Error::Setting`] for a profile beyond the model's positions, for profiles that do not hold [`EngineRequest::max_tokens`], and for int8
+    /// without ranges; [`Error::NoReference`]; [`Error::ReferenceFile`].
     pub fn check(&self) -> Result<()> {
-        for profile in &self.settings.profiles {
+        for profile in &self.profiles() {
             profile.check(self.folder.config.max_tokens())?;
         }
         self.check_graph()?;
@@ -97,8 +101,9 @@ impl<'a> EngineRequest<'a> {
         }
     }
 
-    /// Whether the graph can be what is asked for.
+    /// Whether graph and profiles can be what is asked for.
     fn check_graph(&self) -> Result<()> {
+        check_longest(&self.profiles(), self.max_tokens.unwrap_or(0))?;
         self.check_quantization()?;
         let reason = match (self.tanh_gelu, self.onnx, self.folder.config.activation) {
             (false, ..) | (true, None, Activation::Gelu) => return Ok(()),
@@ -125,7 +130,7 @@ impl<'a> EngineRequest<'a> {
     /// Those asked for, else [`default_profiles`].
     pub(super) fn profiles(&self) -> Vec<Profile> {
         match self.settings.profiles.as_slice() {
-            [] => default_profiles(self.folder.max_tokens()),
+            [] => default_profiles(self.folder.max_tokens().max(self.max_tokens.unwrap_or(0))),
             some => some.to_vec(),
         }
     }
@@ -155,11 +160,14 @@ pub fn build_engine(
     let mut engine = job.build()?;
     drop(lock);
     if request.settings.arithmetic == Arithmetic::Int8 {
+        // A quantised graph of another exporter has no fp16 one beside it. Before the lock, which building it takes.
+        let half = || half_precision(library, device, cache, request, progress);
+        let half = request.quantization.map(|_| half()).transpose()?;
+        // No other build may spoil the times.
+        let _lock = cache.lock(progress)?;
         let micros = |file: &mut EngineFile| measure(library, device, request.folder, file);
         let int8 = phase(progress, "measuring int8", || micros(&mut engine))?;
-        // A quantised graph of another exporter has no fp16 one beside it.
-        if request.quantization.is_some() {
-            let (mut half, _) = half_precision(library, device, cache, request, progress)?;
+        if let Some((mut half, _)) = half {
             let fp16 = phase(progress, "measuring fp16 beside it", || micros(&mut half))?;
             let beside = Measured { fp16: Some(&fp16), int8: None };
             engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
@@ -302,10 +310,8 @@ impl<'a> Job<'a> {
         let reference = self.bar.map(|_| phase(progress, "embedding the texts to compare", reference)).transpose()?;
         let mut file = self.build_unproven()?;
         if let (Some(bar), Some(reference)) = (self.bar, reference) {
-            let compare = || proof::compare(self.library, self.device, self.folder, &file, &reference, bar);
-            let (fidelity, verdict) = phase(progress, "comparing the engine with the reference", compare)?;
-            verdict?;
-            file.manifest.fidelity = Some(fidelity);
+            let compare = || proof::compare(self.library, self.device, self.folder, &mut file, &reference, bar);
+            phase(progress, "comparing the engine with the reference", compare)??;
         }
         Ok(file)
     }
@@ -325,8 +331,14 @@ impl<'a> Job<'a> {
             fidelity: None,
             speed: Vec::new(),
             products: Vec::new(),
+            costs: Vec::new(),
         };
-        Ok(EngineFile { manifest, plan: plans.concat().into() })
+        // One plan, the rule from TensorRT 10 on, is not copied.
+        let plan = match <[Vec<u8>; 1]>::try_from(plans) {
+            Ok([plan]) => plan,
+            Err(plans) => plans.concat(),
+        };
+        Ok(EngineFile::built(manifest, plan))
     }
 
     /// One plan for all profiles; with TensorRT 8 one for each, because plans of several profiles may fail to load there (Myelin's
@@ -394,80 +406,5 @@ pub(super) fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOn
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settings(arithmetic: Arithmetic) -> BuildSettings {
-        let profiles = ["1x16", "1x1:2x32:4x64"].map(|text| text.parse().unwrap()).into();
-        BuildSettings { arithmetic, profiles, ..BuildSettings::default() }
-    }
-
-    #[test]
-    fn the_bars_follow_from_the_precision() {
-        assert_eq!(Gate::Standard.bar(Arithmetic::Fp16), Some(0.9999));
-        assert_eq!(Gate::Standard.bar(Arithmetic::Fp32), Some(0.99999));
-        assert_eq!(Gate::MinCosine(0.5).bar(Arithmetic::Fp16), Some(0.5));
-        assert_eq!(Gate::Off.bar(Arithmetic::Fp32), None);
-    }
-
-    #[test]
-    fn ranges_go_with_int8_of_the_model_s_own_graph() {
-        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
-        let (ranges, onnx) = (Quantization::default(), Path::new("q.onnx"));
-        for (arithmetic, onnx, quantization, right) in [
-            (Arithmetic::Int8, None, Some(&ranges), true),
-            (Arithmetic::Int8, Some(onnx), None, true),
-            (Arithmetic::Fp16, Some(onnx), None, true),
-            (Arithmetic::Int8, None, None, false),
-            (Arithmetic::Int8, Some(onnx), Some(&ranges), false),
-            (Arithmetic::Fp16, None, Some(&ranges), false),
-        ] {
-            let settings = settings(arithmetic);
-            let request = EngineRequest { onnx, settings, quantization, gate: Gate::Off, ..EngineRequest::new(&folder) };
-            match request.check() {
-                Ok(()) => assert!(right, "{request:?}"),
-                Err(Error::Setting { setting, .. }) => assert!(!right && setting == "--calibration", "{request:?}"),
-                Err(other) => panic!("{other}"),
-            }
-        }
-    }
-
-    #[test]
-    fn only_the_exact_gelu_of_the_model_s_own_graph_is_approximated() {
-        let mut folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
-        let check = |folder: &ModelFolder, onnx: Option<&Path>| {
-            EngineRequest { onnx, tanh_gelu: true, gate: Gate::Off, ..EngineRequest::new(folder) }.check()
-        };
-        check(&folder, None).unwrap();
-        let error = check(&folder, Some(Path::new("model.onnx"))).unwrap_err();
-        assert!(matches!(error, Error::Setting { setting: "--tanh-gelu", .. }), "{error}");
-        for activation in [Activation::GeluTanh, Activation::Relu] {
-            folder.config.activation = activation;
-            let error = check(&folder, None).unwrap_err();
-            assert!(error.to_string().contains("hidden_act"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_work_is_said_before_the_build() {
-        let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
-        let mut request = EngineRequest::new(&folder);
-        request.gate = Gate::Off;
-        request.check().unwrap();
-        request.settings.profiles = vec!["1x209".parse().unwrap()];
-        let error = request.check().unwrap_err().to_string();
-        assert!(error.contains("209") && error.contains("208"), "{error}");
-
-        // A folder with configuration and tokenizer alone.
-        let bare = tempfile::tempdir().unwrap();
-        for name in ["config.json", "tokenizer.json"] {
-            std::fs::copy(folder.root.join(name), bare.path().join(name)).unwrap();
-        }
-        let bare = ModelFolder::open(bare.path()).unwrap();
-        let mut request = EngineRequest::new(&bare);
-        let error = request.check().unwrap_err();
-        assert!(matches!(error, Error::NoReference { .. }) && error.to_string().contains("--no-parity"), "{error}");
-        request.gate = Gate::Off;
-        request.check().unwrap();
-    }
-}
+#[path = "pipeline_tests.rs"]
+mod tests;

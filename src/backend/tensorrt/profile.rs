@@ -122,6 +122,22 @@ pub fn default_profiles(max_tokens: usize) -> Vec<Profile> {
     shapes.into_iter().map(Profile::bucket).collect()
 }
 
+/// Checks that one of `profiles` holds texts of `tokens` tokens.
+///
+/// # Errors
+/// [`Error::Setting`], with the longest that they hold.
+pub(super) fn check_longest(profiles: &[Profile], tokens: usize) -> Result<()> {
+    let longest = profiles.iter().map(|profile| profile.max.seq as usize).max().unwrap_or(0);
+    if tokens <= longest {
+        return Ok(());
+    }
+    let reason = format!(
+        "{tokens} is above {longest}, the longest text in tokens that the engine serves; ask for at most {longest}, or build it with a \
+         --profile that holds 1x{tokens}"
+    );
+    Err(Error::Setting { setting: "--max-tokens", reason })
+}
+
 fn invalid(reason: String) -> Error {
     Error::Setting { setting: "--profile", reason }
 }

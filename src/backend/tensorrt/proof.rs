@@ -8,7 +8,8 @@ use super::library::Library;
 use super::manifest::{Fidelity, rounded};
 use super::profile::Profile;
 use super::reference::ReferenceFile;
-use crate::backend::gpu::parity::{Agreement, Reference, rows_of_all_lengths};
+use crate::backend::Backend;
+use crate::backend::gpu::parity::{Agreement, Padding, Reference, rows_of_all_lengths};
 use crate::backend::gpu::{GpuBackend, GpuSettings};
 use crate::cuda::Device;
 use crate::model::ModelFolder;
@@ -53,13 +54,11 @@ pub(super) fn reference(folder: &ModelFolder, profiles: &[Profile], given: Optio
 
 #[cfg(feature = "cpu")]
 fn run_on_cpu(folder: &ModelFolder, longest: usize, rows: Vec<Vec<u32>>) -> Result<Reference> {
-    use crate::backend::gpu::parity::Padding;
     let head = Head::of_model(folder)?;
     let dim = head.dim;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, longest, threads)?;
-    let padding = Padding { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size };
-    Reference::run(&backend, rows, dim, padding)
+    Reference::run(&backend, rows, dim, Padding::of_model(folder))
 }
 
 #[cfg(not(feature = "cpu"))]
@@ -68,27 +67,32 @@ fn run_on_cpu(folder: &ModelFolder, _: usize, _: Vec<Vec<u32>>) -> Result<Refere
     Err(Error::NoReference { reason: "this build lacks the feature `cpu`".into() })
 }
 
-/// Loads the engine of `file` and runs the reference's texts through each of its profiles: what its manifest then says, and
-/// [`Error::Fidelity`] beside it where that is below `bar`.
+/// Loads the engine of `file` and runs the reference's texts through each of its profiles. How true it is and what its shapes cost is noted in
+/// its manifest; [`Error::Fidelity`] within where that is below `bar`.
 pub(super) fn compare(
     library: &Arc<Library>,
     device: &Device,
     folder: &ModelFolder,
-    file: &EngineFile,
+    file: &mut EngineFile,
     oracle: &Oracle,
     bar: f64,
-) -> Result<(Fidelity, Result<()>)> {
-    let agreement = oracle.vectors.compare(&executor(library, device, folder, file)?)?;
+) -> Result<Result<()>> {
+    let executor = executor(library, device, folder, file)?;
+    if let Some(costs) = executor.costs() {
+        file.manifest.note_costs(&costs);
+    }
+    let agreement = oracle.vectors.compare(&executor)?;
     let fidelity = fidelity(&agreement, &file.manifest.profiles, &oracle.name)?;
     let verdict = judge(&agreement, &fidelity, bar, file.manifest.arithmetic);
-    Ok((fidelity, verdict))
+    file.manifest.fidelity = Some(fidelity);
+    Ok(verdict)
 }
 
 /// The engine of `file` with one lane.
 pub(super) fn executor(library: &Arc<Library>, device: &Device, folder: &ModelFolder, file: &EngineFile) -> Result<GpuBackend> {
     let encoder = TensorRtEncoder::load(&Runtime::new(library, device)?, file)?;
-    let settings = GpuSettings { lanes: 1, ..GpuSettings::default() };
-    GpuBackend::new(Arc::new(encoder), Head::of_model(folder)?, folder.config.pad_token_id, &settings)
+    let settings = GpuSettings { lanes: 1, costs: file.manifest.shape_costs(), ..GpuSettings::default() };
+    GpuBackend::new(Arc::new(encoder), Head::of_model(folder)?, Padding::of_model(folder), &settings)
 }
 
 /// The manifest's words for `agreement`.

@@ -56,7 +56,7 @@ impl ReferenceFile {
         }
         let not_finite = |vector: &Vec<f32>| vector.iter().any(|value| !value.is_finite());
         if let Some(text) = vectors.iter().position(not_finite) {
-            return fault(format!("the vector of text {text} is not finite"));
+            return fault(format!("the vector of text index {text} (from 0) is not finite"));
         }
         Ok(Self { path: path.into(), contents })
     }
@@ -81,7 +81,7 @@ impl ReferenceFile {
         let dim = Head::of_model(folder)?.dim;
         if let Some(text) = vectors.iter().position(|vector| vector.len() != dim) {
             let length = vectors[text].len();
-            return Err(fault(format!("the vector of text {text} has {length} values, the model's have {dim}")));
+            return Err(fault(format!("the vector of text index {text} (from 0) has {length} values, the model's have {dim}")));
         }
         let mut settings = TokenizerSettings::of_model(folder, folder.max_tokens());
         settings.prompt = folder.prompts.default_text().map(str::to_owned);
@@ -89,10 +89,11 @@ impl ReferenceFile {
         let rows = tokenizer.ids(texts)?;
         let counted = tokens.iter().flatten().zip(&rows).map(|(&expected, row)| (expected, row.len()));
         if let Some((text, (expected, found))) = counted.enumerate().find(|(_, (expected, found))| expected != found) {
-            let reason = format!("text {text} has {expected} tokens there and {found} with this model's tokenizer");
+            let reason =
+                format!("text index {text} (from 0) has {expected} tokens there and {found} with this model's tokenizer");
             return Err(fault(reason));
         }
-        let padding = Padding { id: folder.config.pad_token_id, vocab_size: folder.config.vocab_size };
+        let padding = Padding::of_model(folder);
         Ok(Reference::given(rows, vectors.concat(), dim, padding, tokenizer.skip()))
     }
 }
@@ -145,7 +146,7 @@ mod tests {
             (json!({"texts": ["a"]}), "missing field `vectors`"),
             (full(&[], vec![]), "0 texts and 0 vectors"),
             (full(&["a", "b"], vec![vec![0.0; dim]]), "2 texts and 1 vectors"),
-            (json!({"texts": ["a"], "vectors": [[1.0, 1e300]]}), "text 0 is not finite"),
+            (json!({"texts": ["a"], "vectors": [[1.0, 1e300]]}), "text index 0 (from 0) is not finite"),
             (json!({"texts": ["a"], "vectors": [[1.0]], "tokens": [1, 2]}), "1 texts and 2 numbers of tokens"),
         ] {
             let found = reason(read(&contents).err().unwrap());
@@ -156,7 +157,7 @@ mod tests {
         assert!(found.contains(&format!("{} values, the model's have {dim}", dim - 1)), "{found}");
         let other = read(&json!({"texts": ["the"], "vectors": [vec![0.5; dim]], "tokens": [77]})).unwrap();
         let found = reason(other.of_model(&folder).unwrap_err());
-        assert!(found.contains("text 0 has 77 tokens there and 3 with"), "{found}");
+        assert!(found.contains("text index 0 (from 0) has 77 tokens there and 3 with"), "{found}");
         assert!(matches!(ReferenceFile::read(Path::new("nowhere.json")), Err(Error::Io { .. })));
     }
 }

@@ -74,7 +74,7 @@ impl GraphSource {
 
     /// The model that a plan of this graph computes, with `folder`'s tokenizer and pooling.
     pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
-        let (source, tanh_gelu, graph) = match self {
+        let (source, tanh_gelu, digest) = match self {
             Self::Exported { graph, precision, tanh_gelu } => (Source::Exported(*precision), *tanh_gelu, graph.digest_hex()),
             Self::Quantised { graph, precision, tanh_gelu, base } => {
                 (Source::Quantised { precision: *precision, base: base.clone() }, *tanh_gelu, graph.digest_hex())
@@ -84,7 +84,10 @@ impl GraphSource {
                 (Source::Onnx(name), false, digest.clone())
             }
         };
-        Ok(Model { tanh_gelu, ..model(folder, source, graph)? })
+        if let Self::Exported { graph, .. } | Self::Quantised { graph, .. } = self {
+            graph.check_unchanged()?;
+        }
+        Ok(Model { tanh_gelu, ..model(folder, source, digest)? })
     }
 
     /// How many tensors feed linears that are quantised, which are all but `float`; 0 for a graph from a file.

@@ -86,10 +86,8 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
     let library = Library::load()?;
     let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine(&library, &device)))?;
     let runtime = Runtime::new(&library, &device)?;
-    let plans = file.manifest.split(&file.plan)?;
-    let engines = plans.into_iter().map(|plan| Engine::deserialize(&runtime, plan)).collect::<trt_embed::Result<Vec<_>>>()?;
     let mut loaded = Loaded::default();
-    for engine in &engines {
+    for engine in &Engine::load(&runtime, &file)? {
         add(&mut loaded, engine)?;
     }
     Ok(loaded)

@@ -3,15 +3,12 @@
 //!
 //! Layout: <https://huggingface.co/docs/huggingface_hub/guides/manage-cache>.
 
-use crate::files::AtomicFile;
+use crate::files::{AtomicFile, TEMPORARY_PREFIX};
 use crate::model::HubId;
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// Staging folders within the repository's folder; what one holds is not part of the cache yet.
-const STAGING_PREFIX: &str = ".trt-embed-";
 
 /// One repository's part of the cache.
 #[derive(Debug, Clone)]
@@ -111,69 +108,46 @@ impl Repo {
         Ok(pointer)
     }
 
+    /// A file that gets its name among the blobs when it is committed. It is locked while it is written, where the file system
+    /// knows locks, so that nobody takes it for a killed process's.
+    pub fn new_blob(&self) -> Result<AtomicFile> {
+        let blobs = self.blobs();
+        fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
+        let mut blob = AtomicFile::create(&blobs.join("unnamed"))?;
+        if let Err(error) = blob.file()?.lock() {
+            log::debug!("no locks in {}: {error}", blobs.display());
+        }
+        Ok(blob)
+    }
+
     /// Waits until no other process downloads this repository.
     pub fn lock(&self) -> Lock {
         let locked = parent_of(&self.lock).ok().and_then(|_| File::create(&self.lock).ok()).filter(|file| file.lock().is_ok());
         if locked.is_some() {
-            // Only the holder of the lock stages, so what lies there was left by a process that was killed.
-            self.remove_stale_staging();
+            self.remove_leftovers();
         }
         Lock { _file: locked }
     }
 
-    fn remove_stale_staging(&self) {
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX)
-                && let Err(error) = fs::remove_dir_all(entry.path())
-            {
-                log::warn!("cannot remove {}: {error}", entry.path().display());
+    /// Removes what a killed process left unfinished. Files are those that nobody has locked. Folders are staging areas of earlier
+    /// versions, which worked in them only while they held the repository's lock.
+    fn remove_leftovers(&self) {
+        for folder in [self.folder.clone(), self.blobs(), self.folder.join("refs")] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if !entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+                    continue;
+                }
+                let path = entry.path();
+                let removed = match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => fs::remove_dir_all(&path),
+                    _ if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) => fs::remove_file(&path),
+                    _ => continue,
+                };
+                if let Err(error) = removed {
+                    log::warn!("cannot remove {}, which a killed process left: {error}", path.display());
+                }
             }
         }
-    }
-
-    /// A cache of its own on the same file system, for files not checked yet. It sees the blobs that are there already, so that a
-    /// file which a new commit leaves unchanged is not downloaded again.
-    pub fn stage(&self, id: &HubId) -> Result<Staging> {
-        let blobs = self.blobs();
-        fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
-        let folder = tempfile::Builder::new()
-            .prefix(STAGING_PREFIX)
-            .tempdir_in(&self.folder)
-            .map_err(Error::io("create a folder in", &self.folder))?;
-        let staged = folder.path().join(folder_name(id)).join("blobs");
-        fs::create_dir_all(&staged).map_err(Error::io("create", &staged))?;
-        #[cfg(unix)]
-        for entry in fs::read_dir(&blobs).map_err(Error::io("read", &blobs))?.flatten() {
-            let seen = staged.join(entry.file_name());
-            std::os::unix::fs::symlink(absolute(&entry.path())?, &seen).map_err(Error::io("link", seen))?;
-        }
-        Ok(Staging { folder, blobs: staged })
-    }
-}
-
-/// A cache for files not checked yet; deleted when dropped.
-#[derive(Debug)]
-pub(super) struct Staging {
-    folder: tempfile::TempDir,
-    blobs: PathBuf,
-}
-
-impl Staging {
-    /// The staging cache's folder.
-    pub fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// The blob that the client filed under `pointer`: its ETag and, when it was downloaded now, its path.
-    pub fn blob_of(&self, pointer: &Path) -> Option<(String, Option<PathBuf>)> {
-        let blob = match fs::read_link(pointer) {
-            Ok(target) => self.blobs.join(target.file_name()?),
-            // Without symbolic links nothing is seen from the cache: the one blob here is the file.
-            Err(_) => fs::read_dir(&self.blobs).ok()?.flatten().next()?.path(),
-        };
-        let etag = blob.file_name()?.to_str()?.to_owned();
-        let downloaded = blob.symlink_metadata().ok()?.is_file();
-        Some((etag, downloaded.then_some(blob)))
     }
 }
 
@@ -186,11 +160,6 @@ fn parent_of(path: &Path) -> Result<&Path> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     Ok(folder)
-}
-
-#[cfg(unix)]
-fn absolute(path: &Path) -> Result<PathBuf> {
-    std::path::absolute(path).map_err(Error::io("resolve", path))
 }
 
 #[cfg(unix)]

@@ -1,84 +1,160 @@
 //! Files from the hub into the cache, each checked before it gets its name there.
 
 use super::HubOptions;
-use super::cache::{Repo, Staging, is_commit};
-use super::failure::explain;
+use super::cache::{Repo, is_commit};
+use super::client::{Client, header};
+use super::content::{self, Expected, Hash, is_hex};
+use super::failure::{Failure, explain};
 use super::needed::Files;
+use crate::files::AtomicFile;
 use crate::model::HubId;
 use crate::{Error, Progress, Result};
-use hf_hub::progress::{DownloadEvent, ProgressEvent, ProgressHandler};
-use hf_hub::repository::RepoTypeModel;
-use hf_hub::{HFClient, HFError, HFRepositorySync};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
-use std::fs::{self, File};
+use reqwest::blocking::Response;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, ETAG, TRANSFER_ENCODING};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-/// How long a connection may take to come about: as Python's huggingface_hub waits.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest listing that is read. The repositories with most files have some 10 MB of it.
+const MAX_LISTING: u64 = 64 << 20;
 
-/// How long a connection may be silent.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes read at a time.
+const PIECE_BYTES: usize = 1 << 16;
 
-/// How often a request is tried in all.
-const ATTEMPTS: usize = 3;
+/// What to do about a file that is not what the hub says.
+const DAMAGED: &str = "run again; if it stays so, check HF_ENDPOINT and any proxy on the way";
 
 /// One repository on the hub.
 pub(super) struct Remote<'a> {
     options: &'a HubOptions,
     id: &'a HubId,
-    client: reqwest::Client,
+    client: Client,
 }
 
 /// What a revision means, and what it holds.
 pub(super) struct Listing {
     pub commit: String,
-    files: BTreeSet<String>,
+    files: BTreeMap<String, Expected>,
+}
+
+/// The hub's answer about a revision, as far as it is read. A mirror may leave out all but the names.
+#[derive(Deserialize)]
+struct RepoInfo {
+    sha: Option<String>,
+    siblings: Option<Vec<RepoFile>>,
+}
+
+#[derive(Deserialize)]
+struct RepoFile {
+    rfilename: String,
+    size: Option<u64>,
+    #[serde(rename = "blobId")]
+    blob_id: Option<String>,
+    lfs: Option<LfsFile>,
+}
+
+#[derive(Deserialize)]
+struct LfsFile {
+    sha256: Option<String>,
+    size: Option<u64>,
+}
+
+/// What the head of a file's answer says.
+struct Metadata {
+    etag: Option<String>,
+    size: Option<u64>,
 }
 
 impl<'a> Remote<'a> {
     pub fn connect(options: &'a HubOptions, id: &'a HubId) -> Result<Self> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("trt-embed/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .map_err(|error| explain(options, id, &HFError::from(error)))?;
+        let token = options.token()?;
+        let client = Client::new(options, token.as_deref()).map_err(|failure| explain(options, id, &failure))?;
         Ok(Self { options, id, client })
     }
 
-    fn repository(&self, cache: &Path) -> Result<HFRepositorySync<RepoTypeModel>, HFError> {
-        let mut builder = HFClient::builder()
-            .endpoint(&self.options.endpoint)
-            .cache_dir(cache)
-            .client(self.client.clone())
-            .retry_max_attempts(ATTEMPTS);
-        if let Some(token) = &self.options.token {
-            builder = builder.token(token);
-        }
-        Ok(builder.build_sync()?.model(&self.id.org, &self.id.name))
-    }
-
-    /// Asks the hub what the revision means.
-    pub fn list(&self) -> Result<Listing, HFError> {
-        let info = self.repository(&self.options.cache)?.info().revision(&self.id.revision).send()?;
+    /// Asks the hub what the revision means, and with the names of its files for their sizes and hashes.
+    pub fn list(&self) -> Result<Listing, Failure> {
+        let HubId { org, name, revision } = self.id;
+        let response = self.client.get(&["api", "models", org, name, "revision", revision], Some("blobs=true"))?;
+        let mut text = Vec::new();
+        response.take(MAX_LISTING).read_to_end(&mut text).map_err(|source| broken_off("the list of files", source))?;
+        let info: RepoInfo =
+            serde_json::from_slice(&text).map_err(|error| Failure::Answer(format!("the list of files is no hub's: {error}")))?;
         let commit = info.sha.filter(|sha| is_commit(sha));
-        let commit = commit.ok_or_else(|| HFError::malformed_response("the revision's commit"))?;
-        let files = info.siblings.unwrap_or_default().into_iter().map(|file| file.rfilename).collect();
+        let commit = commit.ok_or_else(|| Failure::Answer("the answer names no commit".to_owned()))?;
+        let siblings = info.siblings.ok_or_else(|| Failure::Answer("the answer lists no files".to_owned()))?;
+        let files = siblings.into_iter().map(|file| (file.rfilename.clone(), file.expected())).collect();
         Ok(Listing { commit, files })
     }
 
     /// The files of `listing`, downloaded as they are asked for.
     pub fn files(&'a self, repo: &'a Repo, listing: Listing, progress: Option<&'a Arc<dyn Progress>>) -> Download<'a> {
-        Download { remote: self, repo, listing, staged: None, absent: Vec::new(), progress }
+        Download { remote: self, repo, listing, absent: Vec::new(), progress }
     }
 
-    fn explain(&self, error: &HFError) -> Error {
-        explain(self.options, self.id, error)
+    /// What the hub says of `file` at `commit`, without its content.
+    fn metadata(&self, commit: &str, file: &str) -> Result<Metadata, Failure> {
+        let response = self.client.head_of_file(&self.path(commit, file), file)?;
+        let Some(answered) = header(&response, "x-repo-commit") else {
+            return Err(Failure::Answer(format!("the answer for {file} has no X-Repo-Commit, which every hub gives")));
+        };
+        if !answered.eq_ignore_ascii_case(commit) {
+            return Err(Failure::Answer(format!("{file} was asked for at commit {commit}, the answer is of {answered}")));
+        }
+        // On a redirect, ETag and Content-Length are those of the redirect.
+        let own = response.status().is_success();
+        let etag = header(&response, "x-linked-etag").or_else(|| own.then(|| header(&response, ETAG.as_str())).flatten());
+        let size =
+            header(&response, "x-linked-size").or_else(|| own.then(|| header(&response, CONTENT_LENGTH.as_str())).flatten());
+        let size =
+            size.map(|size| size.parse().map_err(|_| Failure::Answer(format!("{file} has size {size:?}, which is no number"))));
+        Ok(Metadata { etag: etag.map(normalized), size: size.transpose()? })
     }
+
+    /// The answer with the content of `file` at `commit`.
+    fn content(&self, commit: &str, file: &str) -> Result<Response, Failure> {
+        let response = self.client.get_file(&self.path(commit, file), file)?;
+        match header(&response, CONTENT_ENCODING.as_str()) {
+            None | Some("identity") => Ok(response),
+            Some(other) => Err(Failure::Answer(format!("{file} comes as {other}, though it was asked for as it is"))),
+        }
+    }
+
+    fn path<'b>(&'b self, commit: &'b str, file: &'b str) -> Vec<&'b str> {
+        [self.id.org.as_str(), &self.id.name, "resolve", commit].into_iter().chain(file.split('/')).collect()
+    }
+
+    fn explain(&self, failure: &Failure) -> Error {
+        explain(self.options, self.id, failure)
+    }
+}
+
+impl RepoFile {
+    fn expected(self) -> Expected {
+        match self.lfs {
+            // `blobId` is that of the pointer in git then.
+            Some(lfs) => {
+                let hash = lfs.sha256.filter(|hex| is_hex(hex, 64)).map(|hex| Hash::Sha256(hex.to_ascii_lowercase()));
+                Expected { size: lfs.size.or(self.size), hashes: hash.into_iter().collect() }
+            }
+            None => {
+                let hash = self.blob_id.filter(|hex| is_hex(hex, 40)).map(|hex| Hash::GitBlob(hex.to_ascii_lowercase()));
+                Expected { size: self.size, hashes: hash.into_iter().collect() }
+            }
+        }
+    }
+}
+
+fn broken_off(file: &str, source: std::io::Error) -> Failure {
+    Failure::BrokenOff { file: file.to_owned(), source }
+}
+
+/// An ETag without the quotes and the mark of a weak one, as Hugging Face tools name blobs.
+fn normalized(etag: &str) -> String {
+    etag.trim_start_matches("W/").trim_matches('"').to_owned()
 }
 
 /// The files of one commit, brought into the cache as they are asked for.
@@ -86,36 +162,22 @@ pub(super) struct Download<'a> {
     remote: &'a Remote<'a>,
     repo: &'a Repo,
     listing: Listing,
-    /// Made for the first file that must be downloaded.
-    staged: Option<Staged>,
     absent: Vec<String>,
     progress: Option<&'a Arc<dyn Progress>>,
 }
 
-/// A staging cache, and the client that fills it.
-struct Staged {
-    repository: HFRepositorySync<RepoTypeModel>,
-    cache: Staging,
-}
-
 impl Files for Download<'_> {
     fn get(&mut self, file: &str) -> Result<Option<PathBuf>> {
-        if !self.listing.files.contains(file) {
+        let Some(listed) = self.listing.files.get(file) else {
             self.absent.push(file.to_owned());
             return Ok(None);
-        }
+        };
         let path = self.repo.file(&self.listing.commit, file);
         // A pointer to a blob that was deleted is no file.
         if path.is_file() {
             return Ok(Some(path));
         }
-        let staged = match self.staged.take() {
-            Some(staged) => staged,
-            None => self.stage()?,
-        };
-        let path = self.download(&staged, file)?;
-        self.staged = Some(staged);
-        Ok(Some(path))
+        self.download(file, listed.clone()).map(Some)
     }
 
     fn missing(&self, file: &str, next: &str) -> Error {
@@ -129,118 +191,89 @@ impl Download<'_> {
         self.absent.iter().try_for_each(|file| self.repo.note_absent(&self.listing.commit, file))
     }
 
-    fn download(&self, staged: &Staged, file: &str) -> Result<PathBuf> {
+    fn download(&self, file: &str, listed: Expected) -> Result<PathBuf> {
         let commit = &self.listing.commit;
-        let meter = Arc::new(Meter::new(file, self.progress.cloned()));
-        let pointer = staged
-            .repository
-            .download_file()
-            .filename(file)
-            .revision(commit)
-            .progress(Arc::clone(&meter))
-            .send()
-            .map_err(|error| self.remote.explain(&error))?;
-        let filed = staged.cache.blob_of(&pointer);
-        let (etag, downloaded) =
-            filed.ok_or_else(|| self.error(format!("the hub gave no usable ETag for {file}"), "check HF_ENDPOINT"))?;
-        let blob = self.repo.blob(&etag);
-        match downloaded {
-            Some(downloaded) => {
-                self.check(file, &etag, &downloaded, meter.expected())?;
-                fs::rename(&downloaded, &blob).map_err(Error::io("write", &blob))?;
+        let Metadata { etag, size } = self.remote.metadata(commit, file).map_err(|failure| self.remote.explain(&failure))?;
+        let mut expected = Expected { size: listed.size.or(size), ..listed };
+        let hash = etag.as_deref().and_then(Hash::of_etag);
+        expected.hashes.extend(hash.filter(|hash| !expected.hashes.contains(hash)));
+        if etag.is_none() && expected.hashes.is_empty() {
+            let next = "check HF_ENDPOINT and any proxy on the way: nothing tells whether such a file arrives whole";
+            return Err(self.error(format!("the hub gave neither ETag nor hash for {file}"), next));
+        }
+        // Other tools look for blobs by ETag. One that is no hash may name several files, so that the content names the blob.
+        let etag = etag.filter(|etag| is_hex(etag, 40) || is_hex(etag, 64));
+        let name = etag.or_else(|| expected.hashes.first().map(|hash| hash.hex().to_owned()));
+        if let Some(name) = &name {
+            let blob = self.repo.blob(name);
+            if blob.is_file() {
+                self.check(file, &blob, &mut File::open(&blob).map_err(Error::io("open", &blob))?, &expected)?;
+                return self.repo.point(commit, file, name);
             }
-            None => self.check_size(file, &blob, meter.expected(), &format!("remove {} and run again", blob.display()))?,
         }
-        self.repo.point(commit, file, &etag)
+        let name = self.fetch(file, name, &expected)?;
+        self.repo.point(commit, file, &name)
     }
 
-    fn stage(&self) -> Result<Staged> {
-        let cache = self.repo.stage(self.remote.id)?;
-        let repository = self.remote.repository(cache.path()).map_err(|error| self.remote.explain(&error))?;
-        Ok(Staged { repository, cache })
+    /// Downloads the content of `file` as the blob called `name`, or by its SHA-256. Gives the blob's name.
+    fn fetch(&self, file: &str, name: Option<String>, expected: &Expected) -> Result<String> {
+        let response = self.remote.content(&self.listing.commit, file).map_err(|failure| self.remote.explain(&failure))?;
+        let length = header(&response, CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok());
+        if length.is_none() && header(&response, TRANSFER_ENCODING.as_str()).is_none() && *expected == Expected::default() {
+            log::warn!("{}: {file} came without a size or hash; whether it is whole cannot be told", self.remote.id);
+        }
+        let mut blob = self.repo.new_blob()?;
+        self.receive(file, response, expected.size.or(length), &mut blob)?;
+        let path = self.repo.blobs();
+        let content = blob.file()?;
+        self.check(file, &path, content, expected)?;
+        let name = name.map_or_else(|| content::sha256(content).map_err(Error::io("read", path)), Ok)?;
+        blob.set_path(&self.repo.blob(&name));
+        blob.commit()?;
+        Ok(name)
     }
 
-    /// Checks a downloaded file: its size, and its SHA-256 where the ETag is one (files in LFS).
-    fn check(&self, file: &str, etag: &str, path: &Path, expected: u64) -> Result<()> {
-        self.check_size(file, path, expected, "run again; if it stays so, check HF_ENDPOINT and any proxy on the way")?;
-        if etag.len() != 64 || !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(());
+    fn receive(&self, file: &str, mut response: Response, total: Option<u64>, blob: &mut AtomicFile) -> Result<()> {
+        let report = |done, total| {
+            if let Some(progress) = self.progress {
+                progress.download(file, done, total);
+            }
+        };
+        let mut piece = vec![0; PIECE_BYTES];
+        let mut done = 0;
+        report(done, total.unwrap_or(0));
+        loop {
+            let read = match response.read(&mut piece) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(self.remote.explain(&broken_off(file, source))),
+            };
+            blob.write_all(&piece[..read]).map_err(|error| self.cannot_write(&error))?;
+            done += read as u64;
+            report(done, total.unwrap_or(0));
         }
-        let mut hash = Sha256::new();
-        let mut content = File::open(path).map_err(Error::io("open", path))?;
-        std::io::copy(&mut content, &mut HashWriter(&mut hash)).map_err(Error::io("read", path))?;
-        let found = crate::digest::hex(&hash.finalize());
-        if found.eq_ignore_ascii_case(etag) {
-            return Ok(());
+        blob.flush().map_err(|error| self.cannot_write(&error))?;
+        if total.is_none() {
+            report(done, done);
         }
-        let reason = format!("{file} has SHA-256 {found}, the hub says {etag}");
-        Err(self.error(reason, "run again; if it stays so, check HF_ENDPOINT and any proxy on the way"))
+        Ok(())
     }
 
-    fn check_size(&self, file: &str, path: &Path, expected: u64, next: &str) -> Result<()> {
-        let found = fs::metadata(path).map_err(Error::io("read", path))?.len();
-        if found == expected {
-            return Ok(());
+    fn check(&self, file: &str, path: &Path, content: &mut File, expected: &Expected) -> Result<()> {
+        match content::fault(file, content, expected).map_err(Error::io("read", path))? {
+            None => Ok(()),
+            Some(fault) if path.is_file() => Err(self.error(fault, &format!("remove {} and run again", path.display()))),
+            Some(fault) => Err(self.error(fault, DAMAGED)),
         }
-        Err(self.error(format!("{file} has {found} bytes, the hub says {expected}"), next))
+    }
+
+    fn cannot_write(&self, error: &std::io::Error) -> Error {
+        let reason = format!("cannot write to the cache {}: {error}", self.remote.options.cache.display());
+        self.error(reason, "free space there, or set HF_HUB_CACHE to another folder")
     }
 
     fn error(&self, reason: String, next: &str) -> Error {
         Error::Hub { repo: self.remote.id.to_string(), reason, next: next.to_owned() }
-    }
-}
-
-/// Feeds a hash with what is copied into it.
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl std::io::Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Hears how a file's download goes: passes it on, and keeps the size that the hub announced.
-struct Meter {
-    file: String,
-    progress: Option<Arc<dyn Progress>>,
-    expected: AtomicU64,
-    /// Bytes last reported; what the client repeats is not passed on.
-    reported: Mutex<Option<u64>>,
-}
-
-impl Meter {
-    fn new(file: &str, progress: Option<Arc<dyn Progress>>) -> Self {
-        Self { file: file.to_owned(), progress, expected: AtomicU64::new(0), reported: Mutex::new(None) }
-    }
-
-    /// Size by the hub's headers.
-    fn expected(&self) -> u64 {
-        self.expected.load(Ordering::Acquire)
-    }
-
-    fn report(&self, done: u64) {
-        let Some(progress) = &self.progress else { return };
-        let Ok(mut reported) = self.reported.lock() else { return };
-        if reported.is_none_or(|before| done > before) {
-            *reported = Some(done);
-            progress.download(&self.file, done, self.expected());
-        }
-    }
-}
-
-impl ProgressHandler for Meter {
-    fn on_progress(&self, event: &ProgressEvent) {
-        let ProgressEvent::Download(event) = event else { return };
-        match event {
-            DownloadEvent::Start { total_bytes, .. } => self.expected.store(*total_bytes, Ordering::Release),
-            DownloadEvent::Progress { files } => files.iter().for_each(|file| self.report(file.bytes_completed)),
-            DownloadEvent::AggregateProgress { bytes_completed, .. } => self.report(*bytes_completed),
-            DownloadEvent::Complete => {}
-        }
     }
 }

@@ -1,44 +1,154 @@
 //! What the hub or the network said, told with its cause and the next step.
 
 use super::HubOptions;
+use super::client::header;
+use super::tls::{self, root_cause};
 use crate::Error;
 use crate::model::HubId;
-use hf_hub::HFError;
+use reqwest::blocking::Response;
+use std::io::Read;
+use std::path::PathBuf;
+
+/// The most bytes of a refusal's body that are read for its reason, and the most characters of it that are shown.
+const MAX_BODY: u64 = 4096;
+const MAX_SHOWN: usize = 200;
+
+/// Why the hub did not give what was asked for.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// `HF_ENDPOINT` is no address.
+    Address(String),
+    /// The token is not one that a header can carry.
+    Token,
+    /// What `variable` names holds no certificates.
+    Authorities { variable: &'static str, path: PathBuf, reason: String },
+    /// No answer.
+    Request(reqwest::Error),
+    /// The body of `file` broke off.
+    BrokenOff { file: String, source: std::io::Error },
+    /// A status that is no success.
+    Refused(Refusal),
+    /// The hub names another server as the one to ask.
+    Redirect { from: String, to: String, server: String },
+    /// An answer that no hub gives.
+    Answer(String),
+}
+
+/// An answer whose status is no success.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: u16,
+    /// The file that was asked for; none when it was the repository.
+    file: Option<String>,
+    /// The hub's own names for the reason.
+    code: Option<String>,
+    message: Option<String>,
+    /// How long to wait, in the hub's words: seconds, or a date.
+    retry_after: Option<String>,
+}
+
+impl Refusal {
+    pub fn read(response: Response, file: Option<&str>) -> Self {
+        let text = |name| header(&response, name).map(str::to_owned);
+        let (code, said, retry_after) = (text("x-error-code"), text("x-error-message"), text("retry-after"));
+        let status = response.status().as_u16();
+        Self { status, file: file.map(str::to_owned), code, message: said.or_else(|| read_reason(response)), retry_after }
+    }
+}
+
+/// `error` of a JSON body, where it has one.
+fn read_reason(response: Response) -> Option<String> {
+    let mut body = Vec::new();
+    // Whatever fails here, the status has been told.
+    response.take(MAX_BODY).read_to_end(&mut body).ok()?;
+    let json: serde_json::Value = serde_json::from_slice(&body).ok()?;
+    Some(json.get("error")?.as_str()?.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect())
+}
 
 /// Whether the hub could not be asked at all (or is down), so that an older answer in the cache may serve.
-pub(super) fn is_unreachable(error: &HFError) -> bool {
-    match error {
-        HFError::Request { .. } => true,
-        HFError::Http { context } => context.status.is_server_error(),
+pub(super) fn is_unreachable(failure: &Failure) -> bool {
+    match failure {
+        Failure::Request(error) => !error.is_builder(),
+        Failure::Refused(refusal) => refusal.status >= 500,
         _ => false,
     }
 }
 
-/// `error` as this crate's error.
-pub(super) fn explain(options: &HubOptions, id: &HubId, error: &HFError) -> Error {
+/// `failure` as this crate's error.
+pub(super) fn explain(options: &HubOptions, id: &HubId, failure: &Failure) -> Error {
     let endpoint = &options.endpoint;
-    let (reason, next) = match error {
-        HFError::Request { source, .. } => {
-            let what = match source.is_connect() || source.is_timeout() {
+    let (reason, next) = match failure {
+        Failure::Address(reason) => {
+            (format!("HF_ENDPOINT {endpoint} is no address: {reason}"), "give one such as https://huggingface.co".to_owned())
+        }
+        Failure::Token => (
+            "the token holds characters that no token has".to_owned(),
+            "check HF_TOKEN, or the file of HF_TOKEN_PATH (`token` in HF_HOME)".to_owned(),
+        ),
+        Failure::Authorities { variable, path, reason } => (
+            format!("{variable} {} cannot be used: {reason}", path.display()),
+            format!("set {variable} to certificates in PEM form, or unset it to use the system's"),
+        ),
+        Failure::Request(error) if tls::is_certificate_fault(error) => certificate_fault(endpoint, error),
+        Failure::Request(error) => {
+            let what = match error.is_connect() || error.is_timeout() {
                 true => "cannot be reached",
                 false => "broke off, or gave no hub's answer",
             };
             (
-                format!("{endpoint} {what}: {}", root_cause(source)),
+                format!("{endpoint} {what}: {}", root_cause(error)),
                 "check the network, any proxy and HF_ENDPOINT, or give a folder that holds the model".to_owned(),
             )
         }
-        HFError::AuthRequired { context } => (
-            format!("{endpoint} says 401{}: no such repository, or a private or gated one", said(&context.server_message)),
+        Failure::BrokenOff { file, source } => (
+            format!("{endpoint} broke off while it sent {file}: {}", root_cause(source)),
+            "run again; what is downloaded already is kept".to_owned(),
+        ),
+        Failure::Refused(refusal) => refused(endpoint, id, refusal),
+        Failure::Redirect { from, to, server } => (
+            format!("{from} leads to another server: {to}"),
+            format!("if you trust that one, set HF_ENDPOINT={server} (HF_TOKEN is sent there then)"),
+        ),
+        Failure::Answer(what) => (format!("{endpoint}: {what}"), NOT_A_HUB.to_owned()),
+    };
+    Error::Hub { repo: id.to_string(), reason, next }
+}
+
+/// What to do about an answer that no hub gives.
+const NOT_A_HUB: &str = "check HF_ENDPOINT and any proxy: does a Hugging Face hub answer there?";
+
+fn certificate_fault(endpoint: &str, error: &reqwest::Error) -> (String, String) {
+    let cause = root_cause(error);
+    let set = tls::set_in_env();
+    let next = if error.is_builder() {
+        "install the system's certificates (package ca-certificates), or set SSL_CERT_FILE to a file of them (PEM)".to_owned()
+    } else if !cause.contains("UnknownIssuer") {
+        "check this machine's clock, any proxy and HF_ENDPOINT".to_owned()
+    } else {
+        let now = set.map_or_else(|| "the system's certificates do not hold it".to_owned(), |set| format!("now {set}"));
+        format!(
+            "the authority that signed the server's certificate is not known here, as where a company's proxy opens connections; \
+             set SSL_CERT_FILE to a file with that authority's certificate in PEM form ({now})"
+        )
+    };
+    (format!("{endpoint} cannot be trusted: {cause}"), next)
+}
+
+fn refused(endpoint: &str, id: &HubId, refusal: &Refusal) -> (String, String) {
+    let Refusal { status, file, code, message, retry_after } = refusal;
+    let said = message.as_ref().map_or_else(String::new, |message| format!(" ({message})"));
+    let of_file = file.as_ref().map_or_else(String::new, |file| format!(" for {file}"));
+    match (status, file) {
+        (401, _) => (
+            format!("{endpoint} says 401{of_file}{said}: no such repository, or a private or gated one"),
             "check the name; for a private or gated model set HF_TOKEN to a token that may read it".to_owned(),
         ),
-        HFError::Forbidden { context } => (
-            format!("{endpoint} says 403{}: this token may not read it", said(&context.server_message)),
+        (403, _) => (
+            format!("{endpoint} says 403{of_file}{said}: this token may not read it"),
             format!("accept the model's licence at {endpoint}/{}, and set HF_TOKEN to a token of that account", id.repo()),
         ),
-        HFError::RepoNotFound { context, .. } | HFError::RevisionNotFound { context, .. } => {
-            let code = context.as_ref().and_then(|context| context.error_code.as_deref());
-            let reason = match code {
+        (404, None) => {
+            let reason = match code.as_deref() {
                 Some("RepoNotFound") => format!("{endpoint} says 404: no such repository"),
                 Some("RevisionNotFound") => format!("{endpoint} says 404: no such revision"),
                 _ => format!("{endpoint} says 404: no such repository or revision"),
@@ -46,39 +156,22 @@ pub(super) fn explain(options: &HubOptions, id: &HubId, error: &HFError) -> Erro
             let next = "check the spelling (there is no folder of this name here either); a revision is a branch, tag or commit";
             (reason, next.to_owned())
         }
-        HFError::EntryNotFound { path, .. } => (
-            format!("{endpoint} says 404 for {path}, which it has listed"),
+        (404, Some(file)) => (
+            format!("{endpoint} says 404 for {file}, which it has listed"),
             "run again; if it stays so, check HF_ENDPOINT".to_owned(),
         ),
-        HFError::RateLimited { retry_after, .. } => {
-            let wait = retry_after.map_or_else(String::new, |time| format!(" for {} s", time.as_secs()));
+        (429, _) => {
+            let wait = match retry_after.as_deref() {
+                None => String::new(),
+                Some(time) if time.bytes().all(|byte| byte.is_ascii_digit()) => format!(" for {time} s"),
+                Some(date) => format!(" until {date}"),
+            };
             (format!("{endpoint} says 429: too many requests"), format!("wait{wait}, or set HF_TOKEN, then run again"))
         }
-        HFError::Http { context } => {
-            let reason = format!("{endpoint} says {}{}", context.status, said(&context.server_message));
-            (reason, "run again later, or give a folder that holds the model".to_owned())
-        }
-        HFError::Io(error) => (
-            format!("cannot write to the cache {}: {error}", options.cache.display()),
-            "free space there, or set HF_HUB_CACHE to another folder".to_owned(),
+        (200..=299, _) => (format!("{endpoint} says {status}{of_file}, where 200 is expected"), NOT_A_HUB.to_owned()),
+        _ => (
+            format!("{endpoint} says {status}{of_file}{said}"),
+            "run again later, or give a folder that holds the model".to_owned(),
         ),
-        HFError::Url(error) => {
-            (format!("HF_ENDPOINT {endpoint} is no address: {error}"), "give one such as https://huggingface.co".to_owned())
-        }
-        other => (format!("{endpoint}: {other}"), "check HF_ENDPOINT: does a Hugging Face hub answer there?".to_owned()),
-    };
-    Error::Hub { repo: id.to_string(), reason, next }
-}
-
-fn said(message: &Option<String>) -> String {
-    message.as_ref().map_or_else(String::new, |message| format!(" ({message})"))
-}
-
-/// The innermost cause: `connection refused` rather than `error sending request`.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
     }
-    error.to_string()
 }

@@ -1,5 +1,6 @@
 //! Which files of a repository this crate needs; the same list decides what to download and whether a cached snapshot is whole.
 
+use crate::model::check_link;
 use crate::model::modules::{ModuleKind, read_modules};
 use crate::model::weights::{CONVERT, INDEX_FILE, SINGLE_FILE, read_index};
 use crate::{Error, Result};
@@ -7,8 +8,26 @@ use std::path::PathBuf;
 
 use super::cache::Repo;
 
-/// Fetched though this crate does not read them: they go beside an exported model.
-const COMPANIONS: [&str; 2] = ["special_tokens_map.json", "vocab.txt"];
+/// The names of a Transformer module's own settings, in the order in which sentence-transformers looks for them. It takes the first
+/// that holds anything.
+const TRANSFORMER_SETTINGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// Beside tokenizer.json, what the tokenizer is made of.
+const TOKENIZER_SETTINGS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
+
+/// An adapter beside the encoder: its settings and its weights.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
+/// Fetched though this crate does not read it: it goes beside an exported model.
+const COMPANION: &str = "vocab.txt";
 
 /// The files of one commit.
 pub(super) trait Files {
@@ -28,7 +47,7 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
             let config = within(&module.path, "config.json");
             match module.kind {
                 ModuleKind::Transformer => {
-                    files.get(&within(&module.path, "sentence_bert_config.json"))?;
+                    collect_settings(files, &module.path)?;
                     encoder = module.path;
                 }
                 ModuleKind::Pooling => require(files, &config, "modules.json names it; tell the model's author")?,
@@ -46,17 +65,40 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
             }
         }
     }
-    require(files, &within(&encoder, "config.json"), "it is no encoder in Hugging Face's layout; choose another model")?;
+    let adapter = files.get(&within(&encoder, ADAPTER[0]))?.is_some();
+    if adapter {
+        files.get(&within(&encoder, ADAPTER[1]))?;
+    }
+    let config = within(&encoder, "config.json");
+    if files.get(&config)?.is_none() {
+        // What an adapter alone is to be put on is told by the reader of the folder.
+        let next = "it is no encoder in Hugging Face's layout; choose another model";
+        return if adapter { Ok(()) } else { Err(files.missing(&config, next)) };
+    }
+    for settings in TOKENIZER_SETTINGS {
+        files.get(&within(&encoder, settings))?;
+    }
     require(
         files,
         &within(&encoder, "tokenizer.json"),
         "download it and make the file with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
     )?;
-    files.get(&within(&encoder, "tokenizer_config.json"))?;
-    for companion in COMPANIONS {
-        files.get(&within(&encoder, companion))?;
-    }
+    files.get(&within(&encoder, COMPANION))?;
     collect_weights(files, &encoder)
+}
+
+/// The settings of the Transformer module in `folder`, and those of other names that count while none before them holds anything.
+fn collect_settings(files: &mut dyn Files, folder: &str) -> Result<()> {
+    for name in TRANSFORMER_SETTINGS {
+        if let Some(path) = files.get(&within(folder, name))? {
+            let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            // What is no JSON is told by the reader of the folder.
+            if !serde_json::from_slice::<serde_json::Map<_, _>>(&text).is_ok_and(|settings| settings.is_empty()) {
+                break;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn collect_weights(files: &mut dyn Files, encoder: &str) -> Result<()> {
@@ -104,8 +146,7 @@ impl<'a> Cached<'a> {
 impl Cached<'_> {
     /// Those of the unknown files that would change the vectors.
     pub fn assumed_absent(&self) -> Vec<&str> {
-        let read = |file: &&str| !COMPANIONS.iter().any(|companion| file.ends_with(companion));
-        self.unknown.iter().map(String::as_str).filter(read).collect()
+        self.unknown.iter().map(String::as_str).filter(|file| !file.ends_with(COMPANION)).collect()
     }
 }
 
@@ -115,6 +156,8 @@ impl Files for Cached<'_> {
         if path.is_file() {
             return Ok(Some(path));
         }
+        // The repository has a file that is linked here.
+        check_link(&path)?;
         if !self.repo.is_known_absent(&self.commit, file) {
             self.unknown.push(file.to_owned());
         }

@@ -1,7 +1,12 @@
 //! Models by hub id, against a hub on loopback: what is downloaded, what the cache serves, and every way to fail.
 #![cfg(feature = "hub")]
 
+mod arguments;
+mod files;
+#[path = "../loopback_hub/mod.rs"]
 mod loopback_hub;
+mod mirrors;
+#[path = "../tiny_model/mod.rs"]
 mod tiny_model;
 
 use loopback_hub::{COMMIT, Fault, Hub, REPO, etag};
@@ -11,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use tempfile::TempDir;
 use tiny_model::{Folder, HIDDEN, module, weights};
 use trt_embed::model::hub::{HubOptions, fetch_with};
-use trt_embed::model::{HubId, ModelFolder, resolve};
+use trt_embed::model::{HubId, ModelFolder};
 use trt_embed::{Error, Progress};
 
 const MODEL: &str = "model.safetensors";
@@ -264,7 +269,7 @@ fn an_answer_that_is_no_hubs_is_told() {
     let cache = cache();
     let hub = Hub::serve(&model_folder());
     hub.commit("not-a-commit");
-    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["commit", "HF_ENDPOINT"]);
+    assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["names no commit", "HF_ENDPOINT"]);
     assert_says(&fault(&options("not an address", &cache), REPO), &["HF_ENDPOINT", "not an address"]);
     assert!(!cache.path().join("hub").exists(), "nothing is written before the hub has answered");
 }
@@ -279,8 +284,13 @@ fn damaged_bodies_stay_out_of_the_cache() {
         (Fault::OtherBytes, "cdn", &["model.safetensors has SHA-256", "the hub says", "run again"][..]),
         (Fault::Short, "cdn", &["model.safetensors has", &size, "run again"]),
         (Fault::BrokenOff, "cdn", &["broke off"]),
-        (Fault::Status(404, ""), "cdn", &["model.safetensors has 0 bytes", &size]),
+        (Fault::Status(404, ""), "cdn", &["says 404 for model.safetensors"]),
         (Fault::Short, "tokenizer.json", &["tokenizer.json has 1 bytes, the hub says 2"]),
+        (
+            Fault::OtherBytes,
+            "tokenizer.json",
+            &["tokenizer.json has git's id", "the hub says 9e26dfeeb6e641a33dae4961196235bdb965b21b"],
+        ),
         (Fault::BrokenOff, "tokenizer.json", &["broke off"]),
     ] {
         let cache = cache();
@@ -295,7 +305,8 @@ fn damaged_bodies_stay_out_of_the_cache() {
         let damaged = std::fs::read(folder.join(name)).unwrap();
         assert!(!repo_folder(&cache).join("blobs").join(etag(&damaged)).exists());
         assert!(repo_folder(&cache).join("snapshots").join(COMMIT).join(name).symlink_metadata().is_err());
-        assert!(!names(&repo_folder(&cache)).iter().any(|name| name.starts_with(".trt")), "staging is removed");
+        let left = [names(&repo_folder(&cache)), names(&repo_folder(&cache).join("blobs"))].concat();
+        assert!(!left.iter().any(|name| name.starts_with(".trt")), "nothing unfinished stays: {left:?}");
         assert!(!repo_folder(&cache).join("refs").exists(), "main means nothing yet");
         hub.heal();
         assert!(ModelFolder::open(fetch(&options, REPO).unwrap()).unwrap().weights().is_ok());
@@ -303,12 +314,19 @@ fn damaged_bodies_stay_out_of_the_cache() {
 }
 
 #[test]
-fn a_killed_runs_leftovers_are_removed() {
+fn a_killed_runs_leftovers_are_removed_and_a_running_ones_are_not() {
     let cache = cache();
     let hub = Hub::serve(&model_folder());
+    let blobs = repo_folder(&cache).join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
     std::fs::create_dir_all(repo_folder(&cache).join(".trt-embed-killed/blobs")).unwrap();
+    std::fs::write(blobs.join(".trt-embed-killed"), b"half a file").unwrap();
+    let running = std::fs::File::create(blobs.join(".trt-embed-running")).unwrap();
+    running.lock().unwrap();
     fetch(&options(&hub.endpoint, &cache), REPO).unwrap();
     assert_eq!(names(&repo_folder(&cache)), [".no_exist", "blobs", "refs", "snapshots"]);
+    let left: Vec<_> = names(&blobs).into_iter().filter(|name| name.starts_with('.')).collect();
+    assert_eq!(left, [".trt-embed-running"]);
 }
 
 #[test]
@@ -404,95 +422,4 @@ fn a_cache_that_cannot_be_written() {
     let hub = Hub::serve(&model_folder());
     std::fs::write(cache.path().join("hub"), b"a file where the cache should be").unwrap();
     assert_says(&fault(&options(&hub.endpoint, &cache), REPO), &["cannot create", "hub/models--org--tiny"]);
-}
-
-#[test]
-fn model_arguments() {
-    let parsed = id("sentence-transformers/all-mpnet-base-v2@refs/pr/3");
-    assert_eq!((parsed.org.as_str(), parsed.name.as_str()), ("sentence-transformers", "all-mpnet-base-v2"));
-    assert_eq!(parsed.revision, "refs/pr/3");
-    assert_eq!(id("org/name").revision, "main");
-    for bad in [
-        "",
-        "name",
-        "org/",
-        "/name",
-        "org/name/more",
-        "../name",
-        "org/..",
-        "./name",
-        "org/name@",
-        "org/name@../x",
-        "org/na me",
-        "org/name@a//b",
-        "org/name@/x",
-        "org/name@.x",
-        "org/na--me",
-        "org/name.git",
-        "~/name",
-        "org\\name",
-        "-org/name",
-        "org/né",
-    ] {
-        assert_eq!(HubId::parse(bad), None, "{bad}");
-    }
-    assert_eq!(HubId::parse(&format!("org/{}", "n".repeat(93))), None);
-
-    let folder = Folder::plain();
-    assert_eq!(resolve(folder.path().to_str().unwrap(), None).unwrap(), folder.path());
-    for neither in ["/no/such/folder", "no-such-folder", "./models/x", "a/b/c"] {
-        let message = resolve(neither, None).unwrap_err().to_string();
-        assert_says(&message, &["model folder not found", neither, "org/name[@revision]"]);
-    }
-}
-
-/// Not a test of its own: [`the_environment_is_read`] runs it with variables set, which a process can do only for its children.
-#[test]
-#[ignore = "run by the_environment_is_read"]
-fn print_options() {
-    println!("{:?}", HubOptions::from_env());
-    println!("{}", resolve("org/absent", None).unwrap_err());
-}
-
-#[test]
-fn the_environment_is_read() {
-    const VARIABLES: [&str; 9] = [
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "HUGGINGFACE_HUB_CACHE",
-        "XDG_CACHE_HOME",
-        "HF_ENDPOINT",
-        "HF_TOKEN",
-        "HF_TOKEN_PATH",
-        "HF_HUB_OFFLINE",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-    ];
-    let run = |set: &[(&str, &str)]| {
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "print_options", "--ignored", "--nocapture"]);
-        for name in VARIABLES {
-            command.env_remove(name);
-        }
-        let output =
-            command.env("HOME", "/home/u").env("HF_ENDPOINT", "http://127.0.0.1:1").envs(set.iter().copied()).output().unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let usual = run(&[]);
-    assert_says(&usual, &["cache: \"/home/u/.cache/huggingface/hub\"", "token: None", "offline: false"]);
-    assert_says(&usual, &["endpoint: \"http://127.0.0.1:1\"", "http://127.0.0.1:1 cannot be reached"]);
-    assert_says(&run(&[("XDG_CACHE_HOME", "/x")]), &["cache: \"/x/huggingface/hub\""]);
-    assert_says(&run(&[("XDG_CACHE_HOME", "/x"), ("HF_HOME", "~/hf")]), &["cache: \"/home/u/hf/hub\""]);
-    assert_says(&run(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")]), &["cache: \"/c\""]);
-    for yes in ["1", "ON", "yes", "True"] {
-        assert_says(
-            &run(&[("HF_HUB_OFFLINE", yes)]),
-            &["offline: true", "org/absent@main: not in the cache", "HF_HUB_OFFLINE is set"],
-        );
-    }
-    assert_says(&run(&[("HF_HUB_OFFLINE", "0")]), &["offline: false"]);
-    let with_token = run(&[("HF_TOKEN", " hf_x\n")]);
-    assert_says(&with_token, &["token: Some("]);
-    assert!(!with_token.contains("hf_x"), "a token is never shown");
-    assert_says(&run(&[("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]), &["token: None"]);
 }
