@@ -27,10 +27,6 @@ const ARGUMENTS: &[Key] = &[
     Key::honoured("mask_token", TOKEN),
     Key::honoured("additional_special_tokens", "as extra_special_tokens, where that is empty"),
     Key::honoured("extra_special_tokens", "further special tokens: a list, or an object by name"),
-    Key::honoured(
-        "added_tokens_decoder",
-        "added tokens with their flags; without it special_tokens_map.json and added_tokens.json are read",
-    ),
     Key::honoured("truncation_side", "the side on which long texts are cut (tokenizer.json's, else right)"),
     Key::honoured("model_max_length", "most tokens of a text, as far as the positions reach"),
     Key::honoured("max_len", "as model_max_length, where that is absent"),
@@ -97,10 +93,19 @@ const ARGUMENTS: &[Key] = &[
 ];
 
 /// Keys of tokenizer_config.json and the overrides alone.
-const BY_NAME: &[Key] = &[Key::honoured("model_specific_special_tokens", "further special tokens by name")];
+const BY_NAME: &[Key] = &[
+    Key::honoured(
+        "added_tokens_decoder",
+        "added tokens with their flags; without it special_tokens_map.json and added_tokens.json are read",
+    ),
+    Key::honoured("model_specific_special_tokens", "further special tokens by name"),
+];
 
 /// What special_tokens_map.json cannot have: the reference takes every object in it for one token.
-const NOT_BY_NAME: &[Key] = &[Key::only("model_specific_special_tokens", &[], "extra_special_tokens can name tokens here")];
+const NOT_BY_NAME: &[Key] = &[
+    Key::harmless("added_tokens_decoder", "where tokenizer_config.json has none, tokenizer.json says it"),
+    Key::only("model_specific_special_tokens", &[], "extra_special_tokens can name tokens here"),
+];
 
 /// Names of files, which a folder has of its own.
 const FILES: &[Key] =
