@@ -126,10 +126,18 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// The tokenizer file is damaged or could not encode a text.
+    /// A tokenizer's file is damaged, or asks for what cannot be done here.
     #[error("tokenizer: {reason}")]
     Tokenizer {
-        /// What `tokenizers` said, with the file or text.
+        /// What `tokenizers` said, with the file.
+        reason: String,
+    },
+    /// A text that the tokenizer cannot take.
+    #[error("text index {text} (from 0) cannot be tokenised: {reason}")]
+    Text {
+        /// Index of the text in the caller's order, from 0.
+        text: usize,
+        /// What is wrong with it.
         reason: String,
     },
     /// A token id lies outside the embedding table.

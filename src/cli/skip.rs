@@ -25,26 +25,19 @@ pub fn text_fault(error: &Error) -> Option<(usize, String)> {
                 component + 1
             ),
         )),
+        Error::Text { text, reason } => Some((*text, format!("the tokenizer refuses it: {reason}"))),
         _ => None,
     }
 }
 
 /// Whether `error` may be about a single text; any other ends a run.
 pub fn is_about_texts(error: &Error) -> bool {
-    matches!(error, Error::TokenId { .. } | Error::NotFinite { .. } | Error::Tokenizer { .. } | Error::OutsideProfile { .. })
+    text_fault(error).is_some() || matches!(error, Error::OutsideProfile { .. })
 }
 
 /// Why a text that was run alone cannot be used.
 pub fn reason_alone(error: &Error) -> String {
-    match error {
-        Error::Tokenizer { reason } => {
-            // Within its call it was the first text.
-            let reason =
-                reason.strip_prefix("text index 0 (from 0): ").or_else(|| reason.strip_prefix("text 0: ")).unwrap_or(reason);
-            format!("the tokenizer refuses it: {reason}")
-        }
-        other => text_fault(other).map_or_else(|| other.to_string(), |(_, reason)| reason),
-    }
+    text_fault(error).map_or_else(|| error.to_string(), |(_, reason)| reason)
 }
 
 /// `error` of a call with `texts`, which stand at `rows` of `input`, with the place of the text that it is about. `call` is that call, with
@@ -255,8 +248,9 @@ mod tests {
         assert_eq!(text_fault(&token).unwrap().0, 3);
         let nan = Error::NotFinite { text: 2, component: 0, value: f32::NAN };
         assert!(text_fault(&nan).unwrap().1.contains("NaN (value 1 of it)"));
-        let refused = Error::Tokenizer { reason: "text 0: no [UNK]".into() };
-        assert!(text_fault(&refused).is_none() && is_about_texts(&refused));
+        let refused = Error::Text { text: 0, reason: "no [UNK]".into() };
+        assert!(is_about_texts(&refused));
+        assert!(!is_about_texts(&Error::Tokenizer { reason: "tokenizer.json: damaged".into() }));
         assert_eq!(reason_alone(&refused), "the tokenizer refuses it: no [UNK]");
         assert!(!is_about_texts(&Error::Backend { backend: "cpu", reason: String::new() }));
     }

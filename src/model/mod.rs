@@ -31,7 +31,7 @@ pub use config::{Activation, EncoderConfig, Family};
 pub use dense::{Dense, DenseActivation, Residual};
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
-pub(crate) use pointer::{check_link, lfs_pointer};
+pub(crate) use pointer::read_file;
 pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
 pub use tensors::TensorView;

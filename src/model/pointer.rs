@@ -35,6 +35,18 @@ impl LfsPointer {
     }
 }
 
+/// The content of the file at `path`.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::LfsPointer`] for a pointer in its place.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let content = std::fs::read(path).map_err(Error::io("read", path))?;
+    match lfs_pointer(&content) {
+        Some(pointer) => Err(pointer.error(path)),
+        None => Ok(content),
+    }
+}
+
 /// `Ok` unless `path` is a symbolic link whose target is gone. For files that may be absent: such a link is no absent file.
 pub(crate) fn check_link(path: &Path) -> Result<()> {
     let Ok(target) = std::fs::read_link(path) else { return Ok(()) };

@@ -4,7 +4,7 @@ use super::assemble::{self, Assembled, as_error};
 use super::cuts::Cuts;
 use super::windows::{Kept, Limits, Windows, joined};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
-use crate::model::{ModelFolder, TokenizerFiles};
+use crate::model::{ModelFolder, TokenizerFiles, read_file};
 use crate::{Error, Result};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -165,7 +165,7 @@ impl Tokenizer {
     /// As [`Tokenizer::open`].
     pub fn content_hash(files: &TokenizerFiles) -> Result<String> {
         let path = files.vocabulary_path();
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bytes = read_file(path)?;
         let effective = description(assemble::from_files(files)?)?;
         let plain =
             assemble::from_json(&bytes).and_then(|plain| description(Assembled { side: TruncationDirection::Right, ..plain }));
@@ -205,7 +205,7 @@ impl Tokenizer {
     /// Tokenizes `texts` (over all cores when there is enough to do) and cuts them into batches.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] with the first text that could not be encoded, [`Error::TokenId`] for an id outside the embedding table.
+    /// [`Error::Text`] for the first text that cannot be encoded, [`Error::TokenId`] for an id outside the embedding table.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync], plan: &BatchPlan) -> Result<Tokenized> {
         let rows = self.encode_all(texts)?;
         Ok(Tokenized {
@@ -266,12 +266,12 @@ impl Tokenizer {
         for (index, row) in rows.iter().enumerate() {
             let length = row.as_ref().len();
             if !(1..=limit).contains(&length) {
-                let reason = format!("row {index} has {length} ids; 1 to {limit} are accepted");
+                let reason = format!("row index {index} (from 0) has {length} ids; 1 to {limit} are accepted");
                 return Err(Error::Setting { setting: "ids", reason });
             }
             if let Some(id) = self.settings.position_padding.filter(|id| row.as_ref().contains(id)) {
                 let token = self.parts.inner.id_to_token(id).unwrap_or_default();
-                let reason = format!("row {index}: {}", position_padding(&token, id));
+                let reason = format!("row index {index} (from 0): {}", position_padding(&token, id));
                 return Err(Error::Setting { setting: "ids", reason });
             }
         }
@@ -280,7 +280,7 @@ impl Tokenizer {
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
         let text = joined(self.settings.prompt.as_deref(), text);
-        self.cut(&text).map_err(|reason| Error::Tokenizer { reason: format!("text {index}: {reason}") })
+        self.cut(&text).map_err(|reason| Error::Text { text: index, reason })
     }
 
     /// Ids of `text`, at most `max_tokens`, with the special tokens around what is kept of it.

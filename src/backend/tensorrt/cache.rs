@@ -4,7 +4,7 @@ use super::builder::{BuildProgress, BuildSettings};
 use super::engine_file::EngineFile;
 use super::manifest::{Machine, Manifest, Model};
 use crate::digest::hex;
-use crate::files::{AtomicFile, TEMPORARY_PREFIX, user_cache_folder};
+use crate::files::{AtomicFile, user_cache_folder};
 use crate::{Error, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -13,13 +13,10 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Between two looks at a lock that another process holds; builds take from seconds to minutes.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Age from which a temporary file belongs to a process that was killed: writing the largest engine takes seconds.
-const ABANDONED_AFTER: Duration = Duration::from_secs(3600);
 
 /// A folder of engines. Several processes may use one at the same time.
 #[derive(Debug, Clone)]
@@ -162,20 +159,7 @@ impl Cache {
             Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
         };
         wait_for_turn(progress, try_lock)?;
-        self.remove_abandoned();
         Ok(file)
-    }
-
-    /// Removes what processes that were killed while writing have left. What stays does no harm.
-    fn remove_abandoned(&self) {
-        let now = SystemTime::now();
-        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            let age = entry.metadata().and_then(|about| about.modified()).ok().and_then(|time| now.duration_since(time).ok());
-            let temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
-            if temporary && age.is_some_and(|age| age >= ABANDONED_AFTER) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
     }
 }
 
@@ -383,19 +367,5 @@ mod tests {
         };
         assert!(matches!(wait_for_turn(&Patient(&impatient), attempt), Err(Error::Setting { .. })));
         assert_eq!((impatient.began.into_inner(), impatient.ended.into_inner()), (1, 1));
-    }
-
-    #[test]
-    fn what_killed_writers_left_is_removed_and_what_others_write_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, age: Duration| {
-            let path = folder.path().join(name);
-            File::create(&path).unwrap().set_modified(SystemTime::now() - age).unwrap();
-            path
-        };
-        let old = file(".trt-embed-old", 2 * ABANDONED_AFTER);
-        let kept = [file(".trt-embed-new", Duration::ZERO), file("old.engine", 2 * ABANDONED_AFTER)];
-        drop(Cache::at(folder.path()).lock(&NoProgress).unwrap());
-        assert!(!old.exists() && kept.iter().all(|path| path.exists()));
     }
 }

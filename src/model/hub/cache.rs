@@ -108,16 +108,11 @@ impl Repo {
         Ok(pointer)
     }
 
-    /// A file that gets its name among the blobs when it is committed. It is locked while it is written, where the file system
-    /// knows locks, so that nobody takes it for a killed process's.
+    /// A file that gets its name among the blobs when it is committed.
     pub fn new_blob(&self) -> Result<AtomicFile> {
         let blobs = self.blobs();
         fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
-        let mut blob = AtomicFile::create(&blobs.join("unnamed"))?;
-        if let Err(error) = blob.file()?.lock() {
-            log::debug!("no locks in {}: {error}", blobs.display());
-        }
-        Ok(blob)
+        AtomicFile::create(&blobs.join("unnamed"))
     }
 
     /// Waits until no other process downloads this repository.

@@ -1,6 +1,6 @@
 //! Which files of a repository this crate needs; the same list decides what to download and whether a cached snapshot is whole.
 
-use crate::model::check_link;
+use crate::model::pointer::check_link;
 use crate::model::modules::{ModuleKind, read_modules};
 use crate::model::weights::{CONVERT, INDEX_FILE, SINGLE_FILE, read_index};
 use crate::{Error, Result};
