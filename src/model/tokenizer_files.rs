@@ -1,6 +1,7 @@
 //! The tokenizer of a model folder as its files describe it: tokenizer.json with tokenizer_config.json, special_tokens_map.json and
 //! added_tokens.json, put together as `from_pretrained` of transformers 5 does.
 
+use crate::model::check_link;
 use crate::model::json::{config_error, number, shown};
 use crate::model::tokenizer_class::TokenizerClass;
 use crate::model::tokenizer_keys;
@@ -140,6 +141,7 @@ fn find_vocabulary(encoder: &Path, class: TokenizerClass) -> Result<Vocabulary> 
     if json.is_file() {
         return Ok(Vocabulary::Json(json));
     }
+    check_link(&json)?;
     let lines = encoder.join("vocab.txt");
     let foreign = FOREIGN_FILES.iter().find(|name| encoder.join(name).exists());
     if class.reads_vocab_txt() && lines.is_file() && foreign.is_none() {

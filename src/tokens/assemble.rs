@@ -1,6 +1,8 @@
 //! Puts a tokenizer together from a folder's files, as the tokenizer classes of transformers 5 do.
 
-use crate::model::{NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary};
+use crate::model::{
+    NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary, lfs_pointer,
+};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -82,6 +84,9 @@ pub(super) fn from_json(json: &[u8]) -> Result<Assembled> {
 pub(super) fn from_files(files: &TokenizerFiles) -> Result<Assembled> {
     let path = files.vocabulary_path();
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    if let Some(pointer) = lfs_pointer(&bytes) {
+        return Err(pointer.error(path));
+    }
     build(files, &bytes).map_err(at(path))
 }
 
