@@ -36,6 +36,8 @@ pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
 pub use tensors::TensorView;
 pub use tokenizer_class::TokenizerClass;
+#[cfg(feature = "hub")]
+pub(crate) use tokenizer_files::{FOREIGN_TOKENIZER_FILES, TOKENIZER_JSON, VOCABULARY};
 pub(crate) use tokenizer_files::{NAMED_TOKENS, Named, TokenizerInit, Vocabulary};
 pub use tokenizer_files::{TOKENIZER_FILES, TokenizerFiles, TokenizerModel};
 pub(crate) use tokenizer_token::{TokenFlags, TokenForm};

@@ -1,6 +1,7 @@
 //! The tokenizer of a model folder as its files describe it: tokenizer.json with tokenizer_config.json, special_tokens_map.json and
 //! added_tokens.json, put together as `from_pretrained` of transformers 5 does.
 
+use crate::model::check_link;
 use crate::model::json::{config_error, number, shown};
 use crate::model::tokenizer_class::TokenizerClass;
 use crate::model::tokenizer_keys;
@@ -11,10 +12,16 @@ use std::path::{Path, PathBuf};
 
 /// The files of an encoder's folder that a tokenizer is made of.
 pub const TOKENIZER_FILES: [&str; 5] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"];
+    [TOKENIZER_JSON, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", VOCABULARY];
+
+/// The file that describes a whole tokenizer.
+pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
+
+/// The file of words, one a line, that does without it for some classes.
+pub(crate) const VOCABULARY: &str = "vocab.txt";
 
 /// Files by which transformers would take another tokenizer than the one that is read here.
-const FOREIGN_FILES: [&str; 3] = ["tekken.json", "tokenizer.model", "tiktoken.model"];
+pub(crate) const FOREIGN_TOKENIZER_FILES: [&str; 3] = ["tekken.json", "tokenizer.model", "tiktoken.model"];
 
 /// The special tokens that every class has, in the order in which transformers adds them.
 pub(crate) const NAMED_TOKENS: [&str; 7] =
@@ -140,8 +147,9 @@ fn find_vocabulary(encoder: &Path, class: TokenizerClass) -> Result<Vocabulary> 
     if json.is_file() {
         return Ok(Vocabulary::Json(json));
     }
-    let lines = encoder.join("vocab.txt");
-    let foreign = FOREIGN_FILES.iter().find(|name| encoder.join(name).exists());
+    check_link(&json)?;
+    let lines = encoder.join(VOCABULARY);
+    let foreign = FOREIGN_TOKENIZER_FILES.iter().find(|name| encoder.join(name).exists());
     if class.reads_vocab_txt() && lines.is_file() && foreign.is_none() {
         return Ok(Vocabulary::Lines(lines));
     }

@@ -1,6 +1,8 @@
 //! Puts a tokenizer together from a folder's files, as the tokenizer classes of transformers 5 do.
 
-use crate::model::{NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary, read_file};
+use crate::model::{
+    NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary, read_file,
+};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

@@ -1,33 +1,13 @@
 //! Which files of a repository this crate needs; the same list decides what to download and whether a cached snapshot is whole.
 
-use crate::model::pointer::check_link;
 use crate::model::modules::{ModuleKind, read_modules};
+use crate::model::pointer::check_link;
 use crate::model::weights::{CONVERT, INDEX_FILE, SINGLE_FILE, read_index};
+use crate::model::{FOREIGN_TOKENIZER_FILES, TOKENIZER_FILES, TOKENIZER_JSON, VOCABULARY, transformer_module};
 use crate::{Error, Result};
 use std::path::PathBuf;
 
 use super::cache::Repo;
-
-/// The names of a Transformer module's own settings, in the order in which sentence-transformers looks for them. It takes the first
-/// that holds anything.
-const TRANSFORMER_SETTINGS: [&str; 7] = [
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-];
-
-/// Beside tokenizer.json, what the tokenizer is made of.
-const TOKENIZER_SETTINGS: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
-
-/// An adapter beside the encoder: its settings and its weights.
-const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
-
-/// Fetched though this crate does not read it: it goes beside an exported model.
-const COMPANION: &str = "vocab.txt";
 
 /// The files of one commit.
 pub(super) trait Files {
@@ -65,9 +45,9 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
             }
         }
     }
-    let adapter = files.get(&within(&encoder, ADAPTER[0]))?.is_some();
+    let adapter = files.get(&within(&encoder, CONFIG_FILE))?.is_some();
     if adapter {
-        files.get(&within(&encoder, ADAPTER[1]))?;
+        files.get(&within(&encoder, WEIGHTS_FILE))?;
     }
     let config = within(&encoder, "config.json");
     if files.get(&config)?.is_none() {
@@ -75,21 +55,33 @@ pub(super) fn collect(files: &mut dyn Files) -> Result<()> {
         let next = "it is no encoder in Hugging Face's layout; choose another model";
         return if adapter { Ok(()) } else { Err(files.missing(&config, next)) };
     }
-    for settings in TOKENIZER_SETTINGS {
-        files.get(&within(&encoder, settings))?;
-    }
-    require(
-        files,
-        &within(&encoder, "tokenizer.json"),
-        "download it and make the file with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-    )?;
-    files.get(&within(&encoder, COMPANION))?;
+    collect_tokenizer(files, &encoder)?;
     collect_weights(files, &encoder)
+}
+
+fn collect_tokenizer(files: &mut dyn Files, encoder: &str) -> Result<()> {
+    let mut found = [false; TOKENIZER_FILES.len()];
+    for (found, file) in found.iter_mut().zip(TOKENIZER_FILES) {
+        *found = files.get(&within(encoder, file))?.is_some();
+    }
+    let has = |wanted: &str| found.iter().zip(TOKENIZER_FILES).any(|(found, file)| *found && file == wanted);
+    if has(TOKENIZER_JSON) {
+        return Ok(());
+    }
+    // Whether vocab.txt alone will do is for the reader of the folder to say, who looks at what lies beside it.
+    for file in FOREIGN_TOKENIZER_FILES {
+        files.get(&within(encoder, file))?;
+    }
+    if has(VOCABULARY) {
+        return Ok(());
+    }
+    let next = "download it and make the file with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)";
+    Err(files.missing(&within(encoder, TOKENIZER_JSON), next))
 }
 
 /// The settings of the Transformer module in `folder`, and those of other names that count while none before them holds anything.
 fn collect_settings(files: &mut dyn Files, folder: &str) -> Result<()> {
-    for name in TRANSFORMER_SETTINGS {
+    for name in transformer_module::FILES {
         if let Some(path) = files.get(&within(folder, name))? {
             let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
             // What is no JSON is told by the reader of the folder.
@@ -144,9 +136,10 @@ impl<'a> Cached<'a> {
 }
 
 impl Cached<'_> {
-    /// Those of the unknown files that would change the vectors.
+    /// Those of the unknown files that would change the vectors. vocab.txt does not where there is a tokenizer.json, and without one it
+    /// is asked for by the reader of the folder.
     pub fn assumed_absent(&self) -> Vec<&str> {
-        self.unknown.iter().map(String::as_str).filter(|file| !file.ends_with(COMPANION)).collect()
+        self.unknown.iter().map(String::as_str).filter(|file| !file.ends_with(VOCABULARY)).collect()
     }
 }
 
