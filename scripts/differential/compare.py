@@ -201,8 +201,8 @@ def work(task: tuple) -> tuple:
     with tempfile.TemporaryDirectory() as parent:
         root = Path(parent) / "model"
         root.mkdir()
-        spec.folder().write(root)
         try:
+            spec.folder().write(root)
             outcome = compare(binary, root)
         except Exception as error:
             outcome = Outcome(FAULT, f"in this script: {type(error).__name__}: {error}")
