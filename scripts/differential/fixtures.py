@@ -163,7 +163,7 @@ def write(outcomes: list, run) -> list:
         lines.append(line)
     for spec, outcome in refused:
         line = add(spec)
-        line["refusal"] = expected_words(outcome.message, line)
+        line["refusal"] = expected_words(outcome.message.split("\n")[0], line)
         lines.append(line)
     save_rows(tensors, TARGET / "references.safetensors")
     made_by = f"sentence-transformers {sentence_transformers.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
