@@ -74,9 +74,11 @@ fn folders_that_are_refused_say_which_file_and_key() {
     let set = Set::read();
     let cases: Vec<&Case> = set.cases.iter().filter(|case| case.refusal.is_some()).collect();
     assert!(cases.len() >= 60, "{}", cases.len());
-    let texts: Vec<&str> = set.texts.iter().map(String::as_str).collect();
+    // The last text has MPNet's padding token in it, which is refused whatever the folder.
+    let texts: Vec<&str> = set.texts.iter().rev().skip(1).map(String::as_str).collect();
     let mut faults = Vec::new();
     for case in &cases {
+        assert!(case.refusal.as_ref().is_some_and(|words| !words.is_empty()), "{}", case.name);
         match embed(case, &texts) {
             Ok(_) => faults.push(format!("{}: no refusal", case.name)),
             Err(error) => {

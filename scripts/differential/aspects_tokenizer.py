@@ -64,8 +64,14 @@ TOKENS = {
 }  # fmt: skip
 
 
+def vocab(folder: Folder) -> dict:
+    """Ids by piece, also of a Unigram model, which stores a list."""
+    stored = folder.json[TOKENIZER]["model"]["vocab"]
+    return stored if isinstance(stored, dict) else {piece: i for i, (piece, _) in enumerate(stored)}
+
+
 def identity(folder: Folder, content: str) -> int:
-    return folder.json[TOKENIZER]["model"]["vocab"].get(content, folder.next_id)
+    return vocab(folder).get(content, folder.next_id)
 
 
 def in_tokenizer_json(declared: dict):
@@ -135,9 +141,9 @@ def word_level(folder: Folder) -> None:
 
 def template(folder: Folder, *items: str) -> dict:
     """A post-processor that writes these tokens around `$A`."""
-    vocab = folder.json[TOKENIZER]["model"]["vocab"]
+    ids = vocab(folder)
     single = [{"Sequence": {"id": "A", "type_id": 0}} if i == "$A" else {"SpecialToken": {"id": i, "type_id": 0}} for i in items]
-    tokens = {i: {"id": i, "ids": [vocab[i]], "tokens": [i]} for i in items if i != "$A"}
+    tokens = {i: {"id": i, "ids": [ids.get(i, 0)], "tokens": [i]} for i in items if i != "$A"}
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
@@ -150,8 +156,8 @@ def pairs(kind: str, **extra):
     """BertProcessing or RobertaProcessing with the family's tokens."""
 
     def build(folder: Folder) -> dict:
-        vocab, specials = folder.json[TOKENIZER]["model"]["vocab"], folder.specials
-        return {"type": kind, "sep": [specials["sep"], vocab[specials["sep"]]], "cls": [specials["cls"], vocab[specials["cls"]]]} | extra
+        ids, specials = vocab(folder), folder.specials
+        return {"type": kind} | {role: [specials[role], ids.get(specials[role], 0)] for role in ("sep", "cls")} | extra
 
     return build
 
@@ -163,7 +169,7 @@ def truncation(direction: str, length: int = 20, **extra) -> dict:
 def padding(strategy, folder: Folder, **extra) -> dict:
     pad = folder.specials["pad"]
     block = {"strategy": strategy, "direction": "Right", "pad_to_multiple_of": None, "pad_type_id": 0, "pad_token": pad}
-    return block | {"pad_id": folder.json[TOKENIZER]["model"]["vocab"][pad]} | extra
+    return block | {"pad_id": vocab(folder).get(pad, 1)} | extra
 
 
 CLASSES = [
@@ -354,8 +360,8 @@ ASPECTS = {
         "added_tokens_decoder and lower case": both(in_decoder(TOKENS["upper case, normalized"]), of_config(do_lower_case=False)),
     },
     "tokenizer files": {
-        "vocab.txt beside": lambda f: f.raw.update({"vocab.txt": "\n".join(reversed(list(f.json[TOKENIZER]["model"]["vocab"]))) + "\n"}),
-        "vocab.txt alone": both(lambda f: f.raw.update({"vocab.txt": "\n".join(f.json[TOKENIZER]["model"]["vocab"]) + "\n"}), lambda f: f.remove(TOKENIZER)),
+        "vocab.txt beside": lambda f: f.raw.update({"vocab.txt": "\n".join(reversed(list(vocab(f)))) + "\n"}),
+        "vocab.txt alone": both(lambda f: f.raw.update({"vocab.txt": "\n".join(vocab(f)) + "\n"}), lambda f: f.remove(TOKENIZER)),
         "nothing": lambda f: f.remove(TOKENIZER),
         "chat_template.jinja": lambda f: f.raw.update({"chat_template.jinja": "{{ x }}"}),
         "version": of_tokenizer(version="2.0"),

@@ -71,7 +71,7 @@ def reference(folder: Path) -> Reference:
     beyond = [i for i, row in result.items() if isinstance(row, (IndexError, RuntimeError))]
     if beyond:
         # Its limit may be above the position table, where it crashes: the text is then taken as cut to the table.
-        first = model[0].config.pad_token_id + 1 if model[0].config.model_type == "mpnet" else 0
+        first = 2 if model[0].config.model_type == "mpnet" else 0  # MPNet's positions start behind padding id 1
         limit = model[0].config.max_position_embeddings - first
         if (model.max_seq_length or 10**9) > limit:
             model.max_seq_length = limit
@@ -108,7 +108,8 @@ def run_binary(binary: str, folder: Path, texts: list[str]) -> tuple[int, list, 
         except subprocess.TimeoutExpired:
             return -1, [], f"no end after {TIMEOUT} s"
     rows = [np.array(json.loads(line)["embedding"], np.float32) for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    said = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("trt-embed: backend"))
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("trt-embed: backend")]
+    said = "\n".join(sorted(lines, key=lambda line: " WARN " in line))  # what it refuses comes before what it only notes
     return done.returncode, rows, said.replace(str(folder), "FOLDER").strip()
 
 
@@ -120,7 +121,7 @@ def _refusal(code: int, said: str) -> str:
         return "panic"
     if not said:
         return "nothing said"
-    return "" if re.search(r"\.(json|safetensors|txt)|FOLDER", said) else "names no file"
+    return "" if re.search(r"\.(json|safetensors|txt)|FOLDER", said.split("\n")[0]) else "names no file"
 
 
 def compare(binary: str, folder: Path) -> Outcome:
@@ -149,7 +150,7 @@ def compare(binary: str, folder: Path) -> Outcome:
             wrong = _refusal(code, said)
             return Outcome(FAULT if wrong else REFUSED_HERE, wrong, said, truth.rows)
         kept.remove(one)
-        refused_texts.append(re.sub(r"text \d+", "text", said))
+        refused_texts.append(re.sub(r"text \d+", "text", said.split("\n")[0]))
     # What the reference cannot encode must not get a vector here.
     for i, why in list(truth.failures.items())[:2]:
         code, _, said = ours_on([TEXTS[i]])
@@ -200,8 +201,8 @@ def work(task: tuple) -> tuple:
     with tempfile.TemporaryDirectory() as parent:
         root = Path(parent) / "model"
         root.mkdir()
-        spec.folder().write(root)
         try:
+            spec.folder().write(root)
             outcome = compare(binary, root)
         except Exception as error:
             outcome = Outcome(FAULT, f"in this script: {type(error).__name__}: {error}")

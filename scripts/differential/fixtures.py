@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from texts import TEXTS
 
 TARGET = FIXTURES / "differential"
-SIZE_LIMIT = 200_000  # bytes of the set
+SIZE_LIMIT = 400_000  # bytes of the set
 INLINE = 1200  # bytes of a file's text that stay in cases.json; a longer one becomes a file that cases share
 TEXTS_A_VALUE = 1  # rows kept for each value: those that it moves most
 # Values of one folder: how many of each group.
@@ -99,7 +99,7 @@ def expected_words(outcome_message: str, line: dict) -> list[str]:
     for changes in line.get("edits", {}).values():
         for pointer, *_ in changes:
             key = pointer.rsplit("/", 1)[-1]
-            if not key.isdigit() and key in outcome_message:
+            if key and not key.isdigit() and key in outcome_message:
                 return words + [key]
     return words
 
@@ -134,30 +134,36 @@ def write(outcomes: list, run) -> list:
         (TARGET / family / "tokenizer.json").write_text(text, encoding="utf-8")
 
     lines, tensors, findings = [], {}, []
-    loaded = []
-    for _, spec, outcome in run([Spec(family, []) for family in FAMILIES] + combined):
-        if outcome.kind == EQUAL:
-            loaded.append((spec, outcome))
-        elif outcome.kind in (REFUSED_HERE, BOTH_REFUSE):
-            # Together they are refused: each goes alone.
-            loaded += [(single, outcome) for _, single, outcome in run([Spec(spec.family, [value]) for value in spec.values])]
-        else:
-            findings.append((str(spec), spec, outcome))
+    loaded: list = []
+
+    def keep(found, single: bool) -> None:
+        for _, spec, outcome in found:
+            if outcome.kind == EQUAL:
+                loaded.append((spec, outcome))
+            elif outcome.kind not in (REFUSED_HERE, BOTH_REFUSE):
+                findings.append((str(spec), spec, outcome))
+            elif single:
+                refused.append((spec, outcome))
+            else:  # refused together: each goes alone
+                keep(run([Spec(spec.family, [value]) for value in spec.values]), True)
+
+    keep(run([Spec(family, []) for family in FAMILIES] + combined), False)
     bare = {spec.family: outcome.rows for spec, outcome in loaded if not spec.values}
     for spec, outcome in loaded:
         line = add(spec)
         # What each value moves most, and what all together do.
         still = bare[spec.family]
-        numbers = {1, 5} | moved(outcome.rows, still, 2) if spec.values else {1, 5, 9, 24}
+        numbers = {5} | moved(outcome.rows, still, 2) if spec.values else {1, 5, 9, 24}
         for value in spec.values:
             numbers |= moved(alone.get(str(Spec(spec.family, [value])), []), still, TEXTS_A_VALUE)
-        numbers = sorted(i for i in numbers if outcome.rows[i] is not None)
+        have = [i for i, row in enumerate(outcome.rows) if row is not None]
+        numbers = sorted(numbers & set(have)) or have[:2]
         line["texts"] = numbers
         tensors[line["name"]] = np.stack([outcome.rows[i] for i in numbers])
         lines.append(line)
     for spec, outcome in refused:
         line = add(spec)
-        line["refusal"] = expected_words(outcome.message, line)
+        line["refusal"] = expected_words(outcome.message.split("\n")[0], line)
         lines.append(line)
     save_rows(tensors, TARGET / "references.safetensors")
     made_by = f"sentence-transformers {sentence_transformers.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
