@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::backend::tensorrt::BuildSettings;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
-use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
+use crate::tokens::{BatchPlan, MAX_TOKENS, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -217,7 +217,14 @@ impl EmbedderBuilder {
                 prompt: prompt.clone(),
                 ..TokenizerSettings::of_model(&folder, max_tokens)
             },
-        )?;
+        )
+        .map_err(|error| match error {
+            // The folder's own limit is at fault, not a setting of the caller's.
+            Error::Setting { setting: MAX_TOKENS, reason } if self.max_tokens.is_none() => {
+                Error::Config { path: folder.encoder.clone(), reason: format!("max_seq_length or model_max_length: {reason}") }
+            }
+            other => other,
+        })?;
         let executor = self.executor(&folder, head, max_tokens)?;
         let backend = executor.backend;
         let limits = backend.limits();
@@ -273,7 +280,7 @@ impl EmbedderBuilder {
             None => Ok(folder.max_tokens()),
             Some(tokens) if (1..=limit).contains(&tokens) => Ok(tokens),
             Some(tokens) => Err(Error::Setting {
-                setting: "--max-tokens",
+                setting: MAX_TOKENS,
                 reason: format!("{tokens} is outside 1..={limit}, which the model's positions serve"),
             }),
         }

@@ -25,6 +25,8 @@ const SHARED: &[Key] = &[
     Key::only("quantization_config", &["{}"], "quantised weights are not read; save the model in fp32, fp16 or bf16"),
     Key::only("is_encoder_decoder", &["false"], "only encoders are supported"),
     Key::only("is_decoder", &["false"], "only encoders are supported"),
+    Key::only("transformers_weights", &[], "weights of another file's name are not read; rename it to model.safetensors"),
+    Key::only("fusion_config", &["{}"], "parts fused in another way are not supported"),
     Key::only("add_cross_attention", &["false"], "only encoders are supported"),
     Key::only("pruned_heads", &["{}"], "pruned heads are not supported; save the model again with a newer transformers"),
     Key::only("per_layer_config", &["{}", "[]"], "layers that differ from each other are not supported"),
@@ -106,6 +108,7 @@ const SHARED: &[Key] = &[
 const BERT: &[Key] = &[
     Key::honoured("pad_token_id", "id that fills the places behind a text in its batch; masked (0)"),
     Key::honoured("type_vocab_size", "rows of the token type table, of which row 0 is used (2)"),
+    Key::only("is_causal", &["false"], "only encoders are supported"),
     Key::only("position_embedding_type", &["\"absolute\""], "only \"absolute\" is supported"),
     Key::harmless("pooler_fc_size", HEADS),
     Key::harmless("pooler_num_attention_heads", HEADS),
@@ -126,6 +129,7 @@ const MPNET: &[Key] = &[
     Key::honoured("relative_attention_num_buckets", "buckets of the relative position bias (32)"),
     Key::harmless("pad_token_id", "MPNet counts positions from padding id 1, whatever stands here"),
     Key::harmless("type_vocab_size", "MPNet has no token types"),
+    Key::harmless("is_causal", "MPNet's attention sees all tokens, whatever stands here"),
 ];
 
 pub(super) static BERT_CONFIG: Schema = Schema { title: "config.json of BERT", keys: &[SHARED, BERT], unknown: Unknown::Warn };

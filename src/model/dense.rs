@@ -141,6 +141,11 @@ impl Dense {
             return Err(json.field_error("out_features", "the width of the output is expected"));
         };
         let activation = match json.string("activation_function")? {
+            None if json.fields().contains_key("activation_function") => {
+                return Err(
+                    json.field_error("activation_function", "leave it out for Tanh, or name torch.nn.modules.linear.Identity")
+                );
+            }
             None => DenseActivation::Tanh, // sentence-transformers' default
             Some(class) => DenseActivation::by_class(class).ok_or_else(|| {
                 let known = DenseActivation::ALL.map(DenseActivation::class).join(", ");

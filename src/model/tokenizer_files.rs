@@ -423,8 +423,9 @@ impl Arguments {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match number(value) {
                 Some(limit) if limit > NO_LIMIT => Ok(None),
-                Some(limit) if limit >= 1.0 && limit.fract() == 0.0 => Ok(Some(limit as usize)),
-                _ => Err(self.expected(key, "a number of tokens is expected")),
+                // Python's tokenizer takes no number with a point in it, whole or not.
+                Some(limit) if limit >= 1.0 && value.is_u64() => Ok(Some(limit as usize)),
+                _ => Err(self.expected(key, "a whole number of tokens is expected")),
             },
         }
     }

@@ -19,6 +19,9 @@ const PARALLEL_BYTES: usize = 8 * 1024;
 /// Stands for the text's own tokens where the special tokens around them are found out.
 const TEXT: u32 = u32::MAX;
 
+/// What errors call [`TokenizerSettings::max_tokens`].
+pub(crate) const MAX_TOKENS: &str = "--max-tokens";
+
 /// What the model folder and the caller ask of a [`Tokenizer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -151,7 +154,7 @@ impl Tokenizer {
         let added = before.len() + after.len();
         if settings.max_tokens < added.max(1) {
             let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
-            return Err(Error::Setting { setting: "--max-tokens", reason });
+            return Err(Error::Setting { setting: MAX_TOKENS, reason });
         }
         let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
         let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner });
@@ -280,7 +283,13 @@ impl Tokenizer {
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
         let text = joined(self.settings.prompt.as_deref(), text);
-        self.cut(&text).map_err(|reason| Error::Text { text: index, reason })
+        match self.cut(&text) {
+            Ok(row) if row.ids.is_empty() => {
+                Err(Error::Text { text: index, reason: "it has no tokens, and this tokenizer adds none".to_owned() })
+            }
+            Ok(row) => Ok(row),
+            Err(reason) => Err(Error::Text { text: index, reason }),
+        }
     }
 
     /// Ids of `text`, at most `max_tokens`, with the special tokens around what is kept of it.
