@@ -1,8 +1,8 @@
 //! The tokenizer of a model folder as its files describe it: tokenizer.json with tokenizer_config.json, special_tokens_map.json and
 //! added_tokens.json, put together as `from_pretrained` of transformers 5 does.
 
-use crate::model::check_link;
 use crate::model::json::{config_error, number, shown};
+use crate::model::pointer::check_link;
 use crate::model::tokenizer_class::TokenizerClass;
 use crate::model::tokenizer_keys;
 use crate::model::tokenizer_token::TokenForm;

@@ -1,5 +1,7 @@
 //! Which files of a repository this crate needs; the same list decides what to download and whether a cached snapshot is whole.
 
+use crate::model::adapter::WEIGHTS_FILE;
+use crate::model::adapter_config::CONFIG_FILE;
 use crate::model::modules::{ModuleKind, read_modules};
 use crate::model::pointer::check_link;
 use crate::model::weights::{CONVERT, INDEX_FILE, SINGLE_FILE, read_index};
