@@ -14,7 +14,7 @@ use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
 use crate::trace;
-use crate::{Result, Similarity};
+use crate::{Error, Result, Similarity};
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -181,10 +181,14 @@ impl Embedder {
     /// Cuts, sorts and batches `texts` without running them: [`Tokenized::batches`] is what [`Embedder::embed`] would run.
     ///
     /// # Errors
-    /// [`Error::TokenId`], [`Error::Tokenizer`].
+    /// [`Error::TokenId`]; [`Error::Text`], also for a text without any token, of which there is no vector.
     pub fn tokenize<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Tokenized> {
         let _range = trace::range("tokenise");
-        self.tokenizer.encode(texts, &self.plan)
+        let tokenized = self.tokenizer.encode(texts, &self.plan)?;
+        match tokenized.tokens.iter().position(|&tokens| tokens == 0) {
+            Some(text) => Err(Error::Text { text, reason: "it has no tokens, and the model's tokenizer adds none".to_owned() }),
+            None => Ok(tokenized),
+        }
     }
 
     /// Hidden states of each text, in input order.

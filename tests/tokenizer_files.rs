@@ -95,7 +95,6 @@ fn limits_come_from_overrides_then_from_the_tokenizer() {
         (json!({"max_len": 12}), json!({}), Some(12)),
         (json!({"max_len": 12, "model_max_length": 13}), json!({}), Some(13)),
         (json!({"max_len": 12, "model_max_length": null}), json!({}), None),
-        (json!({"model_max_length": 12.0}), json!({}), Some(12)),
         (json!({"model_max_length": 1e30}), json!({}), None),
         (json!({"model_max_length": 12}), json!({"model_max_length": 20}), Some(20)),
     ] {
@@ -116,6 +115,11 @@ fn what_cannot_be_served_is_refused_by_file_key_and_value() {
             vec![("tokenizer_config.json", json!({"model_max_length": 0}))],
             json!({}),
             ["tokenizer_config.json", "model_max_length is 0"],
+        ),
+        (
+            vec![("tokenizer_config.json", json!({"model_max_length": 12.0}))],
+            json!({}),
+            ["tokenizer_config.json", "model_max_length is 12.0; a whole number"],
         ),
         (
             vec![("tokenizer_config.json", json!({"processor_class": "X"}))],

@@ -283,13 +283,7 @@ impl Tokenizer {
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
         let text = joined(self.settings.prompt.as_deref(), text);
-        match self.cut(&text) {
-            Ok(row) if row.ids.is_empty() => {
-                Err(Error::Text { text: index, reason: "it has no tokens, and this tokenizer adds none".to_owned() })
-            }
-            Ok(row) => Ok(row),
-            Err(reason) => Err(Error::Text { text: index, reason }),
-        }
+        self.cut(&text).map_err(|reason| Error::Text { text: index, reason })
     }
 
     /// Ids of `text`, at most `max_tokens`, with the special tokens around what is kept of it.
