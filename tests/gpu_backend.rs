@@ -34,18 +34,18 @@ const RAGGED: [&[usize]; 9] =
 fn every_shape_and_mode_equals_the_cpu() {
     use PoolingMode::{Cls, LastToken, Max, Mean, MeanSqrtLen, WeightedMean};
     let gpu = Gpu::open();
-    let heads: [(&[PoolingMode], Option<usize>, bool); 8] = [
-        (&[Mean], None, true),
-        (&[Cls], None, true),
-        (&[Max], None, false),
-        (&[MeanSqrtLen], Some(12), true),
-        (&[WeightedMean], None, false),
-        (&[LastToken], None, true),
-        (&[Cls, Mean], None, true),
-        (&[Mean, Max, LastToken], Some(40), false),
+    let heads: [(&[PoolingMode], Option<usize>, Scaling); 8] = [
+        (&[Mean], None, Scaling::AfterCut),
+        (&[Cls], None, Scaling::AfterCut),
+        (&[Max], None, Scaling::None),
+        (&[MeanSqrtLen], Some(12), Scaling::AfterCut),
+        (&[WeightedMean], None, Scaling::None),
+        (&[LastToken], None, Scaling::AfterCut),
+        (&[Cls, Mean], None, Scaling::AfterCut),
+        (&[Mean, Max, LastToken], Some(40), Scaling::None),
     ];
-    for (place, (modes, dim, normalize)) in heads.into_iter().enumerate() {
-        let head = gpu.head(modes, dim, normalize);
+    for (place, (modes, dim, scaling)) in heads.into_iter().enumerate() {
+        let head = gpu.head(modes, dim, scaling);
         let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head.clone()));
         for (seed, lengths) in RAGGED.into_iter().enumerate() {
             for skip in [0, 2] {
@@ -169,7 +169,7 @@ fn batches_outside_every_profile_and_wrong_buffers_are_refused_and_the_lane_goes
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn what_does_not_fit_the_model_is_refused_as_on_the_cpu_and_runs_nothing() {
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let (backend, reference) = (gpu.backend(head.clone(), 1), gpu.reference(head.clone()));
     let vocab_size = gpu.folder.config.vocab_size;
     let before = gpu.batch(&[5, 3], 0, 1);
@@ -208,7 +208,7 @@ fn what_does_not_fit_the_model_is_refused_as_on_the_cpu_and_runs_nothing() {
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn costs_of_other_shapes_and_padding_outside_the_table_are_refused() {
     let gpu = Gpu::open();
-    let head = gpu.head(&[PoolingMode::Mean], None, true);
+    let head = gpu.head(&[PoolingMode::Mean], None, Scaling::AfterCut);
     let known = gpu.backend(head.clone(), 1).costs().unwrap();
     let with = |costs: Vec<ShapeCost>, padding| {
         let mut settings = GpuSettings::default();

@@ -4,6 +4,7 @@ use super::super::manifest::tests::manifest;
 use super::*;
 use crate::graph::{Range, export_to_folder};
 use prost::Message;
+use std::fs;
 
 fn folder() -> ModelFolder {
     ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap()
