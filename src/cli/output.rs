@@ -144,10 +144,11 @@ impl OutputFile {
     /// # Errors
     /// The disk is full, or fails.
     pub fn commit(self) -> Result<()> {
-        Ok(match self {
+        match self {
             Self::Whole(file) => file.commit()?,
             Self::Growing(file) => file.commit()?,
-        })
+        }
+        Ok(())
     }
 }
 

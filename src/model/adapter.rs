@@ -388,7 +388,7 @@ impl Reader<'_> {
         }
         let mut sorted = ids.to_vec();
         sorted.sort_unstable();
-        if let Some([id, _]) = sorted.array_windows().find(|[id, next]| id == next) {
+        if let Some(id) = sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| &pair[0]) {
             return Err(self.config.error(format!("trainable_token_indices holds {id} twice")));
         }
         let change = (ids.to_vec(), self.tensor(stored, &[ids.len(), *columns])?);
