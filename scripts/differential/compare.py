@@ -110,7 +110,7 @@ def run_binary(binary: str, folder: Path, texts: list[str]) -> tuple[int, list, 
     rows = [np.array(json.loads(line)["embedding"], np.float32) for line in done.stdout.splitlines()] if done.returncode == 0 else []
     lines = [line for line in done.stderr.splitlines() if not line.startswith("trt-embed: backend")]
     said = "\n".join(sorted(lines, key=lambda line: " WARN " in line))  # what it refuses comes before what it only notes
-    return done.returncode, rows, said.replace(str(folder), "FOLDER").strip()
+    return done.returncode, rows, said.replace(str(folder), "FOLDER").replace(file.name, "TEXTS").strip()
 
 
 def _refusal(code: int, said: str) -> str:
@@ -150,7 +150,7 @@ def compare(binary: str, folder: Path) -> Outcome:
             wrong = _refusal(code, said)
             return Outcome(FAULT if wrong else REFUSED_HERE, wrong, said, truth.rows)
         kept.remove(one)
-        refused_texts.append(re.sub(r"text \d+", "text", said.split("\n")[0]))
+        refused_texts.append(re.sub(r"line \d+", "line", said.split("\n")[0]))
     # What the reference cannot encode must not get a vector here.
     for i, why in list(truth.failures.items())[:2]:
         code, _, said = ours_on([TEXTS[i]])
@@ -165,11 +165,11 @@ def compare(binary: str, folder: Path) -> Outcome:
 
 
 def _refused_text(said: str, kept: list, ours_on) -> int | None:
-    """The number of the text that the message names, which it may count from 0 or from 1, if that text alone is refused."""
-    named = re.search(r"text (\d+)", said)
-    for place in (int(named[1]), int(named[1]) - 1) if named else ():
-        if 0 <= place < len(kept) and ours_on([TEXTS[kept[place]]])[0] == 1:
-            return kept[place]
+    """The number of the text whose line the message names, counted from 1, if that text alone is refused."""
+    named = re.search(r"TEXTS: line (\d+)", said)
+    place = int(named[1]) - 1 if named else -1
+    if 0 <= place < len(kept) and ours_on([TEXTS[kept[place]]])[0] == 1:
+        return kept[place]
     return None
 
 
