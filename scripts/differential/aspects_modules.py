@@ -2,7 +2,7 @@
 
 import json
 
-from folders import MODULE, Folder, seeded
+from folders import MODULE, Folder, of_file, seeded
 
 SBERT, SETTINGS, POOLING = "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"
 NEW = "sentence_transformers.sentence_transformer.modules."
@@ -16,20 +16,6 @@ FLAGS = {
 
 def both(*functions):
     return lambda folder: [function(folder) for function in functions]
-
-
-def of_file(path: str, **changes):
-    """Sets keys of a JSON file, made when absent; `...` removes one."""
-
-    def apply(folder: Folder) -> None:
-        file = folder.file(path)
-        for key, value in changes.items():
-            if value is ...:
-                file.pop(key, None)
-            else:
-                file[key] = value
-
-    return apply
 
 
 def each(path: str, key: str, *values, **named):

@@ -1,22 +1,13 @@
 """Aspects of the tokenizer: tokenizer.json, tokenizer_config.json and the files beside them. Each value changes a folder."""
 
-from folders import Folder
+from folders import Folder, of_file
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def of_config(**changes):
     """Sets keys of tokenizer_config.json; `...` removes one."""
-
-    def apply(folder: Folder) -> None:
-        file = folder.file(CONFIG)
-        for key, value in changes.items():
-            if value is ...:
-                file.pop(key, None)
-            else:
-                file[key] = value
-
-    return apply
+    return of_file(CONFIG, **changes)
 
 
 def of_tokenizer(**changes):

@@ -182,3 +182,17 @@ def plain(value) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return not isinstance(value, int) or abs(value) < 2**53
+
+
+def of_file(path: str, **changes):
+    """Sets keys of a JSON file, made when absent; `...` removes one."""
+
+    def apply(folder: Folder) -> None:
+        file = folder.file(path)
+        for key, value in changes.items():
+            if value is ...:
+                file.pop(key, None)
+            else:
+                file[key] = value
+
+    return apply

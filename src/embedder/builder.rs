@@ -207,7 +207,8 @@ impl EmbedderBuilder {
             (Normalize::Auto, Some(_)) | (Normalize::On, _) => Scaling::AfterCut,
             (Normalize::Off, _) => Scaling::None,
         };
-        let cut = self.dim.or(folder.cut());
+        let width = folder.dense.last().map_or(pooling.width(folder.config.hidden_size), |dense| dense.out_features);
+        let cut = self.dim.or(folder.cut(width));
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, cut, scaling)?;
         let dim = head.dim;
         let tokenizer = Tokenizer::open(

@@ -136,10 +136,10 @@ impl ModelFolder {
         self.max_seq_length.map_or(positions, |n| n.min(positions))
     }
 
-    /// How many values of a vector the model keeps, where it cuts them at all: [`ModelFolder::truncate_dim`], which may also be above
-    /// the width, as in the reference.
-    pub fn cut(&self) -> Option<usize> {
-        self.truncate_dim.map(|dim| dim.min(self.embedding_size()))
+    /// How many values of vectors of `width` values the model keeps, where it cuts them at all: [`ModelFolder::truncate_dim`], which may
+    /// also be above the width, as in the reference.
+    pub fn cut(&self, width: usize) -> Option<usize> {
+        self.truncate_dim.map(|dim| dim.min(width))
     }
 
     /// How the model scales its vectors: whole ones, before [`ModelFolder::cut`].

@@ -50,7 +50,13 @@ impl Head {
     /// As [`Head::new`].
     #[cfg(any(feature = "cpu", feature = "tensorrt"))]
     pub(crate) fn of_model(model: &ModelFolder) -> Result<Self> {
-        Self::new(model.pooling.clone(), model.dense.clone(), model.config.hidden_size, model.cut(), model.scaling())
+        Self::new(
+            model.pooling.clone(),
+            model.dense.clone(),
+            model.config.hidden_size,
+            model.cut(model.embedding_size()),
+            model.scaling(),
+        )
     }
 
     /// Checks that the modules fit together. Without `dim` vectors keep the model's own width.

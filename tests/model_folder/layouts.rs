@@ -21,6 +21,9 @@ fn published_layout() {
     assert_eq!(model.prompts.default_name.as_deref(), Some("query"));
     assert_eq!(model.prompts.by_name["query"], "query: ");
     assert_eq!(model.prompts.by_name["none"], "");
+    assert_eq!(model.cut(HIDDEN), None);
+    folder.json("config_sentence_transformers.json", &json!({"truncate_dim": 3}));
+    assert_eq!((open(&folder).cut(HIDDEN), open(&folder).cut(2)), (Some(3), Some(2)), "a cut above the width keeps all");
     assert_eq!(model.tokenizer.vocabulary_path(), folder.join("tokenizer.json"));
     assert_eq!(model.weights().unwrap().size_in_bytes(), std::fs::metadata(folder.join("model.safetensors")).unwrap().len());
 }

@@ -74,20 +74,29 @@ impl GraphSource {
 
     /// The model that a plan of this graph computes, with `folder`'s tokenizer and pooling.
     pub fn model(&self, folder: &ModelFolder) -> Result<Model> {
-        let (source, tanh_gelu, digest) = match self {
-            Self::Exported { graph, precision, tanh_gelu } => (Source::Exported(*precision), *tanh_gelu, graph.digest_hex()),
-            Self::Quantised { graph, precision, tanh_gelu, base } => {
-                (Source::Quantised { precision: *precision, base: base.clone() }, *tanh_gelu, graph.digest_hex())
+        let (source, tanh_gelu) = match self {
+            Self::Exported { precision, tanh_gelu, .. } => (Source::Exported(*precision), *tanh_gelu),
+            Self::Quantised { precision, tanh_gelu, base, .. } => {
+                (Source::Quantised { precision: *precision, base: base.clone() }, *tanh_gelu)
             }
-            Self::File { path, digest, .. } => {
+            Self::File { path, .. } => {
                 let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                (Source::Onnx(name), false, digest.clone())
+                (Source::Onnx(name), false)
             }
         };
-        if let Self::Exported { graph, .. } | Self::Quantised { graph, .. } = self {
-            graph.check_unchanged()?;
+        Ok(Model { tanh_gelu, ..model(folder, source, self.digest()?)? })
+    }
+
+    /// What the graph and its weights are recognised by.
+    fn digest(&self) -> Result<String> {
+        match self {
+            Self::Exported { graph, .. } | Self::Quantised { graph, .. } => {
+                let digest = graph.digest_hex();
+                graph.check_unchanged()?;
+                Ok(digest)
+            }
+            Self::File { digest, .. } => Ok(digest.clone()),
         }
-        Ok(Model { tanh_gelu, ..model(folder, source, digest)? })
     }
 
     /// How many tensors feed linears that are quantised, which are all but `float`; 0 for a graph from a file.
@@ -144,13 +153,15 @@ impl Manifest {
     /// [`Error::EngineMismatch`] for the first field that differs; what opening the weights says.
     pub fn check_folder(&self, folder: &ModelFolder) -> Result<()> {
         // Without the weights first, which take longer to hash.
-        self.check_model(&model(folder, self.model.source.clone(), self.model.graph.clone())?)?;
+        let found = model(folder, self.model.source.clone(), self.model.graph.clone())?;
+        self.check_model(&found)?;
         match &self.model.source {
             Source::Exported(precision) => {
-                self.check_model(&GraphSource::export(folder, *precision, self.model.tanh_gelu)?.model(folder)?)
+                let graph = GraphSource::export(folder, *precision, self.model.tanh_gelu)?.digest()?;
+                self.check_model(&Model { graph, tanh_gelu: self.model.tanh_gelu, ..found })
             }
             Source::Quantised { precision, base } => {
-                self.check_base(base, &GraphSource::export(folder, *precision, false)?.model(folder)?.graph)
+                self.check_base(base, &GraphSource::export(folder, *precision, false)?.digest()?)
             }
             Source::Onnx(_) => Ok(()),
         }
