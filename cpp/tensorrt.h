@@ -1,4 +1,4 @@
-// What src/backend/tensorrt/ffi.rs may call: TensorRT's builder, parser, runtime, engine and context behind small classes.
+// What src/tensorrt/library/ffi.rs may call: TensorRT's builder, parser, runtime, engine and context behind small classes.
 //
 // Every failure is a std::exception whose text ends with what TensorRT logged; the bridge makes it an `Err`.
 // Nothing here outlives what it borrows by itself: the Rust owners keep runtime, engine and context in that order.

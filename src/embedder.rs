@@ -9,7 +9,7 @@ mod tensorrt;
 pub use builder::EmbedderBuilder;
 pub use choice::{BackendChoice, ChosenBackend};
 
-use crate::backend::{Backend, Limits};
+use crate::executor::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
 use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
@@ -66,7 +66,7 @@ pub struct Embedder {
     prompts: Prompts,
     backend: Arc<dyn Backend>,
     #[cfg(feature = "tensorrt")]
-    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
+    gpu: Option<Arc<crate::gpu::GpuBackend>>,
     plan: BatchPlan,
 }
 
@@ -237,7 +237,7 @@ impl Embedder {
 
     /// The GPU backend, where the model runs on one: its shapes, memory and times.
     #[cfg(feature = "tensorrt")]
-    pub fn gpu(&self) -> Option<&crate::backend::gpu::GpuBackend> {
+    pub fn gpu(&self) -> Option<&crate::gpu::GpuBackend> {
         self.gpu.as_deref()
     }
 

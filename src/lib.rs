@@ -21,21 +21,48 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod backend;
+#[cfg(feature = "tensorrt")]
+pub mod compare;
+#[cfg(feature = "cpu")]
+mod cpu;
 #[cfg(feature = "tensorrt")]
 pub mod cuda;
 mod digest;
 mod embedder;
 mod error;
+mod executor;
 pub mod files;
+#[cfg(feature = "tensorrt")]
+mod gpu;
 pub mod graph;
 pub mod model;
 mod notice;
 pub mod pooling;
 pub mod quantization;
 mod similarity;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
 pub mod tokens;
 mod trace;
+
+/// Executors of a model: what a [`Backend`](backend::Backend) is, and those that there are.
+pub mod backend {
+    #[cfg(feature = "cpu")]
+    pub use crate::cpu::CpuBackend;
+    pub use crate::executor::{Backend, Limits};
+
+    /// On a GPU, whatever executor runs the encoder.
+    #[cfg(feature = "tensorrt")]
+    pub mod gpu {
+        pub use crate::gpu::*;
+    }
+
+    /// As TensorRT engines.
+    #[cfg(feature = "tensorrt")]
+    pub mod tensorrt {
+        pub use crate::tensorrt::*;
+    }
+}
 
 pub use embedder::{
     BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,

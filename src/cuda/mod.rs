@@ -11,14 +11,12 @@
 mod counters;
 mod cubin;
 mod device;
-mod error;
+pub(crate) mod error;
 mod graph;
-mod kernels;
-mod launch;
+pub(crate) mod launch;
 mod library;
 mod memory;
 mod nvrtc;
-mod plan;
 mod steps;
 mod stream;
 
@@ -27,8 +25,6 @@ pub use cubin::{CubinCache, Source};
 pub use device::{Device, Memory, Properties};
 pub use error::{CudaError, Result};
 pub use graph::Graph;
-pub use kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources};
 pub use memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
 pub use nvrtc::{FoundNvrtc, find_nvrtc};
-pub use plan::{Hardware, PoolPlan};
 pub use stream::{Event, Stream};

@@ -1,11 +1,11 @@
 //! Settings of an embedder, and making one of them.
 
 use super::{BackendChoice, Embedder, Info, Normalize, Progress};
-use crate::backend::Backend;
-#[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::BuildSettings;
+use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
+#[cfg(feature = "tensorrt")]
+use crate::tensorrt::BuildSettings;
 use crate::tokens::{BatchPlan, MAX_TOKENS, Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
 use std::path::PathBuf;
@@ -42,14 +42,14 @@ enum PromptChoice {
 struct Executor {
     backend: Arc<dyn Backend>,
     #[cfg(feature = "tensorrt")]
-    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
+    gpu: Option<Arc<crate::gpu::GpuBackend>>,
     engine: Option<PathBuf>,
     reason: Option<String>,
 }
 
 #[cfg(feature = "tensorrt")]
 impl Executor {
-    fn of_gpu(gpu: crate::backend::gpu::GpuBackend, engine: PathBuf) -> Self {
+    fn of_gpu(gpu: crate::gpu::GpuBackend, engine: PathBuf) -> Self {
         let gpu = Arc::new(gpu);
         Self { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None }
     }
@@ -327,7 +327,7 @@ impl EmbedderBuilder {
     fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or(cores).max(1);
-        let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
+        let backend = crate::cpu::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
         Ok(Executor {
             backend: Arc::new(backend),
             #[cfg(feature = "tensorrt")]

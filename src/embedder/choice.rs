@@ -2,9 +2,9 @@
 
 use crate::Result;
 #[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::Library;
-#[cfg(feature = "tensorrt")]
 use crate::cuda::Device;
+#[cfg(feature = "tensorrt")]
+use crate::tensorrt::Library;
 #[cfg(feature = "tensorrt")]
 use std::sync::Arc;
 

@@ -46,7 +46,7 @@ pub(super) fn in_order<T: Sync, R: Send>(batches: &[T], workers: usize, work: im
 mod tests {
     use super::*;
     use crate::Error;
-    use crate::backend::permits::Permits;
+    use crate::executor::permits::Permits;
     use std::sync::{Barrier, Mutex};
 
     fn failure(batch: usize) -> Error {

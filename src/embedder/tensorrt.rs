@@ -2,15 +2,15 @@
 
 use super::Progress;
 use crate::Result;
-use crate::backend::gpu::parity::Padding;
-use crate::backend::gpu::{GpuBackend, GpuSettings};
-use crate::backend::tensorrt::{
+use crate::compare::Padding;
+use crate::cuda::Device;
+use crate::gpu::{GpuBackend, GpuSettings};
+use crate::model::ModelFolder;
+use crate::pooling::Head;
+use crate::tensorrt::{
     BuildProgress, BuildSettings, Cache, EngineFile, EngineRequest, Library, Manifest, Runtime, TensorRtEncoder, cached_engine,
     machine,
 };
-use crate::cuda::Device;
-use crate::model::ModelFolder;
-use crate::pooling::Head;
 use crate::trace::stage;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

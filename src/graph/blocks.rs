@@ -348,7 +348,7 @@ impl<'w> Builder<'w> {
 #[cfg(all(test, feature = "cpu"))]
 mod tests {
     use super::*;
-    use crate::backend::CpuBackend;
+    use crate::cpu::CpuBackend;
     use crate::graph::onnx::AttributeProto;
     use crate::model::ModelFolder;
     use crate::pooling::{Head, Pooling, PoolingMode};

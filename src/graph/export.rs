@@ -345,7 +345,7 @@ mod tests {
         {
             use crate::pooling::Head;
             let head = Head::of_model(&model).unwrap();
-            let opened = crate::backend::CpuBackend::from_graph(second, head, 16, 1).map(drop);
+            let opened = crate::cpu::CpuBackend::from_graph(second, head, 16, 1).map(drop);
             assert!(matches!(opened, Err(Error::FileChanged { .. })), "{opened:?}");
         }
         #[cfg(not(feature = "cpu"))]

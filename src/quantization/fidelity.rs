@@ -1,12 +1,12 @@
 //! How true an INT8 graph is to its model, which linears cost most, and which must stay in float.
 
 use super::{Calibration, Samples};
-use crate::backend::{Backend, CpuBackend};
 use crate::graph::{Graph, Linear, Precision, Quantization, Role};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Result};
+use crate::{cpu::CpuBackend, executor::Backend};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeSet;

@@ -40,7 +40,7 @@ pub trait Observer {
 
 /// Observes on the CPU, on all cores.
 #[cfg(feature = "cpu")]
-pub struct CpuObserver(crate::backend::CpuBackend);
+pub struct CpuObserver(crate::cpu::CpuBackend);
 
 #[cfg(feature = "cpu")]
 impl CpuObserver {
@@ -50,7 +50,7 @@ impl CpuObserver {
     /// As [`Graph::observed`]; [`Error::Backend`].
     pub fn new(model: &ModelFolder) -> Result<Self> {
         let graph = Graph::observed(&model.config, &model.weights()?)?;
-        Ok(Self(crate::backend::CpuBackend::from_graph(
+        Ok(Self(crate::cpu::CpuBackend::from_graph(
             graph,
             crate::pooling::Head::of_model(model)?,
             model.config.max_tokens(),

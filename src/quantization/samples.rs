@@ -51,7 +51,7 @@ impl Samples {
     #[cfg(feature = "tensorrt")]
     pub fn of_all_lengths(model: &ModelFolder) -> Result<Self> {
         let settings = TokenizerSettings::of_model(model, model.max_tokens());
-        let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer, settings)?)?;
+        let rows = crate::compare::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer, settings)?)?;
         Ok(Self { rows })
     }
 

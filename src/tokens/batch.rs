@@ -144,7 +144,7 @@ impl Default for TokenBatch {
     }
 }
 
-/// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::backend::Limits).
+/// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::executor::Limits).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BatchPlan {

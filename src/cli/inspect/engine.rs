@@ -87,7 +87,7 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
     let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine(&library, &device)))?;
     let runtime = Runtime::new(&library, &device)?;
     let mut loaded = Loaded::default();
-    for engine in &Engine::load(&runtime, &file)? {
+    for engine in &file.load(&runtime)? {
         add(&mut loaded, engine)?;
     }
     Ok(loaded)

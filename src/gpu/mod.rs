@@ -1,0 +1,288 @@
+//! The GPU backend, whatever executor runs the encoder: a pool of lanes, each of which takes token ids and gives vectors with one
+//! captured graph, and the choice of the shape that serves a batch fastest.
+//!
+//! An executor implements [`GpuEncoder`]; staging, pooling, capture and measuring are the same for all.
+
+mod encoder;
+mod kernels;
+mod lane;
+mod lanes;
+mod pool_plan;
+
+pub use encoder::{
+    EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, Rectangle,
+    ShapeRange,
+};
+pub use kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources};
+pub use lane::GpuMicros;
+pub use pool_plan::{Hardware, PoolPlan};
+
+use crate::compare::{self, Padding};
+use crate::cuda::{CubinCache, Device};
+use crate::executor::{Backend, Limits};
+use crate::pooling::{Head, Scaling, check_output};
+use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
+use crate::trace::stage;
+use crate::{Error, Result};
+use lane::{DevicePooling, Lane, LaneParts};
+use lanes::Pool;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Runs of each shape, the fastest of which counts, where its time is measured at load.
+const MEASURED_RUNS: usize = 7;
+
+/// How a [`GpuBackend`] is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct GpuSettings {
+    /// Calls that may be under way at the same time; each takes device memory for a batch of the largest shape.
+    pub lanes: usize,
+    /// Where compiled kernels are kept.
+    pub cubins: CubinCache,
+    /// What each of the encoder's shapes costs, measured before, in their order. Where it is not told it is measured, so that two loads may
+    /// choose different shapes for the same batch.
+    pub costs: Option<ShapeCosts>,
+}
+
+impl Default for GpuSettings {
+    fn default() -> Self {
+        Self { lanes: 2, cubins: CubinCache::of_user(), costs: None }
+    }
+}
+
+/// Runs batches on a GPU.
+///
+/// A call writes its ids into pinned memory, launches one graph (staging, encoder, pooling and normalisation, which writes into pinned
+/// memory), waits once and reads. Calls of different threads wait for a free lane in the order they came. After a fault of the GPU
+/// the lane is made anew; where the device is lost, every later call says so.
+pub struct GpuBackend {
+    lanes: Pool<Box<Lane>>,
+    parts: LaneParts,
+    head: Head,
+    costs: Arc<ShapeCosts>,
+    limits: Limits,
+    /// Rows of the token embedding table.
+    vocab_size: usize,
+    device_bytes: usize,
+}
+
+impl GpuBackend {
+    /// Makes the lanes: allocates, captures every fixed profile, and measures what each profile costs.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], also for memory that does not suffice; what the executor says; [`Error::Setting`] for a hidden size that the
+    /// kernels do not serve, and for [`GpuSettings::costs`] of other shapes; [`Error::TokenId`] for a padding token outside the table.
+    pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, padding: Padding, settings: &GpuSettings) -> Result<Self> {
+        let io = encoder.io();
+        if io.hidden_size != head.hidden_size || !io.hidden_size.is_multiple_of(8) {
+            let reason = format!("{}, the model's is {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
+            return Err(Error::Setting { setting: "the engine's hidden size", reason });
+        }
+        let device = encoder.device().clone();
+        let before = device.memory()?.free;
+        // What the kernels cannot do in one pass runs on the host, on the pooled vector.
+        let modes = head.pooling.modes.clone();
+        let pooling = match head.has_more_steps() {
+            false => DevicePooling { modes, dim: head.dim, normalise: head.scaling != Scaling::None },
+            true => DevicePooling { modes, dim: head.pooled_width(), normalise: false },
+        };
+        let kernels = stage("loading the kernels", || Kernels::load(&device, &settings.cubins))?;
+        let Padding { id, vocab_size } = padding;
+        let pad = i32::try_from(id).ok().filter(|_| (id as usize) < vocab_size);
+        let pad = pad.ok_or(Error::TokenId { id, text: 0, vocab_size })?;
+        let parts = LaneParts { encoder, kernels, pooling, pad };
+        let new_lane = |_| Ok(Box::new(Lane::new(&parts)?));
+        let lanes = || (0..settings.lanes.max(1)).into_par_iter().map(new_lane).collect::<Result<Vec<_>>>();
+        let mut lanes = stage("making the lanes", lanes)?;
+        let profiles = parts.encoder.profiles();
+        let costs = match (&settings.costs, lanes.first_mut()) {
+            (Some(costs), _) => known_costs(costs, profiles)?,
+            (None, Some(lane)) => stage("measuring the shapes", || measure(lane, profiles))?,
+            (None, None) => ShapeCosts::default(),
+        };
+        let most = |of: fn(&ShapeRange) -> usize| parts.encoder.profiles().iter().map(of).max().unwrap_or(0);
+        let limits = Limits {
+            max_batch: most(|range| range.max.batch),
+            max_seq: most(|range| range.max.seq),
+            batch_tokens: usize::MAX,
+            parallelism: lanes.len(),
+        };
+        let device_bytes = before.saturating_sub(device.memory()?.free);
+        Ok(Self { lanes: Pool::new(lanes), parts, head, costs: Arc::new(costs), limits, vocab_size, device_bytes })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &Arc<dyn GpuEncoder> {
+        &self.parts.encoder
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        self.parts.encoder.device()
+    }
+
+    /// The shapes that it serves.
+    pub fn profiles(&self) -> &[ShapeRange] {
+        self.parts.encoder.profiles()
+    }
+
+    /// Device memory that kernels and lanes took, in bytes, as the driver counts it (other programs' allocations at the same time
+    /// are counted too).
+    pub fn device_bytes(&self) -> usize {
+        self.device_bytes
+    }
+
+    /// As [`Backend::encode`], at one profile.
+    ///
+    /// # Errors
+    /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::TokenId`]; [`Error::OutputLength`]; [`Error::Cuda`]; what the
+    /// executor says.
+    pub fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let shape = self.fit(profile, batch.batch(), batch.seq())?;
+        batch.check_ids(self.vocab_size)?;
+        check_output(out, batch.batch(), self.head.dim)?;
+        if batch.batch() == 0 {
+            return Ok(());
+        }
+        if !self.head.has_more_steps() {
+            return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
+        }
+        self.head.apply_to(batch.batch(), out, |pooled| self.with_lane(|lane| lane.encode(profile, shape, batch, pooled)))
+    }
+
+    /// The GPU's own time for a batch of `batch` rows of `seq` tokens, at the profile that would serve it: medians of `runs` runs, and
+    /// the shape that is run.
+    ///
+    /// # Errors
+    /// [`Error::OutsideProfile`]; [`Error::Cuda`]; what the executor says.
+    pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, GpuMicros)> {
+        let (profile, shape) = self.place(batch, seq)?;
+        Ok((shape, self.with_lane(|lane| lane.measure(profile, shape, runs))?))
+    }
+
+    /// The time of each layer of the encoder for such a batch, in order, the least of `runs` runs, and the shape that is run. Layers
+    /// are timed one by one, so that together they take longer than the encoder. Takes a lane's memory besides.
+    ///
+    /// # Errors
+    /// As [`GpuBackend::gpu_micros`].
+    pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Vec<LayerTime>)> {
+        let (profile, shape) = self.place(batch, seq)?;
+        Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
+    }
+
+    /// Names of the encoder's kernels at a profile of one shape, in the order they run; `None` for a profile of several shapes.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], also for drivers before CUDA 12.3, which do not tell names; what the executor says.
+    pub fn kernels(&self, profile: usize) -> Result<Option<Vec<String>>> {
+        self.with_lane(|lane| lane.kernels(profile))
+    }
+
+    /// The time of each of the encoder's kernels for such a batch, in order, medians of `runs` runs. They run one after the other with
+    /// an event between them, so that together they take longer than the encoder. `None` where the batch is served by a profile of several shapes. And the shape that is run.
+    ///
+    /// # Errors
+    /// As [`GpuBackend::gpu_micros`] and [`GpuBackend::kernels`].
+    pub fn kernel_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Option<Vec<LayerTime>>)> {
+        let (profile, shape) = self.place(batch, seq)?;
+        Ok((shape, self.with_lane(|lane| lane.measure_kernels(profile, shape, runs))?))
+    }
+
+    fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
+        self.lanes.with(|| Ok(Box::new(Lane::new(&self.parts)?)), |lane| work(lane))
+    }
+
+    /// The profile that serves such a batch fastest.
+    fn choose(&self, batch: usize, seq: usize) -> Result<usize> {
+        let cheapest = self.costs.cheapest(batch, seq);
+        cheapest.map(|(profile, _)| profile).ok_or_else(|| self.outside(batch, seq))
+    }
+
+    /// The profile that serves such a batch fastest, and the shape that it is run at there.
+    fn place(&self, batch: usize, seq: usize) -> Result<(usize, Rectangle)> {
+        let profile = self.choose(batch, seq)?;
+        Ok((profile, self.fit(profile, batch, seq)?))
+    }
+
+    /// The shape that such a batch is run at in one profile.
+    fn fit(&self, profile: usize, batch: usize, seq: usize) -> Result<Rectangle> {
+        let range = self.profiles().get(profile);
+        range.and_then(|range| range.fit(batch, seq)).ok_or_else(|| self.outside(batch, seq))
+    }
+
+    fn outside(&self, batch: usize, seq: usize) -> Error {
+        let profiles = self.profiles().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        Error::OutsideProfile { shape: Rectangle { batch, seq }.to_string(), profiles }
+    }
+}
+
+impl Backend for GpuBackend {
+    fn name(&self) -> &'static str {
+        self.parts.encoder.name()
+    }
+
+    fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.encode_with(self.choose(batch.batch(), batch.seq())?, batch, out)
+    }
+
+    fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        let (profile, shape) = self.place(batch.batch(), batch.seq())?;
+        let width = self.head.hidden_size;
+        batch.check_ids(self.vocab_size)?;
+        check_output(out, batch.batch(), batch.seq() * width)?;
+        if batch.batch() == 0 {
+            return Ok(());
+        }
+        let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
+        for (row, states) in out.chunks_exact_mut(batch.seq() * width).enumerate() {
+            let first = row * shape.seq * width;
+            states.copy_from_slice(&hidden[first..first + states.len()]);
+        }
+        Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn costs(&self) -> Option<Arc<ShapeCosts>> {
+        Some(self.costs.clone())
+    }
+}
+
+impl compare::ByProfile for GpuBackend {
+    fn profiles(&self) -> Vec<([usize; 2], [usize; 2])> {
+        let sides = |shape: Rectangle| [shape.batch, shape.seq];
+        self.profiles().iter().map(|range| (sides(range.min), sides(range.max))).collect()
+    }
+
+    fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.encode_with(profile, batch, out)
+    }
+}
+
+/// `costs`, where they are those of `profiles`.
+fn known_costs(costs: &ShapeCosts, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
+    let sides = |shape: Rectangle| (shape.batch, shape.seq);
+    let found = costs.shapes().iter().map(|cost| (cost.min, cost.max));
+    if found.eq(profiles.iter().map(|range| (sides(range.min), sides(range.max)))) {
+        return Ok(costs.clone());
+    }
+    let profiles = profiles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let reason = format!("they are those of other shapes than the engine's, {profiles}");
+    Err(Error::Setting { setting: "the costs of shapes", reason })
+}
+
+/// What each profile costs, at its smallest and largest shape.
+fn measure(lane: &mut Lane, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
+    let mut costs = Vec::with_capacity(profiles.len());
+    for (place, range) in profiles.iter().enumerate() {
+        let mut micros = |shape| lane.measure_call(place, shape, MEASURED_RUNS);
+        let max_micros = micros(range.max)?;
+        let min_micros = if range.is_fixed() { max_micros } else { micros(range.min)? };
+        let sides = |shape: Rectangle| (shape.batch, shape.seq);
+        costs.push(ShapeCost { min: sides(range.min), max: sides(range.max), min_micros, max_micros });
+    }
+    Ok(ShapeCosts::new(costs))
+}

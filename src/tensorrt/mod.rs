@@ -1,0 +1,24 @@
+//! TensorRT: exported graphs built into engines and run on an NVIDIA GPU.
+//!
+//! Nothing of TensorRT is linked. [`Library::load`] finds it when the program runs; building goes through [`build_plan`],
+//! running through [`Runtime`], [`Engine`] and [`Context`], each of which keeps the one before it alive. [`build_engine`] goes the whole
+//! way from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet, and [`build_fastest`]
+//! chooses the arithmetic by measured time. All that reaches CUDA takes a [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that
+//! there is.
+
+mod encoder;
+mod engine_file;
+mod library;
+mod make;
+
+pub use encoder::TensorRtEncoder;
+pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed};
+pub use library::{
+    Arithmetic, BuildProgress, BuildSettings, Context, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor,
+    Library, NoProgress, Plan, PlanBuilder, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan,
+    default_profiles, exit_during_build, header_version,
+};
+pub use make::{
+    Candidate, EngineRequest, Fastest, FastestRequest, Gate, TensorRtObserver, build_engine, build_fastest, cached_engine,
+    load_engine, machine,
+};
