@@ -7,10 +7,8 @@
 use half::f16;
 use std::error::Error;
 use std::time::Instant;
-use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PoolJob, PoolPlan,
-    PoolShape, StageJob, Stream, find_nvrtc,
-};
+use trt_embed::backend::gpu::{Hardware, Hidden, Integers, Kernels, PoolJob, PoolPlan, PoolShape, StageJob};
+use trt_embed::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, HostMemory, Stream, find_nvrtc};
 use trt_embed::pooling::PoolingMode;
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -81,7 +79,7 @@ fn run() -> Result {
     if sweep {
         println!("\n| launch shapes tried | type | cluster x groups | us | MB read | floor us | % of copy bandwidth |");
         println!("|---|---|---|---|---|---|---|");
-        let hardware = bench.device.hardware();
+        let hardware = Hardware::of(bench.device.properties());
         for (batch, seq) in [(1, 16), (1, 128), (1, 512), (32, 128), (128, 512)] {
             let mut plans = Vec::new();
             for cluster in if hardware.clusters { &[1, 2, 4, 8][..] } else { &[1] } {
@@ -140,7 +138,7 @@ impl Bench {
     /// The plan that the library chooses.
     fn chosen(&self, batch: usize, seq: usize, half: bool, mode: PoolingMode) -> PoolPlan {
         let lane = if half { 8 } else { 4 };
-        PoolPlan::choose(self.device.hardware(), batch, counted_tokens(mode, seq), HIDDEN, lane)
+        PoolPlan::choose(Hardware::of(self.device.properties()), batch, counted_tokens(mode, seq), HIDDEN, lane)
     }
 
     /// A device buffer of `count` values in -1 .. 1, which repeat after a million: filling takes no time to speak of.

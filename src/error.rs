@@ -1,5 +1,10 @@
 //! The one error type: every message carries the offending value and the next step.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
+#[cfg(feature = "cuda")]
+pub use cuda::CudaError;
 use std::path::PathBuf;
 
 /// What every fallible function of this crate returns.
@@ -221,9 +226,9 @@ pub enum Error {
         next: String,
     },
     /// The CUDA driver, NVRTC or a GPU failed or is not there.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     #[error(transparent)]
-    Cuda(#[from] crate::cuda::CudaError),
+    Cuda(#[from] CudaError),
     /// An executor failed or is not part of this build.
     #[error("{backend} backend: {reason}")]
     Backend {

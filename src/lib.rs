@@ -16,23 +16,23 @@
 //! # Ok::<(), trt_embed::Error>(())
 //! ```
 //!
-//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (builds TensorRT engines and
-//! runs them on NVIDIA GPUs), `nvtx` (names the stages of a call in Nsight's timelines).
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (what runs on NVIDIA GPUs shares: memory, streams, kernels),
+//! `tensorrt` (builds TensorRT engines and runs them there), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-#[cfg(feature = "tensorrt")]
-pub mod compare;
+#[cfg(feature = "cuda")]
+mod compare;
 #[cfg(feature = "cpu")]
 mod cpu;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod digest;
 mod embedder;
 mod error;
 mod executor;
 pub mod files;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 mod gpu;
 pub mod graph;
 pub mod model;
@@ -52,7 +52,7 @@ pub mod backend {
     pub use crate::executor::{Backend, Limits};
 
     /// On a GPU, whatever executor runs the encoder.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     pub mod gpu {
         pub use crate::gpu::*;
     }

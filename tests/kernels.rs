@@ -7,10 +7,8 @@ mod counting;
 
 use counting::allocations;
 use half::f16;
-use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PinnedBuffer, PoolJob,
-    PoolPlan, PoolShape, StageJob, Stream,
-};
+use trt_embed::backend::gpu::{Hardware, Hidden, Integers, Kernels, PoolJob, PoolPlan, PoolShape, StageJob};
+use trt_embed::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer, Stream};
 use trt_embed::pooling::PoolingMode;
 
 const MODES: [PoolingMode; 6] = [
@@ -295,7 +293,7 @@ fn rows_wider_than_a_block_are_tiled() {
 fn every_launch_shape_gives_the_same_pooling() {
     let mut gpu = Gpu::open();
     let mut random = Random(4);
-    let hardware = gpu.device.hardware();
+    let hardware = Hardware::of(gpu.device.properties());
     let largest = if hardware.clusters { 8 } else { 1 };
     for (hidden, half) in [(768, true), (768, false), (24, true), (4096, true)] {
         for mode in MODES {
@@ -462,7 +460,7 @@ fn arguments_that_do_not_fit_are_errors_before_any_launch() {
     refused(&hidden, &lengths.slice(0..1).unwrap(), &out, mean, sizes, "lengths holds 1");
     refused(&hidden, &lengths, &out.slice(0..31).unwrap(), mean, sizes, "out holds 31");
     refused(&hidden.slice(1..129).unwrap(), &lengths, &out, mean, sizes, "not aligned");
-    let mut bad = PoolPlan::choose(gpu.device.hardware(), 2, 4, 16, 4);
+    let mut bad = PoolPlan::choose(Hardware::of(gpu.device.properties()), 2, 4, 16, 4);
     bad.groups = 1000;
     let job = PoolJob { hidden: Hidden::F32(&hidden), lengths: &lengths, skip: None, out: &out, modes: mean, shape: sizes };
     let result = gpu.kernels.pool_planned(&mut gpu.stream, &job, |_, _| bad);

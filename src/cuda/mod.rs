@@ -13,18 +13,32 @@ mod cubin;
 mod device;
 pub(crate) mod error;
 mod graph;
+mod held;
 pub(crate) mod launch;
 mod library;
 mod memory;
 mod nvrtc;
-mod steps;
+pub(crate) mod steps;
 mod stream;
 
 pub use counters::{Counters, counters};
-pub use cubin::{CubinCache, Source};
+pub use cubin::CubinCache;
 pub use device::{Device, Memory, Properties};
 pub use error::{CudaError, Result};
-pub use graph::Graph;
-pub use memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
 pub use nvrtc::{FoundNvrtc, find_nvrtc};
-pub use stream::{Event, Stream};
+
+// What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
+#[cfg(not(feature = "internals"))]
+pub(crate) use {
+    cubin::Source,
+    graph::Graph,
+    memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer},
+    stream::{Event, Stream},
+};
+#[cfg(feature = "internals")]
+pub use {
+    cubin::Source,
+    graph::Graph,
+    memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer},
+    stream::{Event, Stream},
+};

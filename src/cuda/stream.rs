@@ -5,8 +5,8 @@ use super::counters::{SYNCHRONISATIONS, count};
 use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use super::graph::Graph;
+use super::held::Held;
 use super::memory::{self, DeviceBuffer, DeviceValue, HostBlock, Keep, PinnedBuffer};
-use super::steps;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 use std::any::Any;
@@ -24,20 +24,6 @@ pub struct Stream {
     capturing: Option<Held>,
     stream: Arc<CudaStream>,
     device: Device,
-}
-
-/// What work of the device uses.
-#[derive(Default)]
-pub(super) struct Held {
-    keeps: Vec<Keep>,
-    hosts: Vec<Arc<HostBlock>>,
-}
-
-impl Held {
-    /// Host memory that the work touches.
-    pub(super) fn hosts(&self) -> &[Arc<HostBlock>] {
-        &self.hosts
-    }
 }
 
 impl Stream {
@@ -229,25 +215,6 @@ impl Stream {
         }
         self.hold_keep(graph.keep());
         graph.enqueue().map_err(driver("launch a graph"))
-    }
-
-    /// What `graph` runs, step by step, each after all that it waits for: of a kernel its name as the compiler wrote it, else in brackets
-    /// what the step does.
-    ///
-    /// # Errors
-    /// [`CudaError::DriverTooOld`] for drivers before CUDA 12.3; [`CudaError::Argument`] for another stream's graph, or within a
-    /// capture.
-    pub fn step_names(&mut self, graph: &Graph) -> Result<Vec<String>> {
-        steps::names(graph, self)
-    }
-
-    /// Microseconds of each step of `graph`, in the order of [`Stream::step_names`], medians of `runs` runs. Steps run one after the
-    /// other with an event between them, which makes each about a microsecond longer than it is in the graph.
-    ///
-    /// # Errors
-    /// [`CudaError::Argument`] for another stream's graph, or within a capture; what the driver says.
-    pub fn step_times(&mut self, graph: Graph, runs: usize) -> Result<Vec<f64>> {
-        steps::times(graph, self, runs)
     }
 
     pub(super) fn check_graph(&self, call: &'static str, graph: &Graph) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The seam between the pipeline and what runs an encoder.
 
-#[cfg(any(feature = "cpu", feature = "tensorrt"))]
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 pub(crate) mod permits;
 
 use crate::Result;

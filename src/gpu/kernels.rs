@@ -1,7 +1,7 @@
 //! This crate's kernels: compiled for the device, and one checked launch for each.
 #![allow(unsafe_code)]
 
-use super::pool_plan::PoolPlan;
+use super::pool_plan::{Hardware, PoolPlan};
 use crate::cuda::error::driver;
 use crate::cuda::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, launch};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
@@ -147,7 +147,7 @@ impl Kernels {
         let PoolShape { batch, seq, .. } = job.shape;
         self.pool_planned(stream, job, |mode, columns| {
             let tokens = if matches!(mode, PoolingMode::Cls | PoolingMode::LastToken) { 1 } else { seq };
-            PoolPlan::choose(self.0.device.hardware(), batch, tokens, columns, job.hidden.lane())
+            PoolPlan::choose(Hardware::of(self.0.device.properties()), batch, tokens, columns, job.hidden.lane())
         })
     }
 
@@ -185,7 +185,7 @@ impl Kernels {
             }
             let columns = width.min(dim - offset);
             let plan = plan(mode, columns);
-            if let Some(reason) = plan.fault(self.0.device.hardware(), columns, lane) {
+            if let Some(reason) = plan.fault(Hardware::of(self.0.device.properties()), columns, lane) {
                 return Err(CudaError::Argument { call: POOL, reason });
             }
             fused = normalise && plan.tiles == 1 && columns == dim;

@@ -3,6 +3,7 @@
 
 use super::encoder::{EncoderIo, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, LaneMemory, LayerTime, Rectangle};
 use super::kernels::{Kernels, PoolJob, PoolShape, StageJob};
+use crate::cuda::steps::{step_names, step_times};
 use crate::cuda::{CudaError, DeviceBuffer, Graph, HostMemory, PinnedBuffer, Stream};
 use crate::pooling::PoolingMode;
 use crate::tokens::TokenBatch;
@@ -210,7 +211,7 @@ impl Lane {
     /// Names of the encoder's kernels at a fixed profile, in order; `None` for a profile without a graph.
     pub fn kernels(&mut self, profile: usize) -> Result<Option<Vec<String>>> {
         let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
-        Ok(Some(self.stream.step_names(&graph)?))
+        Ok(Some(step_names(&graph, &mut self.stream)?))
     }
 
     /// The time of each of the encoder's kernels at a fixed profile, the median of `runs` runs; `None` for a profile without a graph.
@@ -219,8 +220,8 @@ impl Lane {
         self.work.stage(&mut self.stream, shape)?;
         self.stream.synchronize()?;
         let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
-        let names = self.stream.step_names(&graph)?;
-        let times = self.stream.step_times(graph, runs)?;
+        let names = step_names(&graph, &mut self.stream)?;
+        let times = step_times(graph, &mut self.stream, runs)?;
         let kernel = |(name, micros)| LayerTime { name, milliseconds: (micros / 1e3) as f32 };
         Ok(Some(names.into_iter().zip(times).map(kernel).collect()))
     }

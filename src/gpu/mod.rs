@@ -9,15 +9,25 @@ mod lane;
 mod lanes;
 mod pool_plan;
 
-pub use encoder::{
-    EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, Rectangle,
-    ShapeRange,
-};
-pub use kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources};
+pub use encoder::{LayerTime, Rectangle, ShapeRange};
 pub use lane::GpuMicros;
-pub use pool_plan::{Hardware, PoolPlan};
 
-use crate::compare::{self, Padding};
+// What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
+#[cfg(not(feature = "internals"))]
+pub(crate) use {
+    encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
+    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources},
+    pool_plan::{Hardware, PoolPlan},
+};
+#[cfg(feature = "internals")]
+pub use {
+    encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
+    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources},
+    pool_plan::{Hardware, PoolPlan},
+};
+
+use crate::compare;
+pub use crate::compare::Padding;
 use crate::cuda::{CubinCache, Device};
 use crate::executor::{Backend, Limits};
 use crate::pooling::{Head, Scaling, check_output};

@@ -1,5 +1,7 @@
 //! How the pooling kernel is launched: block, groups and cluster, chosen from the shapes alone.
 
+use crate::cuda::Properties;
+
 /// Most threads of a block (CUDA C++ Programming Guide, compute capabilities).
 const MAX_THREADS: usize = 1024;
 /// Threads of a block where many blocks are at work: with the kernel's 64 registers two of them share a multiprocessor, so one
@@ -33,6 +35,13 @@ pub struct PoolPlan {
     pub cluster: usize,
     /// Clusters at work on the rows.
     pub clusters: usize,
+}
+
+impl Hardware {
+    /// Of a device with these properties.
+    pub fn of(properties: &Properties) -> Self {
+        Self { multiprocessors: properties.multiprocessors, clusters: properties.clusters }
+    }
 }
 
 impl PoolPlan {

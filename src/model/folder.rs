@@ -1,5 +1,6 @@
 //! A model folder as sentence-transformers or plain Hugging Face lay it out.
 
+use super::pooling::{Pooling, PoolingMode, Scaling};
 use crate::model::adapter::check_not_alone;
 use crate::model::dense::Dense;
 use crate::model::json::config_error;
@@ -8,7 +9,6 @@ use crate::model::sentence_transformers::{Prompts, WholeModel};
 use crate::model::transformer_module::{TextCall, TransformerModule};
 use crate::model::{EncoderConfig, TokenizerFiles, TokenizerModel, Weights};
 use crate::notice::warn_once;
-use crate::pooling::{Pooling, PoolingMode, Scaling};
 use crate::similarity::Similarity;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
 
-use super::{Pooling, pool};
-#[cfg(any(feature = "cpu", feature = "tensorrt"))]
+use super::pool;
+#[cfg(any(feature = "cpu", feature = "cuda"))]
 use crate::model::ModelFolder;
-use crate::model::{Dense, DenseActivation, Residual};
+use crate::model::{Dense, DenseActivation, Pooling, Residual, Scaling};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
 use std::cell::Cell;
@@ -13,19 +13,6 @@ const LANES: usize = 16;
 
 /// Smallest norm that a vector is divided by: `eps` of `torch.nn.functional.normalize`.
 const MIN_NORM: f64 = 1e-12;
-
-/// Whether and when a vector is scaled to unit length, with respect to the cut to its first components.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scaling {
-    /// It stays as it is.
-    None,
-    /// The whole vector is scaled, then cut: what a model with a Normalize module and `truncate_dim` gives. A vector that was cut is
-    /// shorter than 1.
-    BeforeCut,
-    /// What is left by the cut is scaled: `encode(truncate_dim=.., normalize_embeddings=True)` of sentence-transformers.
-    AfterCut,
-}
 
 /// From hidden states to vectors: pooling, Dense modules, the first `dim` components, unit length.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +35,7 @@ impl Head {
     ///
     /// # Errors
     /// As [`Head::new`].
-    #[cfg(any(feature = "cpu", feature = "tensorrt"))]
+    #[cfg(any(feature = "cpu", feature = "cuda"))]
     pub(crate) fn of_model(model: &ModelFolder) -> Result<Self> {
         Self::new(
             model.pooling.clone(),
@@ -101,7 +88,7 @@ impl Head {
     }
 
     /// Whether more follows the pooled vector than one pass of cutting and scaling can do.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     pub(crate) fn has_more_steps(&self) -> bool {
         !self.dense.is_empty() || (self.scaling == Scaling::BeforeCut && self.dim < self.pooled_width())
     }

@@ -11,14 +11,22 @@ mod engine_file;
 mod library;
 mod make;
 
-pub use encoder::TensorRtEncoder;
 pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed};
 pub use library::{
-    Arithmetic, BuildProgress, BuildSettings, Context, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor,
-    Library, NoProgress, Plan, PlanBuilder, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan,
-    default_profiles, exit_during_build, header_version,
+    Arithmetic, BuildProgress, BuildSettings, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor, Library,
+    NoProgress, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, default_profiles, exit_during_build,
+    header_version,
 };
 pub use make::{
     Candidate, EngineRequest, Fastest, FastestRequest, Gate, TensorRtObserver, build_engine, build_fastest, cached_engine,
     load_engine, machine,
+};
+
+// What serves this crate alone; its own tests see it through the feature `internals`.
+#[cfg(not(feature = "internals"))]
+pub(crate) use encoder::TensorRtEncoder;
+#[cfg(feature = "internals")]
+pub use {
+    encoder::TensorRtEncoder,
+    library::{Context, Plan, PlanBuilder, build_plan},
 };
