@@ -17,7 +17,7 @@ mod held;
 pub(crate) mod launch;
 mod library;
 mod memory;
-mod nvrtc;
+pub(crate) mod nvrtc;
 pub(crate) mod steps;
 mod stream;
 

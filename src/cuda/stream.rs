@@ -225,7 +225,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) fn cu(&self) -> CUstream {
+    pub(crate) fn cu(&self) -> CUstream {
         self.stream.cu_stream()
     }
 
@@ -261,7 +261,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) fn check_device(&self, call: &'static str, device: &Device) -> Result<()> {
+    pub(crate) fn check_device(&self, call: &'static str, device: &Device) -> Result<()> {
         if !self.device.same(device) {
             let (own, other) = (self.device.properties().ordinal, device.properties().ordinal);
             let reason = format!("a buffer of GPU {other} on a stream of GPU {own}");

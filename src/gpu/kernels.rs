@@ -433,3 +433,20 @@ fn mode_number(mode: PoolingMode) -> i32 {
         PoolingMode::LastToken => 5,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::kernel_sources;
+    use crate::cuda::nvrtc::{NEWEST_MAJOR, compile};
+
+    #[test]
+    #[ignore = "needs NVRTC (no GPU)"]
+    fn the_kernels_compile_for_every_architecture_in_use() {
+        for arch in ["sm_80", "sm_86", "sm_89", "sm_90"] {
+            for source in kernel_sources() {
+                let cubin = compile(NEWEST_MAJOR, source.name, source.text, arch, source.options).unwrap();
+                assert_eq!(cubin[..4], *b"\x7fELF", "{} for {arch}", source.name);
+            }
+        }
+    }
+}

@@ -144,7 +144,7 @@ impl Cache {
     }
 
     /// Waits until no other build uses this cache. Released when the file closes, also when the process is killed.
-    pub(super) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
+    pub(in crate::tensorrt) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.folder.join("build.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;

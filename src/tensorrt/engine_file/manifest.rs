@@ -179,7 +179,7 @@ impl fmt::Display for Speed {
 }
 
 /// Few enough digits that JSON gives the very same number back.
-pub(super) fn rounded(digits: String) -> f64 {
+pub(in crate::tensorrt) fn rounded(digits: String) -> f64 {
     digits.parse().unwrap_or(f64::NAN)
 }
 
@@ -214,7 +214,7 @@ impl Manifest {
     }
 
     /// Notes `costs`, measured with shapes in the order of `profiles`.
-    pub(super) fn note_costs(&mut self, costs: &ShapeCosts) {
+    pub(in crate::tensorrt) fn note_costs(&mut self, costs: &ShapeCosts) {
         let micros = |micros: f64| rounded(format!("{micros:.1}"));
         let cost = |(&profile, cost): (&Profile, &ShapeCost)| Cost {
             profile,
@@ -254,7 +254,7 @@ impl Manifest {
     }
 
     /// Checks that what was quantised is the graph with the hash `expected`.
-    pub(super) fn check_base(&self, base: &str, expected: &str) -> Result<()> {
+    pub(in crate::tensorrt) fn check_base(&self, base: &str, expected: &str) -> Result<()> {
         mismatch("the hash of the graph before quantisation", expected, base)
     }
 
@@ -330,4 +330,4 @@ fn list(profiles: &[Profile]) -> String {
 
 #[cfg(test)]
 #[path = "manifest_tests.rs"]
-pub(super) mod tests;
+pub(in crate::tensorrt) mod tests;

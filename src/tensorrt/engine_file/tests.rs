@@ -1,6 +1,6 @@
 //! Engine files: what is written is read, and no damage gets past the reader.
 
-use super::super::manifest::tests::manifest;
+use super::manifest::tests::manifest;
 use super::*;
 use proptest::prelude::*;
 use std::fs;

@@ -236,7 +236,7 @@ impl<'a> PlanBuilder<'a> {
 }
 
 /// Whether `device` has 8-bit arithmetic: Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
-pub(super) fn check_int8(device: &Device) -> Result<()> {
+pub(in crate::tensorrt) fn check_int8(device: &Device) -> Result<()> {
     let properties = device.properties();
     if has_int8(properties.compute_capability) {
         return Ok(());
@@ -252,7 +252,7 @@ fn has_int8(capability: (u32, u32)) -> bool {
 }
 
 /// A failed call as an error with a next step.
-pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error {
+pub(in crate::tensorrt) fn failure(action: &'static str, exception: &cxx::Exception) -> Error {
     let reason = exception.what().to_owned();
     let lower = reason.to_lowercase();
     let next = if ["out of memory", "outofmemory", "insufficient memory", "cudaerrormemoryallocation"]

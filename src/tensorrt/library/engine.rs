@@ -436,7 +436,7 @@ fn address<T>(buffer: &DeviceBuffer<T>) -> usize {
     usize::try_from(buffer.address()).unwrap_or(0)
 }
 
-pub(super) fn misuse(action: &'static str, reason: String) -> Error {
+pub(in crate::tensorrt) fn misuse(action: &'static str, reason: String) -> Error {
     Error::TensorRt { action, reason, next: "This is a fault of trt-embed: please report it." }
 }
 

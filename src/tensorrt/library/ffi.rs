@@ -6,7 +6,7 @@
 use super::builder::BuildProgress;
 
 /// Carries progress out of a build and the wish to stop into it.
-pub(super) struct BuildWatch<'a>(pub &'a dyn BuildProgress);
+pub(in crate::tensorrt) struct BuildWatch<'a>(pub &'a dyn BuildProgress);
 
 impl BuildWatch<'_> {
     fn phase_started(&self, phase: String, parent: String, steps: i32) {

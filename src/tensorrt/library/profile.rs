@@ -52,7 +52,7 @@ impl Shape {
         other.batch <= self.batch && other.seq <= self.seq
     }
 
-    pub(super) fn dims(self) -> [i64; 2] {
+    pub(in crate::tensorrt) fn dims(self) -> [i64; 2] {
         [i64::from(self.batch), i64::from(self.seq)]
     }
 }
@@ -126,7 +126,7 @@ pub fn default_profiles(max_tokens: usize) -> Vec<Profile> {
 ///
 /// # Errors
 /// [`Error::Setting`], with the longest that they hold.
-pub(super) fn check_longest(profiles: &[Profile], tokens: usize) -> Result<()> {
+pub(in crate::tensorrt) fn check_longest(profiles: &[Profile], tokens: usize) -> Result<()> {
     let longest = profiles.iter().map(|profile| profile.max.seq as usize).max().unwrap_or(0);
     if tokens <= longest {
         return Ok(());
