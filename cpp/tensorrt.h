@@ -67,17 +67,14 @@ private:
 /// A built engine, serialised, and the timing cache after its build.
 class Plan {
 public:
-    Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache, bool fast_fp16);
+    Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache);
 
     rust::Slice<std::uint8_t const> bytes() const;
     rust::Slice<std::uint8_t const> timing_cache() const;
-    /// Whether the GPU computes fp16 faster than fp32. TensorRT 10 supports no other GPU.
-    bool fast_fp16() const;
 
 private:
     std::unique_ptr<nvinfer1::IHostMemory> plan_;
     std::unique_ptr<nvinfer1::IHostMemory> timing_cache_;
-    bool fast_fp16_;
 };
 
 /// Builds one engine after another, on one thread.

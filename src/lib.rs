@@ -22,6 +22,7 @@
 #![warn(missing_docs)]
 
 #[cfg(feature = "cuda")]
+#[cfg_attr(not(all(feature = "cpu", feature = "tensorrt")), allow(dead_code))] // engines are compared with the CPU
 mod compare;
 #[cfg(feature = "cpu")]
 mod cpu;

@@ -29,6 +29,7 @@ pub use nvrtc::{FoundNvrtc, find_nvrtc};
 
 // What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
 #[cfg(not(feature = "internals"))]
+#[allow(unused_imports)] // some are for tests alone
 pub(crate) use {
     cubin::Source,
     graph::Graph,

@@ -116,6 +116,7 @@ pub struct EncoderIo {
 }
 
 /// Device memory that a lane's sessions share, each buffer large enough for every profile. Lanes alone make it, and put checked ids into it.
+#[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // an executor reads them
 pub struct LaneMemory {
     /// Token ids.
     pub(crate) ids: IntegerBuffer,

@@ -14,6 +14,7 @@ pub use lane::GpuMicros;
 
 // What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
 #[cfg(not(feature = "internals"))]
+#[allow(unused_imports)] // some are for tests alone
 pub(crate) use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
     kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources},

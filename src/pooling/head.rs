@@ -1,7 +1,7 @@
 //! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
 
 use super::pool;
-#[cfg(any(feature = "cpu", feature = "cuda"))]
+#[cfg(any(feature = "cpu", feature = "tensorrt"))]
 use crate::model::ModelFolder;
 use crate::model::{Dense, DenseActivation, Pooling, Residual, Scaling};
 use crate::tokens::TokenBatch;
@@ -35,7 +35,7 @@ impl Head {
     ///
     /// # Errors
     /// As [`Head::new`].
-    #[cfg(any(feature = "cpu", feature = "cuda"))]
+    #[cfg(any(feature = "cpu", feature = "tensorrt"))]
     pub(crate) fn of_model(model: &ModelFolder) -> Result<Self> {
         Self::new(
             model.pooling.clone(),

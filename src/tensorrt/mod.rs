@@ -1,10 +1,12 @@
 //! TensorRT: exported graphs built into engines and run on an NVIDIA GPU.
 //!
-//! Nothing of TensorRT is linked. [`Library::load`] finds it when the program runs; building goes through [`build_plan`],
-//! running through [`Runtime`], [`Engine`] and [`Context`], each of which keeps the one before it alive. [`build_engine`] goes the whole
-//! way from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet, and [`build_fastest`]
-//! chooses the arithmetic by measured time. All that reaches CUDA takes a [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that
-//! there is.
+//! Nothing of TensorRT is linked. [`Library::load`] finds it when the program runs; [`build_engine`] goes the whole way
+//! from a model to an engine that was compared with the CPU, [`cached_engine`] only where there is none yet, and [`build_fastest`] chooses
+//! the arithmetic by measured time. [`Runtime`] and [`Engine`] open what was built. All that reaches CUDA takes a
+//! [`Device`](crate::cuda::Device): TensorRT 8.6 crashes where no driver is usable, and having opened one shows that there is.
+//!
+//! Three rooms, each of which knows those before it alone: `library` (the shim around TensorRT), `engine_file` (engines on disk, and their
+//! cache), `make` (from a model to a proven engine). `encoder` is what lanes run.
 
 mod encoder;
 mod engine_file;
@@ -14,8 +16,8 @@ mod make;
 pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed};
 pub use library::{
     Arithmetic, BuildProgress, BuildSettings, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor, Library,
-    NoProgress, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, default_profiles, exit_during_build,
-    header_version,
+    NoProgress, Plan, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan, default_profiles,
+    exit_during_build, header_version,
 };
 pub use make::{
     Candidate, EngineRequest, Fastest, FastestRequest, Gate, TensorRtObserver, build_engine, build_fastest, cached_engine,
@@ -28,5 +30,5 @@ pub(crate) use encoder::TensorRtEncoder;
 #[cfg(feature = "internals")]
 pub use {
     encoder::TensorRtEncoder,
-    library::{Context, Plan, PlanBuilder, build_plan},
+    library::{Context, PlanBuilder},
 };

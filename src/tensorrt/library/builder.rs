@@ -111,8 +111,6 @@ pub struct Plan {
     pub bytes: Vec<u8>,
     /// What the build learnt about tactics, for [`BuildSettings::timing_cache`].
     pub timing_cache: Vec<u8>,
-    /// Whether the GPU computes fp16 faster than fp32.
-    pub fast_fp16: bool,
 }
 
 impl fmt::Debug for Plan {
@@ -180,7 +178,7 @@ impl<'a> PlanBuilder<'a> {
         Ok(Self { library, device, handle })
     }
 
-    /// As [`build_plan`].
+    /// Takes from seconds to many minutes; one build runs at a time.
     ///
     /// # Errors
     /// [`Error::Setting`] without a profile; [`Error::Cancelled`] when `progress` asked for it; [`Error::TensorRt`] with what
@@ -231,7 +229,7 @@ impl<'a> PlanBuilder<'a> {
             return Err(Error::Cancelled { what: "building the engine" });
         }
         let plan = built.map_err(|exception| failure(ACTION, &exception))?;
-        Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec(), fast_fp16: plan.fast_fp16() })
+        Ok(Plan { bytes: plan.bytes().to_vec(), timing_cache: plan.timing_cache().to_vec() })
     }
 }
 

@@ -181,7 +181,6 @@ pub(super) mod bridge {
         type Plan;
         fn bytes(self: &Plan) -> &[u8];
         fn timing_cache(self: &Plan) -> &[u8];
-        fn fast_fp16(self: &Plan) -> bool;
 
         type Runtime;
         fn deserialize(self: &Runtime, plan: &[u8]) -> Result<UniquePtr<Engine>>;
