@@ -1,5 +1,6 @@
 //! The one error type: every message carries the offending value and the next step.
 
+use crate::Setting;
 use std::path::PathBuf;
 
 /// What every fallible function of this crate returns.
@@ -156,8 +157,8 @@ pub enum Error {
     /// A setting asks for something that the model cannot give.
     #[error("{setting}: {reason}")]
     Setting {
-        /// The setting, as the command spells it, e.g. `--dim`.
-        setting: &'static str,
+        /// The setting.
+        setting: Setting,
         /// The value and the accepted range.
         reason: String,
     },
@@ -267,7 +268,7 @@ pub enum Error {
         next: &'static str,
     },
     /// An engine was built for another GPU, library, model or setting.
-    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again with `trt-embed build`")]
+    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again")]
     EngineMismatch {
         /// The field of the engine's manifest.
         field: &'static str,
@@ -277,7 +278,7 @@ pub enum Error {
         found: String,
     },
     /// An engine file is damaged or not one.
-    #[error("{}: not a readable engine file: {reason}; build it again with `trt-embed build`", path.display())]
+    #[error("{}: not a readable engine file: {reason}; build it again", path.display())]
     EngineFile {
         /// The file.
         path: PathBuf,
@@ -286,7 +287,7 @@ pub enum Error {
     },
     /// A batch fits no optimisation profile of the engine.
     #[error(
-        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}"
+        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a profile that holds {shape}"
     )]
     OutsideProfile {
         /// `BxS`, or the tensor's dimensions.
@@ -313,7 +314,7 @@ pub enum Error {
     },
     /// There is nothing to compare a built engine with.
     #[error(
-        "the engine cannot be compared with the model on the CPU: {reason}; give vectors with --reference, or build it without the comparison (--no-parity)"
+        "the engine cannot be compared with the model on the CPU: {reason}; give reference vectors, or build it without the comparison"
     )]
     NoReference {
         /// What is missing.
@@ -342,7 +343,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration file is damaged or not one.
-    #[error("{}: not a readable calibration file: {reason}; make it again with `trt-embed calibrate`", path.display())]
+    #[error("{}: not a readable calibration file: {reason}; calibrate the model again", path.display())]
     CalibrationFile {
         /// The file.
         path: PathBuf,
@@ -350,7 +351,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration was made for another model or with another method.
-    #[error("the calibration does not fit: {field} is {found}, expected {expected}; make it again with `trt-embed calibrate`")]
+    #[error("the calibration does not fit: {field} is {found}, expected {expected}; calibrate the model again")]
     CalibrationMismatch {
         /// The field of the calibration file.
         field: &'static str,

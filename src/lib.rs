@@ -33,6 +33,7 @@ pub mod model;
 mod notice;
 pub mod pooling;
 pub mod quantization;
+mod setting;
 mod similarity;
 pub mod tokens;
 mod trace;
@@ -41,4 +42,5 @@ pub use embedder::{
     BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
 };
 pub use error::{Error, Result};
+pub use setting::Setting;
 pub use similarity::Similarity;

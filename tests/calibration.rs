@@ -318,7 +318,7 @@ fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
     };
     auto(1, &["-m", other, "--calibration", "c.json"], &["the calibration does not fit: model is model (bert", "mpnet"]);
     auto(1, &["-m", "model", "--calibration", "none.json"], &["none.json"]);
-    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision int8"]);
+    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision", "use int8"]);
     auto(1, &["-m", "model", "--onnx", "float/model.onnx", "--calibration", "c.json"], &["--calibration", "not with --onnx"]);
     auto(2, &["-m", "model", "--keep-float", "encoder.layer.0.output.dense"], &["--calibration"]);
     auto(2, &["-m", "model", "--calibration", "c.json", "--min-cosine", "2"], &["--min-cosine", "0 to 1"]);
@@ -351,7 +351,8 @@ fn no_gpu() -> &'static [&'static str] {
             "the NVIDIA driver sees no GPU (",
         ]
     } else {
-        &["tensorrt backend: this build has no TensorRT support; use --backend cpu, or build with --features tensorrt\n"]
+        &["tensorrt backend: this build has no TensorRT support; choose the backend `cpu`, or build with the feature `tensorrt` \
+           (--backend cpu)\n"]
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) use head::check_output;
 pub use head::{Head, Scaling, apply_dense, check_finite, cut_and_scale};
 
 use crate::tokens::TokenBatch;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::fmt;
 use std::str::FromStr;
 
@@ -71,7 +71,7 @@ impl FromStr for PoolingMode {
     fn from_str(name: &str) -> Result<Self> {
         let wanted = if name == "mean_sqrt_len_tokens" { "mean_sqrt_len" } else { name };
         Self::ALL.into_iter().find(|mode| mode.name() == wanted).ok_or_else(|| Error::Setting {
-            setting: "--pooling",
+            setting: Setting::Pooling,
             reason: format!("\"{name}\" is not a pooling mode; known: {}", known_modes()),
         })
     }
@@ -101,7 +101,7 @@ impl Pooling {
         let modes: Vec<_> = modes.into_iter().collect();
         if modes.is_empty() {
             let reason = format!("no mode given; choose one or several of {}", known_modes());
-            return Err(Error::Setting { setting: "--pooling", reason });
+            return Err(Error::Setting { setting: Setting::Pooling, reason });
         }
         Ok(Self { modes, include_prompt })
     }

@@ -5,7 +5,7 @@ use super::ffi::{BuildWatch, bridge};
 use super::library::Library;
 use super::profile::Profile;
 use crate::cuda::Device;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use cxx::UniquePtr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -188,11 +188,11 @@ impl<'a> PlanBuilder<'a> {
     pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn BuildProgress) -> Result<Plan> {
         let library = self.library;
         if settings.profiles.is_empty() {
-            return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
+            return Err(Error::Setting { setting: Setting::Profiles, reason: "an engine needs at least one profile or bucket".into() });
         }
         if library.version().major > 8 && !settings.fp32_layers.is_empty() {
             let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
-            return Err(Error::Setting { setting: "--fp32-layers", reason });
+            return Err(Error::Setting { setting: Setting::Fp32Layers, reason });
         }
         if settings.arithmetic == Arithmetic::Int8 {
             check_int8(self.device)?;
@@ -242,8 +242,8 @@ pub(super) fn check_int8(device: &Device) -> Result<()> {
         return Ok(());
     }
     let ((major, minor), name) = (properties.compute_capability, &properties.name);
-    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic: use fp16");
-    Err(Error::Setting { setting: "--precision int8", reason })
+    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic for int8: use fp16");
+    Err(Error::Setting { setting: Setting::Precision, reason })
 }
 
 /// Whether GPUs of this compute capability multiply 8-bit integers (`dp4a` or tensor cores).
@@ -263,9 +263,9 @@ pub(super) fn failure(action: &'static str, exception: &cxx::Exception) -> Error
     } else if action == ACTION {
         "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
     } else if action == "load the engine" {
-        "A plan runs only with the TensorRT and the kind of GPU that built it: build it again with `trt-embed build`."
+        "A plan runs only with the TensorRT and the kind of GPU that built it: build it again."
     } else {
-        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says; `trt-embed doctor` checks the machine."
+        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
     };
     Error::TensorRt { action, reason, next }
 }

@@ -66,7 +66,7 @@ impl CacheKey {
             full_layer_details: settings.layer_details == super::LayerDetails::Full,
         };
         let json = serde_json::to_vec(&decides)
-            .map_err(|error| Error::Setting { setting: "engine cache", reason: error.to_string() })?;
+            .map_err(|error| Error::Setting { setting: crate::Setting::EngineCache, reason: error.to_string() })?;
         Ok(Self(hex(&Sha256::digest(json))))
     }
 }
@@ -363,7 +363,7 @@ mod tests {
         }
         let attempt = || match tries.fetch_add(1, Ordering::SeqCst) {
             0 => Ok(None::<()>),
-            _ => Err(Error::Setting { setting: "a test", reason: "on purpose".into() }),
+            _ => Err(Error::Setting { setting: crate::Setting::EngineCache, reason: "on purpose".into() }),
         };
         assert!(matches!(wait_for_turn(&Patient(&impatient), attempt), Err(Error::Setting { .. })));
         assert_eq!((impatient.began.into_inner(), impatient.ended.into_inner()), (1, 1));

@@ -13,7 +13,7 @@ use crate::graph::Quantization;
 use crate::quantization::Calibration;
 #[cfg(feature = "cpu")]
 use crate::quantization::{Samples, choose_float};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::sync::Arc;
 
 /// Which engine to build in whichever precision is fastest.
@@ -76,14 +76,14 @@ impl<'a> FastestRequest<'a> {
             (Some(_), Some(_)) => return Err(misplaced_calibration()),
             (Some(path), None) if source::is_quantised(path)? => {
                 let reason =
-                    format!("{} is quantised, which fp16 and fp32 engines cannot be: use --precision int8", path.display());
-                return refused("--precision auto", reason);
+                    format!("{} is quantised, which fp16 and fp32 engines cannot be: use int8", path.display());
+                return refused(Setting::Precision, reason);
             }
             (None, Some(calibration)) => calibration.check(self.engine.folder, None)?,
             _ => {}
         }
         match self.calibration {
-            None if !self.keep_float.is_empty() => refused("--keep-float", "it goes with --calibration".into()),
+            None if !self.keep_float.is_empty() => refused(Setting::KeepFloat, "it goes with a calibration".into()),
             _ => Ok(()),
         }
     }
@@ -166,7 +166,7 @@ fn none_passes(candidates: impl IntoIterator<Item = Candidate>) -> Error {
     let reason = |candidate: Candidate| Some((candidate.arithmetic.to_string(), candidate.refused?));
     Error::NoPrecision {
         refused: candidates.into_iter().filter_map(reason).collect(),
-        next: "`trt-embed build` with --min-cosine accepts less; where even fp32 misses it, graph and weights may not belong together.",
+        next: "A lower bar accepts less; where even fp32 misses it, graph and weights may not belong together.",
     }
 }
 
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(told, [("int8", 0.99), ("fp16", 0.9999), ("fp32", 0.99999)]);
         let text = error.to_string();
         for part in
-            ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "--min-cosine"]
+            ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "lower bar"]
         {
             assert!(text.contains(part), "no {part:?} in: {text}");
         }
@@ -406,10 +406,10 @@ mod tests {
         };
         let names = ["encoder.layer.0.output.dense".to_owned()];
         FastestRequest { keep_float: &names, ..calibrated.clone() }.check().unwrap();
-        assert_eq!(setting(&FastestRequest { keep_float: &names, ..plain.clone() }), "--keep-float");
+        assert_eq!(setting(&FastestRequest { keep_float: &names, ..plain.clone() }), Setting::KeepFloat);
         let quantization = Quantization::default();
         let engine = EngineRequest { quantization: Some(&quantization), ..plain.engine.clone() };
-        assert_eq!(setting(&FastestRequest::new(engine)), "--calibration");
+        assert_eq!(setting(&FastestRequest::new(engine)), Setting::Calibration);
 
         let file = |name: &str, graph: Graph| {
             let path = place.path().join(name);
@@ -422,8 +422,8 @@ mod tests {
         let quantised = file("int8.onnx", Graph::quantized(&folder.config, &weights, Precision::Fp32, &all).unwrap());
         let of_file = |path| FastestRequest::new(EngineRequest { onnx: Some(path), ..EngineRequest::new(&folder) });
         of_file(&float).check().unwrap();
-        assert_eq!(setting(&FastestRequest { calibration: Some(&calibration), ..of_file(&float) }), "--calibration");
-        assert_eq!(setting(&of_file(&quantised)), "--precision auto");
-        assert!(of_file(&quantised).check().unwrap_err().to_string().contains("use --precision int8"));
+        assert_eq!(setting(&FastestRequest { calibration: Some(&calibration), ..of_file(&float) }), Setting::Calibration);
+        assert_eq!(setting(&of_file(&quantised)), Setting::Precision);
+        assert!(of_file(&quantised).check().unwrap_err().to_string().contains("use int8"));
     }
 }

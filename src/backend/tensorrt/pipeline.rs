@@ -12,7 +12,7 @@ use super::timing::{Measured, measure, speeds};
 use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::{Activation, ModelFolder};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -107,10 +107,10 @@ impl<'a> EngineRequest<'a> {
         self.check_quantization()?;
         let reason = match (self.tanh_gelu, self.onnx, self.folder.config.activation) {
             (false, ..) | (true, None, Activation::Gelu) => return Ok(()),
-            (true, Some(_), _) => "it goes with the model's own graph, not with --onnx",
+            (true, Some(_), _) => "it goes with the model's own graph, not with an ONNX file",
             (true, None, _) => "the model's activation (config.json's hidden_act) is not the exact GELU",
         };
-        Err(Error::Setting { setting: "--tanh-gelu", reason: reason.into() })
+        Err(Error::Setting { setting: Setting::TanhGelu, reason: reason.into() })
     }
 
     /// Whether ranges are there where they are needed, and nowhere else.
@@ -118,13 +118,12 @@ impl<'a> EngineRequest<'a> {
         let int8 = self.settings.arithmetic == Arithmetic::Int8;
         let reason = match (int8, self.onnx.is_some(), self.quantization.is_some()) {
             (true, false, false) => {
-                "int8 needs the ranges of activations: `trt-embed calibrate` makes them, `trt-embed build --precision int8` takes \
-                 them with --calibration, and --engine runs what it builds"
+                "int8 needs the ranges of activations: calibrate the model, build an engine file with its calibration and run that"
             }
             (false, _, true) | (_, true, true) => return Err(misplaced_calibration()),
             _ => return Ok(()),
         };
-        Err(Error::Setting { setting: "--calibration", reason: reason.into() })
+        Err(Error::Setting { setting: Setting::Calibration, reason: reason.into() })
     }
 
     /// Those asked for, else [`default_profiles`].
@@ -138,8 +137,8 @@ impl<'a> EngineRequest<'a> {
 
 /// Ranges where nothing is quantised, or where the graph brings its own.
 pub(super) fn misplaced_calibration() -> Error {
-    let reason = "it goes with --precision int8 or auto and the model's own graph, not with --onnx".into();
-    Error::Setting { setting: "--calibration", reason }
+    let reason = "it goes with an int8 engine of the model's own graph, not with other precisions or an ONNX file".into();
+    Error::Setting { setting: Setting::Calibration, reason }
 }
 
 /// Builds the engine that `request` asks for and compares it with its reference. `cache` gives and keeps the timing cache, and
