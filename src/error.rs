@@ -383,7 +383,7 @@ pub enum Error {
         next: &'static str,
     },
     /// The caller asked to stop.
-    #[error("{what} was cancelled; nothing was written")]
+    #[error("{what} was cancelled")]
     Cancelled {
         /// E.g. `building the engine`.
         what: &'static str,

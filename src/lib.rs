@@ -32,15 +32,15 @@ pub mod graph;
 pub mod model;
 mod notice;
 pub mod pooling;
+mod progress;
 pub mod quantization;
 mod setting;
 mod similarity;
 pub mod tokens;
 mod trace;
 
-pub use embedder::{
-    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
-};
+pub use embedder::{BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize};
 pub use error::{Error, Result};
+pub use progress::{NoProgress, Progress};
 pub use setting::Setting;
 pub use similarity::Similarity;

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use trt_embed::backend::Backend;
 use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildSettings, Cache, EngineFile, EngineRequest, Gate, Library, NoProgress, build_engine, cached_engine,
+    Arithmetic, BuildSettings, Cache, EngineFile, EngineRequest, Gate, Library, build_engine, cached_engine,
 };
 use trt_embed::cuda::{CudaError, Device, DeviceBuffer};
 use trt_embed::model::ModelFolder;
-use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Error, Setting};
+use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Error, NoProgress, Setting};
 
 const MODEL: &str = "tests/fixtures/mpnet";
 

@@ -59,6 +59,7 @@ fn hint(error: &Error) -> &'static str {
         Error::OutsideProfile { .. } => " (--profile)",
         Error::NoReference { .. } => " (--reference FILE, --no-parity)",
         Error::Fidelity { .. } => " (`trt-embed build` with --precision, --min-cosine)",
+        Error::Cancelled { .. } => "; nothing was written",
         Error::NoPrecision { .. } => " (--min-cosine)",
         #[cfg(not(feature = "tensorrt"))]
         Error::Backend { backend: "tensorrt", .. } => " (--backend cpu)",

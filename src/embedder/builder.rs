@@ -1,13 +1,13 @@
 //! Settings of an embedder, and making one of them.
 
-use super::{BackendChoice, Embedder, Info, Normalize, Progress};
+use super::{BackendChoice, Embedder, Info, Normalize};
 use crate::backend::Backend;
 #[cfg(feature = "tensorrt")]
 use crate::backend::tensorrt::BuildSettings;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
-use crate::{Error, Result, Setting};
+use crate::{Error, Progress, Result, Setting};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -180,7 +180,7 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Hears of slow steps.
+    /// Hears of slow work and may stop it: the model's download, and an engine's build.
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = Some(progress);
@@ -231,9 +231,7 @@ impl EmbedderBuilder {
         let limits = backend.limits();
         if limits.max_seq < max_tokens {
             let longest = limits.max_seq;
-            log::warn!(
-                "the engine serves texts of up to {longest} tokens, longer ones fail; cut them at {longest} tokens"
-            );
+            log::warn!("the engine serves texts of up to {longest} tokens, longer ones fail; cut them at {longest} tokens");
         }
         let plan = BatchPlan {
             max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),

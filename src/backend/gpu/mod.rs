@@ -73,7 +73,8 @@ impl GpuBackend {
     pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, padding: Padding, settings: &GpuSettings) -> Result<Self> {
         let io = encoder.io();
         if io.hidden_size != head.hidden_size || !io.hidden_size.is_multiple_of(8) {
-            let reason = format!("the engine's is {}, the model's {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
+            let reason =
+                format!("the engine's is {}, the model's {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
             return Err(Error::Setting { setting: Setting::HiddenSize, reason });
         }
         let device = encoder.device().clone();

@@ -5,7 +5,7 @@ use super::ffi::{BuildWatch, bridge};
 use super::library::Library;
 use super::profile::Profile;
 use crate::cuda::Device;
-use crate::{Error, Result, Setting};
+use crate::{Error, Progress, Result, Setting};
 use cxx::UniquePtr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,38 +72,6 @@ pub struct BuildSettings {
     pub onnx_path: Option<PathBuf>,
 }
 
-/// Hears of a build's progress and may stop it. The methods are called from several threads.
-///
-/// TensorRT 8.6 reports nothing and cannot be stopped: there only [`BuildProgress::cancelled`] is asked, when the build is over.
-/// See [`reports_progress`](super::Library::reports_progress). A panic in a method ends the process.
-pub trait BuildProgress: Sync {
-    /// A phase of `steps` steps begins, within `parent` or by itself.
-    fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
-        let _ = (phase, parent, steps);
-    }
-
-    /// Step `step` of a phase, counted from 0, is done.
-    fn step_done(&self, phase: &str, step: u32) {
-        let _ = (phase, step);
-    }
-
-    /// A phase is over, perhaps before its last step.
-    fn phase_finished(&self, phase: &str) {
-        let _ = phase;
-    }
-
-    /// Asked between steps; `true` stops the build.
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// A build that nobody watches.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoProgress;
-
-impl BuildProgress for NoProgress {}
-
 /// A built engine.
 #[non_exhaustive]
 pub struct Plan {
@@ -150,7 +118,7 @@ pub fn build_plan(
     device: &Device,
     onnx: &[u8],
     settings: &BuildSettings,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<Plan> {
     PlanBuilder::new(library, device)?.build(onnx, settings, progress)
 }
@@ -185,10 +153,13 @@ impl<'a> PlanBuilder<'a> {
     /// # Errors
     /// [`Error::Setting`] without a profile; [`Error::Cancelled`] when `progress` asked for it; [`Error::TensorRt`] with what
     /// TensorRT logged, e.g. the node that it does not know.
-    pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn BuildProgress) -> Result<Plan> {
+    pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn Progress) -> Result<Plan> {
         let library = self.library;
         if settings.profiles.is_empty() {
-            return Err(Error::Setting { setting: Setting::Profiles, reason: "an engine needs at least one profile or bucket".into() });
+            return Err(Error::Setting {
+                setting: Setting::Profiles,
+                reason: "an engine needs at least one profile or bucket".into(),
+            });
         }
         if library.version().major > 8 && !settings.fp32_layers.is_empty() {
             let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());

@@ -1,11 +1,11 @@
 //! The engine cache: engines by the hash of all that decides them, built once on a machine.
 
-use super::builder::{BuildProgress, BuildSettings};
+use super::builder::BuildSettings;
 use super::engine_file::EngineFile;
 use super::manifest::{Machine, Manifest, Model};
 use crate::digest::hex;
 use crate::files::{AtomicFile, user_cache_folder};
-use crate::{Error, Result};
+use crate::{Error, Progress, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::env;
@@ -110,7 +110,7 @@ impl Cache {
         &self,
         key: &CacheKey,
         check: impl Fn(&Manifest) -> Result<()>,
-        progress: &dyn BuildProgress,
+        progress: &dyn Progress,
         build: impl FnOnce() -> Result<EngineFile>,
     ) -> Result<EngineFile> {
         let path = self.path(key);
@@ -149,7 +149,7 @@ impl Cache {
     }
 
     /// Waits until no other build uses this cache. Released when the file closes, also when the process is killed.
-    pub(super) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
+    pub(super) fn lock(&self, progress: &dyn Progress) -> Result<File> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.folder.join("build.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
@@ -164,7 +164,7 @@ impl Cache {
 }
 
 /// Tries until `attempt` gives something, as a phase that `progress` hears of and may cancel.
-pub(super) fn wait_for_turn<T>(progress: &dyn BuildProgress, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+pub(super) fn wait_for_turn<T>(progress: &dyn Progress, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
     const WAITING: &str = "waiting for another build";
     if let Some(turn) = attempt()? {
         return Ok(turn);
@@ -200,10 +200,10 @@ fn read_if_whole(path: &Path, check: &impl Fn(&Manifest) -> Result<()>) -> Optio
 
 #[cfg(test)]
 mod tests {
-    use super::super::NoProgress;
     use super::super::manifest::Source;
     use super::super::manifest::tests::manifest;
     use super::*;
+    use crate::NoProgress;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn settings() -> BuildSettings {
@@ -320,7 +320,7 @@ mod tests {
         ended: AtomicUsize,
     }
 
-    impl BuildProgress for Impatient {
+    impl Progress for Impatient {
         fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
             assert_eq!(phase, "waiting for another build");
             self.began.fetch_add(1, Ordering::SeqCst);
@@ -353,7 +353,7 @@ mod tests {
     fn a_wait_that_fails_ends_its_phase_too() {
         let (impatient, tries) = (Impatient::default(), AtomicUsize::new(0));
         struct Patient<'a>(&'a Impatient);
-        impl BuildProgress for Patient<'_> {
+        impl Progress for Patient<'_> {
             fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
                 self.0.phase_started(phase, parent, steps);
             }

@@ -1,6 +1,6 @@
 //! The choice of a precision: engines in each that may serve, and the fastest of those that are true enough to the model.
 
-use super::builder::{Arithmetic, BuildProgress, check_int8};
+use super::builder::{Arithmetic, check_int8};
 use super::cache::Cache;
 use super::engine_file::EngineFile;
 use super::library::Library;
@@ -13,7 +13,7 @@ use crate::graph::Quantization;
 use crate::quantization::Calibration;
 #[cfg(feature = "cpu")]
 use crate::quantization::{Samples, choose_float};
-use crate::{Error, Result, Setting};
+use crate::{Error, Progress, Result, Setting};
 use std::sync::Arc;
 
 /// Which engine to build in whichever precision is fastest.
@@ -75,8 +75,7 @@ impl<'a> FastestRequest<'a> {
         match (self.engine.onnx, self.calibration) {
             (Some(_), Some(_)) => return Err(misplaced_calibration()),
             (Some(path), None) if source::is_quantised(path)? => {
-                let reason =
-                    format!("{} is quantised, which fp16 and fp32 engines cannot be: use int8", path.display());
+                let reason = format!("{} is quantised, which fp16 and fp32 engines cannot be: use int8", path.display());
                 return refused(Setting::Precision, reason);
             }
             (None, Some(calibration)) => calibration.check(self.engine.folder, None)?,
@@ -120,7 +119,7 @@ pub fn build_fastest(
     device: &Device,
     cache: &Cache,
     request: &FastestRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<Fastest> {
     request.check()?;
     let EngineRequest { folder, gate, reference, .. } = request.engine;
@@ -182,7 +181,7 @@ struct Contest<'a> {
     device: &'a Device,
     cache: &'a Cache,
     request: &'a FastestRequest<'a>,
-    progress: &'a dyn BuildProgress,
+    progress: &'a dyn Progress,
     reference: Option<proof::Oracle>,
     entrants: Vec<Entrant>,
     #[cfg(feature = "cpu")]
@@ -374,9 +373,7 @@ mod tests {
             .collect();
         assert_eq!(told, [("int8", 0.99), ("fp16", 0.9999), ("fp32", 0.99999)]);
         let text = error.to_string();
-        for part in
-            ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "lower bar"]
-        {
+        for part in ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "lower bar"] {
             assert!(text.contains(part), "no {part:?} in: {text}");
         }
     }
@@ -392,7 +389,7 @@ mod tests {
         let (folder, other) = (fixture("bert"), fixture("mpnet"));
         let place = tempfile::tempdir().unwrap();
         let samples = Samples::from_ids(&folder, (1..33).map(|id| vec![id; 4]).collect()).unwrap();
-        let calibration = calibrate(&folder, &samples, &CalibrationSettings::default(), &|_, _| ()).unwrap();
+        let calibration = calibrate(&folder, &samples, &CalibrationSettings::default(), &crate::NoProgress).unwrap();
         let plain = FastestRequest::new(EngineRequest::new(&folder));
         plain.check().unwrap();
         let calibrated = FastestRequest { calibration: Some(&calibration), ..plain.clone() };

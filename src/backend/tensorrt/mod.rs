@@ -25,9 +25,7 @@ mod reference;
 mod source;
 mod timing;
 
-pub use builder::{
-    Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, PlanBuilder, build_plan, exit_during_build,
-};
+pub use builder::{Arithmetic, BuildSettings, LayerDetails, Plan, PlanBuilder, build_plan, exit_during_build};
 pub use cache::{Cache, CacheKey};
 pub use choice::{Candidate, Fastest, FastestRequest, build_fastest};
 pub use encoder::TensorRtEncoder;

@@ -1,7 +1,7 @@
 //! Calibration on the GPU: an fp32 engine of the observed graph, whose further outputs come down batch by batch.
 #![allow(unsafe_code)]
 
-use super::builder::{Arithmetic, BuildProgress};
+use super::builder::Arithmetic;
 use super::cache::Cache;
 use super::encoder::{HIDDEN_STATES, TensorRtEncoder};
 use super::engine::{Context, Direction, Element, Engine, Runtime, misuse};
@@ -9,13 +9,13 @@ use super::library::Library;
 use super::pipeline::{EngineRequest, Gate, Job};
 use super::profile::{Profile, Shape};
 use super::source::GraphSource;
-use crate::Result;
 use crate::cuda::{Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
 use crate::graph::{Graph, Precision};
 use crate::model::ModelFolder;
 use crate::quantization::{Observer, Visit};
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::trace::stage;
+use crate::{Progress, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -74,7 +74,7 @@ impl TensorRtObserver {
         cache: &Cache,
         model: &ModelFolder,
         longest: usize,
-        progress: &dyn BuildProgress,
+        progress: &dyn Progress,
     ) -> Result<Self> {
         let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
         let observed = graph.observed_tensors();
@@ -151,8 +151,7 @@ impl Observer for TensorRtObserver {
             let look = |values: &mut Vec<f32>, tensor: &Tensor| -> Result<()> {
                 values.resize(batch.batch() * batch.seq() * tensor.channels, 0.0);
                 tensor.host.read(0, values)?;
-                visit(batch, &tensor.name, values);
-                Ok(())
+                visit(batch, &tensor.name, values)
             };
             self.tensors.par_iter().try_for_each_init(Vec::new, look)?;
         }

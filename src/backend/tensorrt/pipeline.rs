@@ -1,6 +1,6 @@
 //! From a model to a proven engine: export, build, compare with a reference, and what the manifest says of it.
 
-use super::builder::{Arithmetic, BuildProgress, BuildSettings, PlanBuilder};
+use super::builder::{Arithmetic, BuildSettings, PlanBuilder};
 use super::cache::{Cache, CacheKey};
 use super::engine_file::EngineFile;
 use super::library::Library;
@@ -12,7 +12,7 @@ use super::timing::{Measured, measure, speeds};
 use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::{Activation, ModelFolder};
-use crate::{Error, Result, Setting};
+use crate::{Error, Progress, Result, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -151,7 +151,7 @@ pub fn build_engine(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<EngineFile> {
     request.check()?;
     let job = Job::new(library, device, cache, request, progress)?;
@@ -181,7 +181,7 @@ pub(super) fn half_precision(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<(EngineFile, PathBuf)> {
     let mut half = EngineRequest { quantization: None, gate: Gate::Off, ..request.clone() };
     half.settings.arithmetic = Arithmetic::Fp16;
@@ -197,7 +197,7 @@ pub fn cached_engine(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<(EngineFile, PathBuf)> {
     request.check_graph()?;
     Job::new(library, device, cache, request, progress)?.cached(request)
@@ -220,7 +220,7 @@ pub(super) struct Job<'a> {
     device: &'a Device,
     cache: &'a Cache,
     folder: &'a ModelFolder,
-    progress: &'a dyn BuildProgress,
+    progress: &'a dyn Progress,
     settings: BuildSettings,
     float_linears: Vec<String>,
     bar: Option<f64>,
@@ -236,7 +236,7 @@ impl<'a> Job<'a> {
         device: &'a Device,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
-        progress: &'a dyn BuildProgress,
+        progress: &'a dyn Progress,
     ) -> Result<Self> {
         let folder = request.folder;
         let precision = graph_precision(library, request.settings.arithmetic);
@@ -253,7 +253,7 @@ impl<'a> Job<'a> {
         device: &'a Device,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
-        progress: &'a dyn BuildProgress,
+        progress: &'a dyn Progress,
         source: impl FnOnce() -> Result<GraphSource>,
     ) -> Result<Self> {
         let folder = request.folder;
@@ -394,7 +394,7 @@ fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
 }
 
 /// Runs `work` as a phase that `progress` hears of.
-pub(super) fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn phase<T>(progress: &dyn Progress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if progress.cancelled() {
         return Err(Error::Cancelled { what: "making the engine" });
     }
