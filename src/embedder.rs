@@ -37,18 +37,6 @@ pub enum Normalize {
     Off,
 }
 
-/// Receives the progress of slow steps (downloads, building an engine). Every method may be called from any thread.
-pub trait Progress: Send + Sync {
-    /// `done` of `total` bytes of `file` have arrived. `total` is 0 while the hub does not say how many there are; the last call
-    /// has `done` equal to `total` then too.
-    fn download(&self, file: &str, done: u64, total: u64);
-
-    /// A step that may take minutes begins: `what` names it, until another begins or none (`None`).
-    fn step(&self, what: Option<&str>) {
-        let _ = what;
-    }
-}
-
 /// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one text
 /// beside one of many thousands waits for the batches that run, not for all of them; the first failure ends a call.
 ///

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 
+use crate::Setting;
 #[cfg(feature = "cuda")]
 pub use cuda::CudaError;
 use std::path::PathBuf;
@@ -161,8 +162,8 @@ pub enum Error {
     /// A setting asks for something that the model cannot give.
     #[error("{setting}: {reason}")]
     Setting {
-        /// The setting, as the command spells it, e.g. `--dim`.
-        setting: &'static str,
+        /// The setting.
+        setting: Setting,
         /// The value and the accepted range.
         reason: String,
     },
@@ -272,7 +273,7 @@ pub enum Error {
         next: &'static str,
     },
     /// An engine was built for another GPU, library, model or setting.
-    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again with `trt-embed build`")]
+    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again")]
     EngineMismatch {
         /// The field of the engine's manifest.
         field: &'static str,
@@ -282,7 +283,7 @@ pub enum Error {
         found: String,
     },
     /// An engine file is damaged or not one.
-    #[error("{}: not a readable engine file: {reason}; build it again with `trt-embed build`", path.display())]
+    #[error("{}: not a readable engine file: {reason}; build it again", path.display())]
     EngineFile {
         /// The file.
         path: PathBuf,
@@ -291,7 +292,7 @@ pub enum Error {
     },
     /// A batch fits no optimisation profile of the engine.
     #[error(
-        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}"
+        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a profile that holds {shape}"
     )]
     OutsideProfile {
         /// `BxS`, or the tensor's dimensions.
@@ -318,7 +319,7 @@ pub enum Error {
     },
     /// There is nothing to compare a built engine with.
     #[error(
-        "the engine cannot be compared with the model on the CPU: {reason}; give vectors with --reference, or build it without the comparison (--no-parity)"
+        "the engine cannot be compared with the model on the CPU: {reason}; give reference vectors, or build it without the comparison"
     )]
     NoReference {
         /// What is missing.
@@ -347,7 +348,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration file is damaged or not one.
-    #[error("{}: not a readable calibration file: {reason}; make it again with `trt-embed calibrate`", path.display())]
+    #[error("{}: not a readable calibration file: {reason}; calibrate the model again", path.display())]
     CalibrationFile {
         /// The file.
         path: PathBuf,
@@ -355,7 +356,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration was made for another model or with another method.
-    #[error("the calibration does not fit: {field} is {found}, expected {expected}; make it again with `trt-embed calibrate`")]
+    #[error("the calibration does not fit: {field} is {found}, expected {expected}; calibrate the model again")]
     CalibrationMismatch {
         /// The field of the calibration file.
         field: &'static str,
@@ -387,7 +388,7 @@ pub enum Error {
         next: &'static str,
     },
     /// The caller asked to stop.
-    #[error("{what} was cancelled; nothing was written")]
+    #[error("{what} was cancelled")]
     Cancelled {
         /// E.g. `building the engine`.
         what: &'static str,

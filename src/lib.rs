@@ -39,7 +39,9 @@ pub mod graph;
 pub mod model;
 mod notice;
 pub mod pooling;
+mod progress;
 pub mod quantization;
+mod setting;
 mod similarity;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
@@ -65,8 +67,8 @@ pub mod backend {
     }
 }
 
-pub use embedder::{
-    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
-};
+pub use embedder::{BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize};
 pub use error::{Error, Result};
+pub use progress::{NoProgress, Progress};
+pub use setting::Setting;
 pub use similarity::Similarity;

@@ -14,7 +14,7 @@ use trt_embed::quantization::{
     Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, choose_float, fit, sensitivity,
 };
 use trt_embed::tokens::TokenBatch;
-use trt_embed::{Error, Result};
+use trt_embed::{Error, NoProgress, Progress, Result};
 
 fn model(name: &str) -> ModelFolder {
     ModelFolder::open(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -32,7 +32,7 @@ fn settings(method: Method, smoothing: Option<f32>) -> CalibrationSettings {
 }
 
 fn run(model: &ModelFolder, settings: &CalibrationSettings) -> Calibration {
-    calibrate(model, &samples(model), settings, &|_, _| ()).unwrap()
+    calibrate(model, &samples(model), settings, &NoProgress).unwrap()
 }
 
 /// Shows 1 at every token, but 1000 at padding and what `odd` says for the first value.
@@ -56,7 +56,7 @@ impl Observer for Constant<'_> {
                     Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
                     _ => {}
                 }
-                visit(batch, name, &values);
+                visit(batch, name, &values)?;
             }
         }
         Ok(())
@@ -68,7 +68,7 @@ fn padding_never_counts() {
     let model = model("bert");
     for method in [Method::MinMax, Method::Percentile(100.0)] {
         let mut observer = Constant { model: &model, odd: None };
-        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
+        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &NoProgress).unwrap();
         assert_eq!(found.ranges.len(), 4 * model.config.num_hidden_layers);
         assert!(found.ranges.values().all(|range| range.amax == 1.0), "{:?}", found.ranges);
     }
@@ -82,7 +82,7 @@ fn tensors_that_give_no_range_are_named() {
     for odd in [f32::NAN, f32::INFINITY, 0.0] {
         let mut observer = Constant { model: &model, odd: Some(odd) };
         let settings = CalibrationSettings::default();
-        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &|_, _| ()).unwrap_err();
+        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &NoProgress).unwrap_err();
         assert!(matches!(error, Error::Calibration { .. }) && error.to_string().contains(&name), "{odd}: {error}");
     }
 }
@@ -190,14 +190,14 @@ fn too_little_data_and_settings_out_of_bounds_are_refused() {
     let model = model("bert");
     let mut few = samples(&model);
     few.truncate(31);
-    let error = calibrate(&model, &few, &CalibrationSettings::default(), &|_, _| ()).unwrap_err().to_string();
+    let error = calibrate(&model, &few, &CalibrationSettings::default(), &NoProgress).unwrap_err().to_string();
     assert!(error.contains("31 texts") && error.contains("at least 32"), "{error}");
     for bad in [
         settings(Method::Percentile(0.0), None),
         settings(Method::Percentile(f64::NAN), None),
         settings(Method::MinMax, Some(1.5)),
     ] {
-        assert!(matches!(calibrate(&model, &samples(&model), &bad, &|_, _| ()), Err(Error::Setting { .. })));
+        assert!(matches!(calibrate(&model, &samples(&model), &bad, &NoProgress), Err(Error::Setting { .. })));
     }
     assert!(matches!(Samples::from_ids(&model, vec![vec![]]), Err(Error::Setting { .. })));
     assert!(matches!(Samples::from_ids(&model, vec![vec![1], vec![9_999_999]]), Err(Error::TokenId { text: 1, .. })));
@@ -318,7 +318,7 @@ fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
     };
     auto(1, &["-m", other, "--calibration", "c.json"], &["the calibration does not fit: model is model (bert", "mpnet"]);
     auto(1, &["-m", "model", "--calibration", "none.json"], &["none.json"]);
-    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision int8"]);
+    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision", "use int8"]);
     auto(1, &["-m", "model", "--onnx", "float/model.onnx", "--calibration", "c.json"], &["--calibration", "not with --onnx"]);
     auto(2, &["-m", "model", "--keep-float", "encoder.layer.0.output.dense"], &["--calibration"]);
     auto(2, &["-m", "model", "--calibration", "c.json", "--min-cosine", "2"], &["--min-cosine", "0 to 1"]);
@@ -351,7 +351,8 @@ fn no_gpu() -> &'static [&'static str] {
             "the NVIDIA driver sees no GPU (",
         ]
     } else {
-        &["tensorrt backend: this build has no TensorRT support; use --backend cpu, or build with --features tensorrt\n"]
+        &["tensorrt backend: this build has no TensorRT support; choose the backend `cpu`, or build with the feature `tensorrt` \
+           (--backend cpu)\n"]
     }
 }
 
@@ -380,12 +381,47 @@ fn the_backend_asked_for_is_used_or_its_lack_is_told() {
 fn progress_ends_at_all_texts_of_all_passes() {
     let model = model("bert");
     for (smoothing, total) in [(None, 40), (Some(0.5), 80)] {
-        let told = std::sync::Mutex::new(Vec::new());
-        let tell = |done, of| told.lock().unwrap().push((done, of));
-        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &tell).unwrap();
-        let told = told.into_inner().unwrap();
-        assert!(told.iter().all(|&(done, of)| done <= total && of == total), "{told:?}");
-        assert_eq!(told.iter().max(), Some(&(total, total)));
+        let heard = Heard { stop_at: u32::MAX, ..Heard::default() };
+        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &heard).unwrap();
+        let (phases, steps) = (heard.phases.into_inner().unwrap(), heard.steps.into_inner().unwrap());
+        assert_eq!(phases, [format!("calibrating, {total} steps"), "calibrating is over".into()]);
+        assert_eq!(steps.iter().max(), Some(&(total - 1)));
+    }
+}
+
+#[test]
+fn a_calibration_can_be_stopped_between_batches() {
+    let model = model("bert");
+    let heard = Heard { stop_at: 5, ..Heard::default() };
+    let mut observer = Constant { model: &model, odd: None };
+    let error = calibrate_with(&mut observer, &model, &samples(&model), &settings(Method::MinMax, None), &heard).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+    // The phase ends, and nothing runs after the batch that was under way.
+    assert_eq!(heard.phases.into_inner().unwrap().len(), 2);
+    let steps = heard.steps.into_inner().unwrap();
+    assert!(steps.iter().filter(|&&step| step >= 5).count() == 1, "{steps:?}");
+}
+
+/// Keeps the phases and steps that it hears of, and asks to stop from step `stop_at` on.
+#[derive(Default)]
+struct Heard {
+    stop_at: u32,
+    phases: std::sync::Mutex<Vec<String>>,
+    steps: std::sync::Mutex<Vec<u32>>,
+}
+
+impl Progress for Heard {
+    fn phase_started(&self, phase: &str, _: Option<&str>, steps: u32) {
+        self.phases.lock().unwrap().push(format!("{phase}, {steps} steps"));
+    }
+    fn step_done(&self, _: &str, step: u32) {
+        self.steps.lock().unwrap().push(step);
+    }
+    fn phase_finished(&self, phase: &str) {
+        self.phases.lock().unwrap().push(format!("{phase} is over"));
+    }
+    fn cancelled(&self) -> bool {
+        self.steps.lock().unwrap().iter().any(|&step| step >= self.stop_at)
     }
 }
 

@@ -1,10 +1,10 @@
 //! Pooling, Dense modules and normalisation against f64 oracles written from sentence-transformers' formulas.
 
 use proptest::prelude::*;
-use trt_embed::Error;
 use trt_embed::model::{Dense, DenseActivation, Residual};
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling, apply_dense, check_finite, cut_and_scale, pool};
 use trt_embed::tokens::TokenBatch;
+use trt_embed::{Error, Setting};
 
 /// Half a unit in the last place of f32, relative: the error of one rounding.
 const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
@@ -377,11 +377,14 @@ fn a_head_chains_its_steps() {
 
     for dim in [0, 4, usize::MAX] {
         let error = Head::new(mean(), vec![layer.clone()], 2, Some(dim), Scaling::AfterCut).unwrap_err();
-        assert!(matches!(&error, Error::Setting { setting: "--dim", reason } if reason.contains(&dim.to_string())), "{error}");
+        assert!(
+            matches!(&error, Error::Setting { setting: Setting::Dim, reason } if reason.contains(&dim.to_string())),
+            "{error}"
+        );
     }
     assert!(matches!(
         Head::new(mean(), vec![layer.clone()], 3, None, Scaling::AfterCut).unwrap_err(),
-        Error::Setting { setting: "Dense", .. }
+        Error::Setting { setting: Setting::Dense, .. }
     ));
     for broken in [
         Dense { weight: vec![0.0; 5], ..layer.clone() },
@@ -422,5 +425,5 @@ fn mode_names() {
         let error = wrong.parse::<PoolingMode>().unwrap_err().to_string();
         assert!(error.contains(&format!("\"{wrong}\"")) && error.contains("weightedmean"), "{error}");
     }
-    assert!(matches!(Pooling::new([], true).unwrap_err(), Error::Setting { setting: "--pooling", .. }));
+    assert!(matches!(Pooling::new([], true).unwrap_err(), Error::Setting { setting: Setting::Pooling, .. }));
 }

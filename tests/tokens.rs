@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use trt_embed::Error;
 use trt_embed::model::{TokenizerFiles, TokenizerModel};
 use trt_embed::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings, batches_from_ids};
+use trt_embed::{Error, Setting};
 
 const VOCAB: [&str; 24] = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "##s", "##at", "a", "query", ":", ",", "中",
@@ -139,7 +139,7 @@ fn special_tokens_without_room_are_an_error() {
     for (post_processor, added) in post_processors() {
         let json = tokenizer_json(&post_processor, None).to_string();
         let error = Tokenizer::from_bytes(json.as_bytes(), settings(added.max(1) - 1)).unwrap_err();
-        assert!(matches!(error, Error::Setting { setting: "--max-tokens", .. }), "{error}");
+        assert!(matches!(error, Error::Setting { setting: Setting::MaxTokens, .. }), "{error}");
     }
 }
 

@@ -4,7 +4,7 @@ use crate::executor::Backend;
 use crate::model::ModelFolder;
 use crate::pooling::check_finite;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, batches_from_ids};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use rayon::prelude::*;
 
 /// Up to this length there is a text of every number of tokens.
@@ -327,7 +327,7 @@ impl Tally {
 
     fn finish(self) -> Result<Agreement> {
         let Some(worst) = self.first_not_finite.or(self.lowest.map(|(_, place)| place)) else {
-            return Err(Error::Setting { setting: "--profile", reason: "no profile holds even the shortest text".into() });
+            return Err(Error::Setting { setting: Setting::Profiles, reason: "no profile holds even the shortest text".into() });
         };
         Ok(Agreement {
             texts: self.compared.iter().filter(|&&compared| compared).count(),

@@ -1,13 +1,13 @@
 //! Settings of an embedder, and making one of them.
 
-use super::{BackendChoice, Embedder, Info, Normalize, Progress};
+use super::{BackendChoice, Embedder, Info, Normalize};
 use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::BuildSettings;
-use crate::tokens::{BatchPlan, MAX_TOKENS, Tokenizer, TokenizerSettings};
-use crate::{Error, Result};
+use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
+use crate::{Error, Progress, Result, Setting};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -150,7 +150,7 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Runs this engine file, which `trt-embed build` made of the model, with TensorRT. Without it the engine is taken from the cache, or
+    /// Runs this engine file, which was built of the model, with TensorRT. Without it the engine is taken from the cache, or
     /// built into it.
     #[must_use]
     pub fn engine(mut self, file: impl Into<PathBuf>) -> Self {
@@ -180,7 +180,7 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Hears of slow steps.
+    /// Hears of slow work and may stop it: the model's download, and an engine's build.
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = Some(progress);
@@ -221,7 +221,7 @@ impl EmbedderBuilder {
         )
         .map_err(|error| match error {
             // The folder's own limit is at fault, not a setting of the caller's.
-            Error::Setting { setting: MAX_TOKENS, reason } if self.max_tokens.is_none() => {
+            Error::Setting { setting: Setting::MaxTokens, reason } if self.max_tokens.is_none() => {
                 Error::Config { path: folder.encoder.clone(), reason: format!("max_seq_length or model_max_length: {reason}") }
             }
             other => other,
@@ -231,9 +231,7 @@ impl EmbedderBuilder {
         let limits = backend.limits();
         if limits.max_seq < max_tokens {
             let longest = limits.max_seq;
-            log::warn!(
-                "the engine serves texts of up to {longest} tokens, longer ones fail; cut them with --max-tokens {longest}"
-            );
+            log::warn!("the engine serves texts of up to {longest} tokens, longer ones fail; cut them at {longest} tokens");
         }
         let plan = BatchPlan {
             max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),
@@ -281,7 +279,7 @@ impl EmbedderBuilder {
             None => Ok(folder.max_tokens()),
             Some(tokens) if (1..=limit).contains(&tokens) => Ok(tokens),
             Some(tokens) => Err(Error::Setting {
-                setting: MAX_TOKENS,
+                setting: Setting::MaxTokens,
                 reason: format!("{tokens} is outside 1..={limit}, which the model's positions serve"),
             }),
         }
@@ -291,7 +289,7 @@ impl EmbedderBuilder {
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
         match (self.backend, &self.engine) {
             (BackendChoice::Cpu, Some(file)) => Err(Error::Setting {
-                setting: "--engine",
+                setting: Setting::Engine,
                 reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
             }),
             #[cfg(feature = "tensorrt")]
@@ -345,7 +343,7 @@ pub(super) fn prompt_by_name(prompts: &Prompts, name: &str) -> Result<Option<Str
             0 => "the model has no prompts".into(),
             _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
         };
-        return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
+        return Err(Error::Setting { setting: Setting::PromptName, reason: format!("\"{name}\" is not known; {known}") });
     };
     Ok(Some(text.clone()).filter(|text| !text.is_empty()))
 }

@@ -34,7 +34,7 @@ use crate::executor::{Backend, Limits};
 use crate::pooling::{Head, Scaling, check_output};
 use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
 use crate::trace::stage;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use lane::{DevicePooling, Lane, LaneParts};
 use lanes::Pool;
 use rayon::prelude::*;
@@ -87,8 +87,9 @@ impl GpuBackend {
     pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, padding: Padding, settings: &GpuSettings) -> Result<Self> {
         let io = encoder.io();
         if io.hidden_size != head.hidden_size || !io.hidden_size.is_multiple_of(8) {
-            let reason = format!("{}, the model's is {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
-            return Err(Error::Setting { setting: "the engine's hidden size", reason });
+            let reason =
+                format!("the engine's is {}, the model's {}; multiples of 8 are served", io.hidden_size, head.hidden_size);
+            return Err(Error::Setting { setting: Setting::HiddenSize, reason });
         }
         let device = encoder.device().clone();
         let before = device.memory()?.free;
@@ -282,7 +283,7 @@ fn known_costs(costs: &ShapeCosts, profiles: &[ShapeRange]) -> Result<ShapeCosts
     }
     let profiles = profiles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let reason = format!("they are those of other shapes than the engine's, {profiles}");
-    Err(Error::Setting { setting: "the costs of shapes", reason })
+    Err(Error::Setting { setting: Setting::Costs, reason })
 }
 
 /// What each profile costs, at its smallest and largest shape.

@@ -18,7 +18,7 @@ pub use export::{Export, ExportedFile, export_to_folder};
 pub use quantization::{Linear, Quantization, Range, Role};
 
 use crate::model::{EncoderConfig, Family, Weights};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use blocks::Builder;
 use constant::Constant;
 use onnx::{Dim, ModelProto};
@@ -63,7 +63,7 @@ impl FromStr for Precision {
         match text {
             "fp32" => Ok(Self::Fp32),
             "fp16" => Ok(Self::Fp16),
-            _ => Err(Error::Setting { setting: "--precision", reason: format!("\"{text}\" is not one of fp32, fp16") }),
+            _ => Err(Error::Setting { setting: Setting::Precision, reason: format!("\"{text}\" is not one of fp32, fp16") }),
         }
     }
 }
@@ -150,7 +150,7 @@ impl Graph {
     ) -> Result<Self> {
         if inputs.token_types && config.family != Family::Bert {
             let reason = format!("{} has no token types; leave it out", config.family.name());
-            return Err(Error::Setting { setting: "--token-types", reason });
+            return Err(Error::Setting { setting: Setting::TokenTypes, reason });
         }
         let builder = Builder::new(config, weights, precision).with_inputs(inputs);
         match quantization {

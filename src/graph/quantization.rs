@@ -10,7 +10,7 @@ use super::constant::Values;
 use super::onnx::{AttributeProto, ElementType, ValueInfoProto};
 use super::{Dim, Graph, Precision};
 use crate::model::{EncoderConfig, TensorView, Weights};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +114,7 @@ impl Graph {
         if let Some(unknown) = quantization.float.iter().find(|name| graph.linears.iter().all(|linear| linear.name != **name)) {
             let known: Vec<&str> = graph.linears.iter().map(|linear| linear.name.as_str()).collect();
             let reason = format!("\"{unknown}\" is no linear of this model; its linears are {}", known.join(", "));
-            return Err(Error::Setting { setting: "--keep-float", reason });
+            return Err(Error::Setting { setting: Setting::KeepFloat, reason });
         }
         Ok(graph)
     }

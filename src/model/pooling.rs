@@ -1,6 +1,6 @@
 //! What follows the encoder, as a model folder says it: which states a vector is made of, and how it is scaled.
 
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::fmt;
 use std::str::FromStr;
 
@@ -65,7 +65,7 @@ impl FromStr for PoolingMode {
     fn from_str(name: &str) -> Result<Self> {
         let wanted = if name == "mean_sqrt_len_tokens" { "mean_sqrt_len" } else { name };
         Self::ALL.into_iter().find(|mode| mode.name() == wanted).ok_or_else(|| Error::Setting {
-            setting: "--pooling",
+            setting: Setting::Pooling,
             reason: format!("\"{name}\" is not a pooling mode; known: {}", known_modes()),
         })
     }
@@ -95,7 +95,7 @@ impl Pooling {
         let modes: Vec<_> = modes.into_iter().collect();
         if modes.is_empty() {
             let reason = format!("no mode given; choose one or several of {}", known_modes());
-            return Err(Error::Setting { setting: "--pooling", reason });
+            return Err(Error::Setting { setting: Setting::Pooling, reason });
         }
         Ok(Self { modes, include_prompt })
     }

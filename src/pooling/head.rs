@@ -5,7 +5,7 @@ use super::pool;
 use crate::model::ModelFolder;
 use crate::model::{Dense, DenseActivation, Pooling, Residual, Scaling};
 use crate::tokens::TokenBatch;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::cell::Cell;
 
 /// Partial sums of a dot product: enough to fill the vector units, and they keep rounding errors small.
@@ -66,13 +66,13 @@ impl Head {
                 let reason = format!(
                     "module {place} maps {inputs} to {outputs} values with {weights} weights; it is given vectors of {width} values"
                 );
-                return Err(Error::Setting { setting: "Dense", reason });
+                return Err(Error::Setting { setting: Setting::Dense, reason });
             }
             width = layer.out_features;
         }
         if !(1..=width).contains(&self.dim) {
             let reason = format!("{} is outside 1 to {width}, the values of this model's vectors", self.dim);
-            return Err(Error::Setting { setting: "--dim", reason });
+            return Err(Error::Setting { setting: Setting::Dim, reason });
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) -> Result<()> 
     let (inputs, outputs) = (dense.in_features, dense.out_features);
     if !is_whole(dense) {
         let reason = format!("a module that maps {inputs} to {outputs} values has {} weights", dense.weight.len());
-        return Err(Error::Setting { setting: "Dense", reason });
+        return Err(Error::Setting { setting: Setting::Dense, reason });
     }
     check_output(out, rows_of("the input of a Dense module", input, inputs)?, outputs)?;
     // A row of weights is read from memory once and serves every text.
@@ -244,7 +244,7 @@ fn softplus(x: f32) -> f32 {
 pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling, out: &mut [f32]) -> Result<()> {
     if !(1..=width).contains(&dim) {
         return Err(Error::Setting {
-            setting: "--dim",
+            setting: Setting::Dim,
             reason: format!("{dim} is outside 1 to {width}, the values of a vector"),
         });
     }

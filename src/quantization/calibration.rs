@@ -3,7 +3,7 @@
 use crate::files::AtomicFile;
 use crate::graph::{Graph, Precision, Quantization, Range};
 use crate::model::ModelFolder;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,11 +61,11 @@ impl CalibrationSettings {
             && !(percentile > 0.0 && percentile <= 100.0)
         {
             let reason = format!("{percentile} is not above 0 and at most 100");
-            return Err(Error::Setting { setting: "--percentile", reason });
+            return Err(Error::Setting { setting: Setting::Percentile, reason });
         }
         match self.smoothing {
             Some(alpha) if !(0.0..=1.0).contains(&alpha) => {
-                Err(Error::Setting { setting: "--smooth-quant", reason: format!("{alpha} is not between 0 and 1") })
+                Err(Error::Setting { setting: Setting::Smoothing, reason: format!("{alpha} is not between 0 and 1") })
             }
             _ => Ok(()),
         }

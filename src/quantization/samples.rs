@@ -2,7 +2,7 @@
 
 use crate::model::ModelFolder;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Fewest samples that a calibration takes. Texts of some ten tokens then give about 10^5 values of each tensor: the percentile 99.999
 /// rests on one of them, and fewer texts would leave ranges to chance altogether.
@@ -34,7 +34,7 @@ impl Samples {
         for (row, ids) in rows.iter().enumerate() {
             if !(1..=limit).contains(&ids.len()) {
                 let reason = format!("row index {row} (from 0) has {} ids; 1 to {limit} are accepted", ids.len());
-                return Err(Error::Setting { setting: "ids", reason });
+                return Err(Error::Setting { setting: Setting::Ids, reason });
             }
             let vocab_size = model.config.vocab_size;
             if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {

@@ -228,6 +228,6 @@ fn unfit(reason: String) -> Error {
     Error::TensorRt {
         action: "use the engine as an encoder",
         reason,
-        next: "Build it from a graph exported by `trt-embed export`, or by Optimum for feature extraction.",
+        next: "Build it from a graph exported by this crate, or by Optimum for feature extraction.",
     }
 }

@@ -15,9 +15,8 @@ mod make;
 
 pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed};
 pub use library::{
-    Arithmetic, BuildProgress, BuildSettings, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor, Library,
-    NoProgress, Plan, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan, default_profiles,
-    exit_during_build, header_version,
+    Arithmetic, BuildSettings, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor, Library, Plan, Products,
+    Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan, default_profiles, exit_during_build, header_version,
 };
 pub use make::{
     Candidate, EngineRequest, Fastest, FastestRequest, Gate, TensorRtObserver, build_engine, build_fastest, cached_engine,

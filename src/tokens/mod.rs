@@ -9,5 +9,4 @@ mod windows;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
-pub(crate) use tokenizer::MAX_TOKENS;
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

@@ -5,7 +5,7 @@ use super::cuts::Cuts;
 use super::windows::{Kept, Limits, Windows, joined};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
 use crate::model::{ModelFolder, TokenizerFiles, read_file};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -18,9 +18,6 @@ const PARALLEL_BYTES: usize = 8 * 1024;
 
 /// Stands for the text's own tokens where the special tokens around them are found out.
 const TEXT: u32 = u32::MAX;
-
-/// What errors call [`TokenizerSettings::max_tokens`].
-pub(crate) const MAX_TOKENS: &str = "--max-tokens";
 
 /// What the model folder and the caller ask of a [`Tokenizer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +151,7 @@ impl Tokenizer {
         let added = before.len() + after.len();
         if settings.max_tokens < added.max(1) {
             let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
-            return Err(Error::Setting { setting: MAX_TOKENS, reason });
+            return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
         let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
         let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner });
@@ -270,12 +267,12 @@ impl Tokenizer {
             let length = row.as_ref().len();
             if !(1..=limit).contains(&length) {
                 let reason = format!("row index {index} (from 0) has {length} ids; 1 to {limit} are accepted");
-                return Err(Error::Setting { setting: "ids", reason });
+                return Err(Error::Setting { setting: Setting::Ids, reason });
             }
             if let Some(id) = self.settings.position_padding.filter(|id| row.as_ref().contains(id)) {
                 let token = self.parts.inner.id_to_token(id).unwrap_or_default();
                 let reason = format!("row index {index} (from 0): {}", position_padding(&token, id));
-                return Err(Error::Setting { setting: "ids", reason });
+                return Err(Error::Setting { setting: Setting::Ids, reason });
             }
         }
         Ok(())

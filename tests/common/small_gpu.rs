@@ -3,11 +3,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use trt_embed::NoProgress;
 use trt_embed::backend::CpuBackend;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings, Padding};
-use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildSettings, Engine, Library, NoProgress, Profile, Runtime, TensorRtEncoder, build_plan,
-};
+use trt_embed::backend::tensorrt::{Arithmetic, BuildSettings, Engine, Library, Profile, Runtime, TensorRtEncoder, build_plan};
 use trt_embed::cuda::Device;
 use trt_embed::graph::{self, Precision};
 use trt_embed::model::ModelFolder;

@@ -243,6 +243,9 @@ impl Download<'_> {
         let mut done = 0;
         report(done, total.unwrap_or(0));
         loop {
+            if self.progress.is_some_and(|progress| progress.cancelled()) {
+                return Err(Error::Cancelled { what: "the download" });
+            }
             let read = match response.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => read,

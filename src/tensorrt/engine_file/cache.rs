@@ -4,8 +4,8 @@ use super::EngineFile;
 use super::manifest::{Machine, Manifest, Model};
 use crate::digest::hex;
 use crate::files::{AtomicFile, user_cache_folder};
-use crate::tensorrt::library::{BuildProgress, BuildSettings, wait_for_turn};
-use crate::{Error, Result};
+use crate::tensorrt::library::{BuildSettings, wait_for_turn};
+use crate::{Error, Progress, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::env;
@@ -61,7 +61,7 @@ impl CacheKey {
             full_layer_details: settings.layer_details == crate::tensorrt::library::LayerDetails::Full,
         };
         let json = serde_json::to_vec(&decides)
-            .map_err(|error| Error::Setting { setting: "engine cache", reason: error.to_string() })?;
+            .map_err(|error| Error::Setting { setting: crate::Setting::EngineCache, reason: error.to_string() })?;
         Ok(Self(hex(&Sha256::digest(json))))
     }
 }
@@ -105,7 +105,7 @@ impl Cache {
         &self,
         key: &CacheKey,
         check: impl Fn(&Manifest) -> Result<()>,
-        progress: &dyn BuildProgress,
+        progress: &dyn Progress,
         build: impl FnOnce() -> Result<EngineFile>,
     ) -> Result<EngineFile> {
         let path = self.path(key);
@@ -144,7 +144,7 @@ impl Cache {
     }
 
     /// Waits until no other build uses this cache. Released when the file closes, also when the process is killed.
-    pub(in crate::tensorrt) fn lock(&self, progress: &dyn BuildProgress) -> Result<File> {
+    pub(in crate::tensorrt) fn lock(&self, progress: &dyn Progress) -> Result<File> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         let path = self.folder.join("build.lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io("create", &path))?;
@@ -175,7 +175,7 @@ mod tests {
     use super::super::manifest::Source;
     use super::super::manifest::tests::manifest;
     use super::*;
-    use crate::tensorrt::library::NoProgress;
+    use crate::NoProgress;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn settings() -> BuildSettings {
@@ -292,7 +292,7 @@ mod tests {
         ended: AtomicUsize,
     }
 
-    impl BuildProgress for Impatient {
+    impl Progress for Impatient {
         fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
             assert_eq!(phase, "waiting for another build");
             self.began.fetch_add(1, Ordering::SeqCst);
@@ -325,7 +325,7 @@ mod tests {
     fn a_wait_that_fails_ends_its_phase_too() {
         let (impatient, tries) = (Impatient::default(), AtomicUsize::new(0));
         struct Patient<'a>(&'a Impatient);
-        impl BuildProgress for Patient<'_> {
+        impl Progress for Patient<'_> {
             fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
                 self.0.phase_started(phase, parent, steps);
             }
@@ -335,7 +335,7 @@ mod tests {
         }
         let attempt = || match tries.fetch_add(1, Ordering::SeqCst) {
             0 => Ok(None::<()>),
-            _ => Err(Error::Setting { setting: "a test", reason: "on purpose".into() }),
+            _ => Err(Error::Setting { setting: crate::Setting::EngineCache, reason: "on purpose".into() }),
         };
         assert!(matches!(wait_for_turn(&Patient(&impatient), attempt), Err(Error::Setting { .. })));
         assert_eq!((impatient.began.into_inner(), impatient.ended.into_inner()), (1, 1));

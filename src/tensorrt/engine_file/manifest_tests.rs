@@ -1,6 +1,7 @@
 //! Manifests: what differs is named, and what earlier versions wrote is read.
 
 use super::*;
+use crate::Setting;
 
 pub(crate) fn manifest() -> Manifest {
     Manifest {
@@ -131,8 +132,8 @@ fn a_limit_above_every_profile_is_refused_with_both_numbers() {
         manifest.check_max_tokens(tokens).unwrap();
     }
     let error = manifest.check_max_tokens(513).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "--max-tokens", .. }), "{error}");
-    for part in ["513", "512", "1x513", "--profile"] {
+    assert!(matches!(error, Error::Setting { setting: Setting::MaxTokens, .. }), "{error}");
+    for part in ["513", "512", "1x513", "profile"] {
         assert!(error.to_string().contains(part), "no {part} in: {error}");
     }
 }

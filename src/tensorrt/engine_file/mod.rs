@@ -151,7 +151,7 @@ impl<'a> Reader<'a> {
     fn open(path: &'a Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
-                Error::NotFound { what: "engine file".into(), path: path.into(), next: "build one with `trt-embed build`".into() }
+                Error::NotFound { what: "engine file".into(), path: path.into(), next: "build one of the model".into() }
             }
             _ => Error::io("read", path)(error),
         })?;

@@ -74,7 +74,7 @@ fn the_manifest_is_checked_before_the_plan() {
 #[test]
 fn a_missing_file_says_how_to_build_one() {
     let error = EngineFile::read(Path::new("/nowhere/x.engine"), anything).unwrap_err();
-    assert!(matches!(&error, Error::NotFound { .. }) && error.to_string().contains("trt-embed build"), "{error}");
+    assert!(matches!(&error, Error::NotFound { .. }) && error.to_string().contains("build one"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::ffi::{BuildWatch, bridge};
 use super::profile::Profile;
 use super::turn::wait_for_turn;
 use crate::cuda::Device;
-use crate::{Error, Result};
+use crate::{Error, Progress, Result, Setting};
 use cxx::UniquePtr;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,38 +72,6 @@ pub struct BuildSettings {
     pub onnx_path: Option<PathBuf>,
 }
 
-/// Hears of a build's progress and may stop it. The methods are called from several threads.
-///
-/// TensorRT 8.6 reports nothing and cannot be stopped: there only [`BuildProgress::cancelled`] is asked, when the build is over.
-/// See [`reports_progress`](super::Library::reports_progress). A panic in a method ends the process.
-pub trait BuildProgress: Sync {
-    /// A phase of `steps` steps begins, within `parent` or by itself.
-    fn phase_started(&self, phase: &str, parent: Option<&str>, steps: u32) {
-        let _ = (phase, parent, steps);
-    }
-
-    /// Step `step` of a phase, counted from 0, is done.
-    fn step_done(&self, phase: &str, step: u32) {
-        let _ = (phase, step);
-    }
-
-    /// A phase is over, perhaps before its last step.
-    fn phase_finished(&self, phase: &str) {
-        let _ = phase;
-    }
-
-    /// Asked between steps; `true` stops the build.
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// A build that nobody watches.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NoProgress;
-
-impl BuildProgress for NoProgress {}
-
 /// A built engine.
 #[non_exhaustive]
 pub struct Plan {
@@ -148,7 +116,7 @@ pub fn build_plan(
     device: &Device,
     onnx: &[u8],
     settings: &BuildSettings,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<Plan> {
     PlanBuilder::new(library, device)?.build(onnx, settings, progress)
 }
@@ -183,14 +151,17 @@ impl<'a> PlanBuilder<'a> {
     /// # Errors
     /// [`Error::Setting`] without a profile; [`Error::Cancelled`] when `progress` asked for it; [`Error::TensorRt`] with what
     /// TensorRT logged, e.g. the node that it does not know.
-    pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn BuildProgress) -> Result<Plan> {
+    pub fn build(&self, onnx: &[u8], settings: &BuildSettings, progress: &dyn Progress) -> Result<Plan> {
         let library = self.library;
         if settings.profiles.is_empty() {
-            return Err(Error::Setting { setting: "--profile", reason: "an engine needs at least one profile or bucket".into() });
+            return Err(Error::Setting {
+                setting: Setting::Profiles,
+                reason: "an engine needs at least one profile or bucket".into(),
+            });
         }
         if library.version().major > 8 && !settings.fp32_layers.is_empty() {
             let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
-            return Err(Error::Setting { setting: "--fp32-layers", reason });
+            return Err(Error::Setting { setting: Setting::Fp32Layers, reason });
         }
         if settings.arithmetic == Arithmetic::Int8 {
             check_int8(self.device)?;
@@ -240,8 +211,8 @@ pub(in crate::tensorrt) fn check_int8(device: &Device) -> Result<()> {
         return Ok(());
     }
     let ((major, minor), name) = (properties.compute_capability, &properties.name);
-    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic: use fp16");
-    Err(Error::Setting { setting: "--precision int8", reason })
+    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic for int8: use fp16");
+    Err(Error::Setting { setting: Setting::Precision, reason })
 }
 
 /// Whether GPUs of this compute capability multiply 8-bit integers (`dp4a` or tensor cores).
@@ -261,9 +232,9 @@ pub(in crate::tensorrt) fn failure(action: &'static str, exception: &cxx::Except
     } else if action == ACTION {
         "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
     } else if action == "load the engine" {
-        "A plan runs only with the TensorRT and the kind of GPU that built it: build it again with `trt-embed build`."
+        "A plan runs only with the TensorRT and the kind of GPU that built it: build it again."
     } else {
-        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says; `trt-embed doctor` checks the machine."
+        "RUST_LOG=trt_embed::tensorrt=debug shows all that TensorRT says."
     };
     Error::TensorRt { action, reason, next }
 }

@@ -402,7 +402,7 @@ impl TryFrom<bridge::IoTensor> for IoTensor {
         let refused = |what: &str| Error::TensorRt {
             action: "load the engine",
             reason: format!("tensor {} {what}", tensor.name),
-            next: "Build an engine from a graph exported by `trt-embed export`.",
+            next: "Build an engine from a graph that this crate exported.",
         };
         let element = match tensor.element {
             bridge::Element::F32 => Element::F32,

@@ -3,10 +3,10 @@
 //! TensorRT renumbers its enums between major versions, so their integers never cross: the enums below are this crate's own.
 #![allow(unsafe_code)]
 
-use super::builder::BuildProgress;
+use crate::Progress;
 
 /// Carries progress out of a build and the wish to stop into it.
-pub(in crate::tensorrt) struct BuildWatch<'a>(pub &'a dyn BuildProgress);
+pub(in crate::tensorrt) struct BuildWatch<'a>(pub &'a dyn Progress);
 
 impl BuildWatch<'_> {
     fn phase_started(&self, phase: String, parent: String, steps: i32) {

@@ -9,9 +9,7 @@ mod profile;
 mod turn;
 
 pub(super) use builder::check_int8;
-pub use builder::{
-    Arithmetic, BuildProgress, BuildSettings, LayerDetails, NoProgress, Plan, PlanBuilder, build_plan, exit_during_build,
-};
+pub use builder::{Arithmetic, BuildSettings, LayerDetails, Plan, PlanBuilder, build_plan, exit_during_build};
 pub(super) use engine::misuse;
 pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
 pub use layers::{Layer, LayerTensor};

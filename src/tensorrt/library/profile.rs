@@ -1,6 +1,6 @@
 //! Optimisation profiles: the input shapes an engine is built for, as written on the command line.
 
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -133,13 +133,13 @@ pub(in crate::tensorrt) fn check_longest(profiles: &[Profile], tokens: usize) ->
     }
     let reason = format!(
         "{tokens} is above {longest}, the longest text in tokens that the engine serves; ask for at most {longest}, or build it with a \
-         --profile that holds 1x{tokens}"
+         profile that holds 1x{tokens}"
     );
-    Err(Error::Setting { setting: "--max-tokens", reason })
+    Err(Error::Setting { setting: Setting::MaxTokens, reason })
 }
 
 fn invalid(reason: String) -> Error {
-    Error::Setting { setting: "--profile", reason }
+    Error::Setting { setting: Setting::Profiles, reason }
 }
 
 fn number(text: &str, whole: &str) -> Result<u32> {

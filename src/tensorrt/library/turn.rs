@@ -1,7 +1,6 @@
 //! Waiting for another build, of this process or of another, to end.
 
-use super::BuildProgress;
-use crate::{Error, Result};
+use crate::{Error, Progress, Result};
 use std::thread;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use std::time::Duration;
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Tries until `attempt` gives something, as a phase that `progress` hears of and may cancel.
-pub(in crate::tensorrt) fn wait_for_turn<T>(progress: &dyn BuildProgress, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+pub(in crate::tensorrt) fn wait_for_turn<T>(progress: &dyn Progress, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
     const WAITING: &str = "waiting for another build";
     if let Some(turn) = attempt()? {
         return Ok(turn);

@@ -9,8 +9,8 @@ use crate::quantization::Calibration;
 #[cfg(feature = "cpu")]
 use crate::quantization::{Samples, choose_float};
 use crate::tensorrt::engine_file::{Cache, EngineFile, Fidelity, Manifest};
-use crate::tensorrt::library::{Arithmetic, BuildProgress, Library, check_int8};
-use crate::{Error, Result};
+use crate::tensorrt::library::{Arithmetic, Library, check_int8};
+use crate::{Error, Progress, Result, Setting};
 use std::sync::Arc;
 
 /// Which engine to build in whichever precision is fastest.
@@ -72,15 +72,14 @@ impl<'a> FastestRequest<'a> {
         match (self.engine.onnx, self.calibration) {
             (Some(_), Some(_)) => return Err(misplaced_calibration()),
             (Some(path), None) if source::is_quantised(path)? => {
-                let reason =
-                    format!("{} is quantised, which fp16 and fp32 engines cannot be: use --precision int8", path.display());
-                return refused("--precision auto", reason);
+                let reason = format!("{} is quantised, which fp16 and fp32 engines cannot be: use int8", path.display());
+                return refused(Setting::Precision, reason);
             }
             (None, Some(calibration)) => calibration.check(self.engine.folder, None)?,
             _ => {}
         }
         match self.calibration {
-            None if !self.keep_float.is_empty() => refused("--keep-float", "it goes with --calibration".into()),
+            None if !self.keep_float.is_empty() => refused(Setting::KeepFloat, "it goes with a calibration".into()),
             _ => Ok(()),
         }
     }
@@ -117,7 +116,7 @@ pub fn build_fastest(
     device: &Device,
     cache: &Cache,
     request: &FastestRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<Fastest> {
     request.check()?;
     let EngineRequest { folder, gate, reference, .. } = request.engine;
@@ -163,7 +162,7 @@ fn none_passes(candidates: impl IntoIterator<Item = Candidate>) -> Error {
     let reason = |candidate: Candidate| Some((candidate.arithmetic.to_string(), candidate.refused?));
     Error::NoPrecision {
         refused: candidates.into_iter().filter_map(reason).collect(),
-        next: "`trt-embed build` with --min-cosine accepts less; where even fp32 misses it, graph and weights may not belong together.",
+        next: "A lower bar accepts less; where even fp32 misses it, graph and weights may not belong together.",
     }
 }
 
@@ -179,7 +178,7 @@ struct Contest<'a> {
     device: &'a Device,
     cache: &'a Cache,
     request: &'a FastestRequest<'a>,
-    progress: &'a dyn BuildProgress,
+    progress: &'a dyn Progress,
     reference: Option<proof::Oracle>,
     entrants: Vec<Entrant>,
     #[cfg(feature = "cpu")]
@@ -371,9 +370,7 @@ mod tests {
             .collect();
         assert_eq!(told, [("int8", 0.99), ("fp16", 0.9999), ("fp32", 0.99999)]);
         let text = error.to_string();
-        for part in
-            ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "--min-cosine"]
-        {
+        for part in ["\n  int8: the engine is not true", "\n  fp32: the engine is not true", "0.9999 is asked for", "lower bar"] {
             assert!(text.contains(part), "no {part:?} in: {text}");
         }
     }
@@ -389,7 +386,7 @@ mod tests {
         let (folder, other) = (fixture("bert"), fixture("mpnet"));
         let place = tempfile::tempdir().unwrap();
         let samples = Samples::from_ids(&folder, (1..33).map(|id| vec![id; 4]).collect()).unwrap();
-        let calibration = calibrate(&folder, &samples, &CalibrationSettings::default(), &|_, _| ()).unwrap();
+        let calibration = calibrate(&folder, &samples, &CalibrationSettings::default(), &crate::NoProgress).unwrap();
         let plain = FastestRequest::new(EngineRequest::new(&folder));
         plain.check().unwrap();
         let calibrated = FastestRequest { calibration: Some(&calibration), ..plain.clone() };
@@ -403,10 +400,10 @@ mod tests {
         };
         let names = ["encoder.layer.0.output.dense".to_owned()];
         FastestRequest { keep_float: &names, ..calibrated.clone() }.check().unwrap();
-        assert_eq!(setting(&FastestRequest { keep_float: &names, ..plain.clone() }), "--keep-float");
+        assert_eq!(setting(&FastestRequest { keep_float: &names, ..plain.clone() }), Setting::KeepFloat);
         let quantization = Quantization::default();
         let engine = EngineRequest { quantization: Some(&quantization), ..plain.engine.clone() };
-        assert_eq!(setting(&FastestRequest::new(engine)), "--calibration");
+        assert_eq!(setting(&FastestRequest::new(engine)), Setting::Calibration);
 
         let file = |name: &str, graph: Graph| {
             let path = place.path().join(name);
@@ -419,8 +416,8 @@ mod tests {
         let quantised = file("int8.onnx", Graph::quantized(&folder.config, &weights, Precision::Fp32, &all).unwrap());
         let of_file = |path| FastestRequest::new(EngineRequest { onnx: Some(path), ..EngineRequest::new(&folder) });
         of_file(&float).check().unwrap();
-        assert_eq!(setting(&FastestRequest { calibration: Some(&calibration), ..of_file(&float) }), "--calibration");
-        assert_eq!(setting(&of_file(&quantised)), "--precision auto");
-        assert!(of_file(&quantised).check().unwrap_err().to_string().contains("use --precision int8"));
+        assert_eq!(setting(&FastestRequest { calibration: Some(&calibration), ..of_file(&float) }), Setting::Calibration);
+        assert_eq!(setting(&of_file(&quantised)), Setting::Precision);
+        assert!(of_file(&quantised).check().unwrap_err().to_string().contains("use int8"));
     }
 }

@@ -3,18 +3,16 @@
 
 use super::pipeline::{EngineRequest, Gate, Job};
 use super::source::GraphSource;
-use crate::Result;
 use crate::cuda::{Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
 use crate::graph::{Graph, Precision};
 use crate::model::ModelFolder;
 use crate::quantization::{Observer, Visit};
 use crate::tensorrt::encoder::{HIDDEN_STATES, TensorRtEncoder};
 use crate::tensorrt::engine_file::Cache;
-use crate::tensorrt::library::{
-    Arithmetic, BuildProgress, Context, Direction, Element, Engine, Library, Profile, Runtime, Shape, misuse,
-};
+use crate::tensorrt::library::{Arithmetic, Context, Direction, Element, Engine, Library, Profile, Runtime, Shape, misuse};
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::trace::stage;
+use crate::{Progress, Result};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -73,7 +71,7 @@ impl TensorRtObserver {
         cache: &Cache,
         model: &ModelFolder,
         longest: usize,
-        progress: &dyn BuildProgress,
+        progress: &dyn Progress,
     ) -> Result<Self> {
         let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
         let observed = graph.observed_tensors();
@@ -150,8 +148,7 @@ impl Observer for TensorRtObserver {
             let look = |values: &mut Vec<f32>, tensor: &Tensor| -> Result<()> {
                 values.resize(batch.batch() * batch.seq() * tensor.channels, 0.0);
                 tensor.host.read(0, values)?;
-                visit(batch, &tensor.name, values);
-                Ok(())
+                visit(batch, &tensor.name, values)
             };
             self.tensors.par_iter().try_for_each_init(Vec::new, look)?;
         }

@@ -7,10 +7,8 @@ use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::{Activation, ModelFolder};
 use crate::tensorrt::engine_file::{Build, Cache, CacheKey, EngineFile, Machine, Manifest, Model};
-use crate::tensorrt::library::{
-    Arithmetic, BuildProgress, BuildSettings, Library, PlanBuilder, Profile, check_longest, default_profiles,
-};
-use crate::{Error, Result};
+use crate::tensorrt::library::{Arithmetic, BuildSettings, Library, PlanBuilder, Profile, check_longest, default_profiles};
+use crate::{Error, Progress, Result, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,10 +103,10 @@ impl<'a> EngineRequest<'a> {
         self.check_quantization()?;
         let reason = match (self.tanh_gelu, self.onnx, self.folder.config.activation) {
             (false, ..) | (true, None, Activation::Gelu) => return Ok(()),
-            (true, Some(_), _) => "it goes with the model's own graph, not with --onnx",
+            (true, Some(_), _) => "it goes with the model's own graph, not with an ONNX file",
             (true, None, _) => "the model's activation (config.json's hidden_act) is not the exact GELU",
         };
-        Err(Error::Setting { setting: "--tanh-gelu", reason: reason.into() })
+        Err(Error::Setting { setting: Setting::TanhGelu, reason: reason.into() })
     }
 
     /// Whether ranges are there where they are needed, and nowhere else.
@@ -116,13 +114,12 @@ impl<'a> EngineRequest<'a> {
         let int8 = self.settings.arithmetic == Arithmetic::Int8;
         let reason = match (int8, self.onnx.is_some(), self.quantization.is_some()) {
             (true, false, false) => {
-                "int8 needs the ranges of activations: `trt-embed calibrate` makes them, `trt-embed build --precision int8` takes \
-                 them with --calibration, and --engine runs what it builds"
+                "int8 needs the ranges of activations: calibrate the model, build an engine file with its calibration and run that"
             }
             (false, _, true) | (_, true, true) => return Err(misplaced_calibration()),
             _ => return Ok(()),
         };
-        Err(Error::Setting { setting: "--calibration", reason: reason.into() })
+        Err(Error::Setting { setting: Setting::Calibration, reason: reason.into() })
     }
 
     /// Those asked for, else [`default_profiles`].
@@ -136,8 +133,8 @@ impl<'a> EngineRequest<'a> {
 
 /// Ranges where nothing is quantised, or where the graph brings its own.
 pub(super) fn misplaced_calibration() -> Error {
-    let reason = "it goes with --precision int8 or auto and the model's own graph, not with --onnx".into();
-    Error::Setting { setting: "--calibration", reason }
+    let reason = "it goes with an int8 engine of the model's own graph, not with other precisions or an ONNX file".into();
+    Error::Setting { setting: Setting::Calibration, reason }
 }
 
 /// Builds the engine that `request` asks for and compares it with its reference. `cache` gives and keeps the timing cache, and
@@ -150,7 +147,7 @@ pub fn build_engine(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<EngineFile> {
     request.check()?;
     let job = Job::new(library, device, cache, request, progress)?;
@@ -180,7 +177,7 @@ pub(super) fn half_precision(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<(EngineFile, PathBuf)> {
     let mut half = EngineRequest { quantization: None, gate: Gate::Off, ..request.clone() };
     half.settings.arithmetic = Arithmetic::Fp16;
@@ -196,7 +193,7 @@ pub fn cached_engine(
     device: &Device,
     cache: &Cache,
     request: &EngineRequest<'_>,
-    progress: &dyn BuildProgress,
+    progress: &dyn Progress,
 ) -> Result<(EngineFile, PathBuf)> {
     request.check_graph()?;
     Job::new(library, device, cache, request, progress)?.cached(request)
@@ -219,7 +216,7 @@ pub(super) struct Job<'a> {
     device: &'a Device,
     cache: &'a Cache,
     folder: &'a ModelFolder,
-    progress: &'a dyn BuildProgress,
+    progress: &'a dyn Progress,
     settings: BuildSettings,
     float_linears: Vec<String>,
     bar: Option<f64>,
@@ -235,7 +232,7 @@ impl<'a> Job<'a> {
         device: &'a Device,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
-        progress: &'a dyn BuildProgress,
+        progress: &'a dyn Progress,
     ) -> Result<Self> {
         let folder = request.folder;
         let precision = graph_precision(library, request.settings.arithmetic);
@@ -252,7 +249,7 @@ impl<'a> Job<'a> {
         device: &'a Device,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
-        progress: &'a dyn BuildProgress,
+        progress: &'a dyn Progress,
         source: impl FnOnce() -> Result<GraphSource>,
     ) -> Result<Self> {
         let folder = request.folder;
@@ -393,7 +390,7 @@ fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
 }
 
 /// Runs `work` as a phase that `progress` hears of.
-pub(super) fn phase<T>(progress: &dyn BuildProgress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn phase<T>(progress: &dyn Progress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     if progress.cancelled() {
         return Err(Error::Cancelled { what: "making the engine" });
     }

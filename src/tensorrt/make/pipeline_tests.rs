@@ -31,7 +31,7 @@ fn ranges_go_with_int8_of_the_model_s_own_graph() {
         let request = EngineRequest { onnx, settings, quantization, gate: Gate::Off, ..EngineRequest::new(&folder) };
         match request.check() {
             Ok(()) => assert!(right, "{request:?}"),
-            Err(Error::Setting { setting, .. }) => assert!(!right && setting == "--calibration", "{request:?}"),
+            Err(Error::Setting { setting, .. }) => assert!(!right && setting == Setting::Calibration, "{request:?}"),
             Err(other) => panic!("{other}"),
         }
     }
@@ -45,7 +45,7 @@ fn only_the_exact_gelu_of_the_model_s_own_graph_is_approximated() {
     };
     check(&folder, None).unwrap();
     let error = check(&folder, Some(Path::new("model.onnx"))).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "--tanh-gelu", .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: Setting::TanhGelu, .. }), "{error}");
     for activation in [Activation::GeluTanh, Activation::Relu] {
         folder.config.activation = activation;
         let error = check(&folder, None).unwrap_err();
@@ -96,7 +96,7 @@ fn what_cannot_work_is_said_before_the_build() {
     let bare = ModelFolder::open(bare.path()).unwrap();
     let mut request = EngineRequest::new(&bare);
     let error = request.check().unwrap_err();
-    assert!(matches!(error, Error::NoReference { .. }) && error.to_string().contains("--no-parity"), "{error}");
+    assert!(matches!(error, Error::NoReference { .. }) && error.to_string().contains("without the comparison"), "{error}");
     request.gate = Gate::Off;
     request.check().unwrap();
 }

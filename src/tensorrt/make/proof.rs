@@ -123,9 +123,9 @@ fn judge(agreement: &Agreement, fidelity: &Fidelity, bar: f64, arithmetic: Arith
         profile: fidelity.worst_profile.to_string(),
         tokens: fidelity.worst_tokens,
         next: match arithmetic {
-            Arithmetic::Fp16 => "`trt-embed build` with --precision fp32 keeps more; with --min-cosine it accepts less.",
-            Arithmetic::Int8 => "`trt-embed build` with --precision fp16 keeps more; with --min-cosine it accepts less.",
-            Arithmetic::Fp32 => "Do the graph and the weights belong together? `trt-embed build` with --min-cosine accepts less.",
+            Arithmetic::Fp16 => "An fp32 engine keeps more; a lower bar accepts less.",
+            Arithmetic::Int8 => "An fp16 engine keeps more; a lower bar accepts less.",
+            Arithmetic::Fp32 => "Do the graph and the weights belong together? A lower bar accepts less.",
         },
     })
 }
@@ -168,8 +168,8 @@ mod tests {
         };
         judged(&agreement(0.99995, 0), Arithmetic::Fp16).unwrap();
         for (agreement, arithmetic, parts) in [
-            (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--precision fp32"]),
-            (agreement(0.9985, 0), Arithmetic::Fp32, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "--min-cosine"]),
+            (agreement(0.9985, 0), Arithmetic::Fp16, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "fp32 engine"]),
+            (agreement(0.9985, 0), Arithmetic::Fp32, ["0.9985000", "0.9999", "23 tokens", "1x1:2x32:4x64", "lower bar"]),
             (agreement(1.0, 3), Arithmetic::Fp16, ["3 of 300", "0.9999", "23 tokens", "1x1:2x32:4x64", "not finite"]),
         ] {
             let error = judged(&agreement, arithmetic).unwrap_err();
