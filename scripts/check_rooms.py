@@ -9,7 +9,7 @@ import re
 import sys
 
 ORDER = [
-    "error", "setting", "progress", "trace", "notice", "similarity", "digest", "files",
+    "setting", "progress", "error", "trace", "notice", "similarity", "digest", "files",
     "model", "tokens", "graph", "pooling", "scheduler", "executor", "cpu", "compare", "quantization",
     "cuda", "gpu", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
     "embedder",
@@ -17,7 +17,7 @@ ORDER = [
 # Not rooms: the crate's root with its facade, and the command, which sees the library from outside.
 OUTSIDE = {"lib", "main", "cli"}
 # Names that the crate's root gives to what lies in a room.
-ROOT_NAMES = {"Error": "error", "Result": "error", "Similarity": "similarity", "Progress": "progress"}
+ROOT_NAMES = {"Error": "error", "Result": "error", "Similarity": "similarity", "Progress": "progress", "NoProgress": "progress", "Setting": "setting"}
 SPLIT = {"tensorrt"}
 
 
