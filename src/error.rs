@@ -7,6 +7,8 @@ use crate::Setting;
 #[cfg(feature = "cuda")]
 pub use cuda::CudaError;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -386,6 +388,20 @@ pub enum Error {
         refused: Vec<(String, Error)>,
         /// What to do about it.
         next: &'static str,
+    },
+    /// An executor failed on a batch of several texts, none of which needs to be at fault.
+    #[error("its batch of {texts} texts failed: {source}")]
+    Batch {
+        /// Texts of the batch.
+        texts: usize,
+        /// What the executor said, shared by the texts of the batch.
+        source: Arc<Error>,
+    },
+    /// A text's turn did not come before the deadline; it was not begun.
+    #[error("the deadline passed after {patience:?}, before the text's turn came; give it more time, or submit less at once")]
+    DeadlineExceeded {
+        /// From submitting the text to its deadline.
+        patience: Duration,
     },
     /// The caller asked to stop.
     #[error("{what} was cancelled")]

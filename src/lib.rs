@@ -41,6 +41,7 @@ mod notice;
 pub mod pooling;
 mod progress;
 pub mod quantization;
+mod scheduler;
 mod setting;
 mod similarity;
 #[cfg(feature = "tensorrt")]
@@ -67,7 +68,10 @@ pub mod backend {
     }
 }
 
-pub use embedder::{BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize};
+pub use embedder::{
+    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embedding, Embeddings, HiddenStates, Info, Normalize, Submission,
+    SubmitSettings,
+};
 pub use error::{Error, Result};
 pub use progress::{NoProgress, Progress};
 pub use setting::Setting;

@@ -4,6 +4,7 @@ use super::{BackendChoice, Embedder, Info, Normalize};
 use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
+use crate::scheduler::Scheduler;
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::BuildSettings;
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
@@ -136,7 +137,7 @@ impl EmbedderBuilder {
     }
 
     /// Most batches that the CPU backend runs at a time, each on a thread, for all callers together; as many as there are cores where not
-    /// set. Callers beyond them wait in the order they came.
+    /// set. Callers beyond them wait for their turn. Calls of many texts are tokenised on at most as many threads, on every backend.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
@@ -216,6 +217,7 @@ impl EmbedderBuilder {
             TokenizerSettings {
                 skip_prompt: !pooling.include_prompt,
                 prompt: prompt.clone(),
+                threads: Some(self.thread_count()),
                 ..TokenizerSettings::of_model(&folder, max_tokens)
             },
         )
@@ -259,10 +261,17 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
+            scheduler: Arc::new(Scheduler::new(limits.parallelism)),
             #[cfg(feature = "tensorrt")]
             gpu: executor.gpu,
             plan,
         })
+    }
+
+    /// Threads asked for, else the cores there are.
+    fn thread_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.unwrap_or_else(cores).max(1)
     }
 
     fn prompt_text(&self, folder: &ModelFolder) -> Result<Option<String>> {
@@ -323,9 +332,8 @@ impl EmbedderBuilder {
 
     #[cfg(feature = "cpu")]
     fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = self.threads.unwrap_or(cores).max(1);
-        let backend = crate::cpu::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
+        let weights = folder.weights()?;
+        let backend = crate::cpu::CpuBackend::new(&folder.config, weights, head, max_tokens, self.thread_count())?;
         Ok(Executor {
             backend: Arc::new(backend),
             #[cfg(feature = "tensorrt")]

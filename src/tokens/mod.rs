@@ -9,4 +9,5 @@ mod windows;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
+pub(crate) use tokenizer::{Row, without_tokens};
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};
