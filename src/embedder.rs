@@ -236,16 +236,17 @@ impl Embedder {
         let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
         let (mut hidden, mut flow) = (Vec::new(), Flow::default());
         for batch in &tokenized.batches {
-            hidden.resize(batch.batch() * batch.seq() * hidden_size, 0.0);
+            hidden.resize(batch.ids().len() * hidden_size, 0.0);
             {
                 let _turn = self.scheduler.turn(&mut flow, self.cost(batch));
                 self.backend.hidden(batch, &mut hidden)?;
             }
-            let rows = hidden.chunks_exact(batch.seq() * hidden_size);
-            for ((row, &length), &text) in rows.zip(batch.lengths()).zip(batch.rows()) {
-                let values = &row[..length as usize * hidden_size];
+            let ends = batch.starts().windows(2);
+            for (row, &text) in ends.zip(batch.rows()) {
+                let (start, end) = (row[0] as usize, row[1] as usize);
+                let (length, values) = (end - start, &hidden[start * hidden_size..end * hidden_size]);
                 check_finite(values, values.len(), &[text])?;
-                states[text] = HiddenStates { values: values.to_vec(), tokens: length as usize, hidden_size };
+                states[text] = HiddenStates { values: values.to_vec(), tokens: length, hidden_size };
             }
         }
         Ok(states)
@@ -363,8 +364,8 @@ impl Embedder {
 
     /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included.
     fn cost(&self, batch: &TokenBatch) -> u64 {
-        let measured = self.plan.costs.as_ref().and_then(|costs| costs.cheapest(batch.batch(), batch.seq()));
-        measured.map_or((batch.batch() * batch.seq()) as u64, |(_, micros)| micros as u64).max(1)
+        let measured = self.plan.costs.as_ref().and_then(|costs| costs.cheapest(batch.size()));
+        measured.map_or((batch.batch() * batch.longest()) as u64, |(_, micros)| micros as u64).max(1)
     }
 }
 

@@ -46,11 +46,11 @@ impl Observer for Constant<'_> {
         let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
         for batch in batches {
             for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
-                let row = |length: &u32| {
-                    let length = *length as usize * channels;
-                    (0..batch.seq() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                let row = |length: u32| {
+                    let length = length as usize * channels;
+                    (0..batch.longest() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
                 };
-                let mut values: Vec<f32> = batch.lengths().iter().flat_map(row).collect();
+                let mut values: Vec<f32> = batch.lengths().flat_map(row).collect();
                 match self.odd {
                     Some(0.0) if place == 2 => values.fill(0.0),
                     Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
@@ -99,7 +99,7 @@ fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
         for n in 0..40usize {
             let row: Vec<u32> = (0..1 + n * 7 % limit).map(|i| ((i * 31 + n * 17) % model.config.vocab_size) as u32).collect();
             let mut batch = TokenBatch::default();
-            batch.refill(&[row], model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+            batch.refill(&[row], model.config.vocab_size, 0).unwrap();
             backend
                 .observe(&batch, &mut |name, values| {
                     let amax = expected.entry(name.to_owned()).or_default();
@@ -135,7 +135,7 @@ fn a_calibrated_graph_is_near_the_model() {
         let backend = CpuBackend::from_graph(graph, head(), model.config.max_tokens(), 1).unwrap();
         let rows: Vec<Vec<u32>> = (1..9u32).map(|n| (0..n).map(|i| i * 13 + n).collect()).collect();
         let mut batch = TokenBatch::default();
-        batch.refill(&rows, model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+        batch.refill(&rows, model.config.vocab_size, 0).unwrap();
         let mut out = vec![0.0; batch.batch() * head().dim];
         backend.encode(&batch, &mut out).unwrap();
         out

@@ -148,7 +148,7 @@ fn batches_outside_the_profile_are_refused_and_the_observer_goes_on() {
     let mut observer = place.observer(&model, 20, &NoProgress);
     let batch = |rows: usize, tokens: usize| {
         let mut batch = TokenBatch::default();
-        batch.refill(&vec![vec![5; tokens]; rows], model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+        batch.refill(&vec![vec![5; tokens]; rows], model.config.vocab_size, 0).unwrap();
         batch
     };
     let seen = Mutex::new(0);

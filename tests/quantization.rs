@@ -26,7 +26,7 @@ fn batch(model: &ModelFolder) -> TokenBatch {
     let rows: Vec<Vec<u32>> =
         (1..8u32).map(|n| (0..2 * n).map(|i| (i * 37 + n) % model.config.vocab_size as u32).collect()).collect();
     let mut batch = TokenBatch::default();
-    batch.refill(&rows, model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+    batch.refill(&rows, model.config.vocab_size, 0).unwrap();
     batch
 }
 
@@ -45,7 +45,7 @@ fn ranges(model: &ModelFolder) -> Quantization {
 
 fn hidden(model: &ModelFolder, graph: Graph) -> Vec<f32> {
     let batch = batch(model);
-    let mut hidden = vec![0.0; batch.batch() * batch.seq() * model.config.hidden_size];
+    let mut hidden = vec![0.0; batch.ids().len() * model.config.hidden_size];
     backend(model, graph).hidden(&batch, &mut hidden).unwrap();
     hidden
 }

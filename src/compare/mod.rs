@@ -188,7 +188,7 @@ impl Reference {
     pub fn run(backend: &dyn Backend, rows: Vec<Vec<u32>>, dim: usize, padding: Padding) -> Result<Self> {
         let limits = backend.limits();
         let plan = BatchPlan::new(limits.max_batch, limits.batch_tokens, limits.parallelism);
-        let batches = batches_from_ids(&rows, padding.id, padding.vocab_size, 0, &plan)?;
+        let batches = batches_from_ids(&rows, padding.vocab_size, 0, &plan)?;
         let encode = |batch: &TokenBatch| {
             let mut out = vec![0.0; batch.batch() * dim];
             backend.encode(batch, &mut out)?;
@@ -241,7 +241,7 @@ impl Reference {
         let rows: Vec<&[u32]> = chosen.iter().map(|&row| self.rows[row].as_slice()).collect();
         let plan = BatchPlan::new(rows.len(), usize::MAX, 1);
         let mut out = Vec::new();
-        for batch in batches_from_ids(&rows, self.padding.id, self.padding.vocab_size, self.skip, &plan)? {
+        for batch in batches_from_ids(&rows, self.padding.vocab_size, self.skip, &plan)? {
             out.clear();
             out.resize(batch.batch() * self.dim, f32::NAN);
             executor.encode_with(profile, &batch, &mut out)?;

@@ -14,9 +14,9 @@ const PROFILES: [([usize; 2], [usize; 2]); 4] = [([1, 16], [1, 16]), ([32, 12], 
 
 /// Vectors that follow from a row's ids and from nothing else.
 fn encode(batch: &TokenBatch, out: &mut [f32]) {
-    for ((ids, &length), vector) in batch.ids().chunks_exact(batch.seq()).zip(batch.lengths()).zip(out.chunks_exact_mut(DIM)) {
+    for (row, vector) in out.chunks_exact_mut(DIM).enumerate() {
         vector.fill(0.0);
-        for (place, &id) in ids[..length as usize].iter().enumerate() {
+        for (place, &id) in batch.row(row).iter().enumerate() {
             vector[place % DIM] += ((id * 37 + 11) % 101) as f32;
         }
     }
@@ -52,12 +52,12 @@ impl<F: Fn(usize, usize, &mut [f32])> ByProfile for Fake<F> {
     }
     fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         assert_eq!(out.len(), batch.batch() * DIM);
-        assert!(batch.batch() <= PROFILES[profile].1[0] && batch.seq() <= PROFILES[profile].1[1]);
+        assert!(batch.batch() <= PROFILES[profile].1[0] && batch.longest() <= PROFILES[profile].1[1]);
         encode(batch, out);
-        for (vector, &length) in out.chunks_exact_mut(DIM).zip(batch.lengths()) {
+        for (vector, length) in out.chunks_exact_mut(DIM).zip(batch.lengths()) {
             (self.spoil)(profile, length as usize, vector);
         }
-        self.seen.lock().unwrap().push((profile, batch.seq(), batch.lengths().to_vec()));
+        self.seen.lock().unwrap().push((profile, batch.longest(), batch.lengths().collect()));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::executor::permits::Permits;
 use crate::executor::{Backend, Limits};
 use crate::graph::{Graph, Precision};
 use crate::model::{EncoderConfig, Weights};
-use crate::pooling::{Head, check_output};
+use crate::pooling::{Head, HiddenRows, check_output};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
 use std::path::Path;
@@ -22,6 +22,9 @@ use tract_onnx::prelude::{
 const BATCH_TOKENS: usize = 1024;
 /// Rows of one batch.
 const MAX_BATCH: usize = 64;
+
+/// The id that fills rows up. The mask keeps it out of every real token's state, so that any id of the table does.
+const PADDING: i32 = 0;
 
 /// The graph, optimised and ready to run from any number of threads.
 pub struct CpuBackend {
@@ -76,7 +79,7 @@ impl CpuBackend {
     }
 
     /// Runs a graph made by [`Graph::observed`] and shows `visit` each tensor that feeds a linear: its name and its values
-    /// `[batch, seq, channels]`, those of padding included. Any other graph shows nothing.
+    /// `[batch, longest, channels]`, those of padding included. Any other graph shows nothing.
     ///
     /// # Errors
     /// As [`Backend::encode`].
@@ -98,19 +101,20 @@ impl CpuBackend {
 
     /// Whether the graph takes `batch`.
     fn check(&self, batch: &TokenBatch) -> Result<()> {
-        let (seq, max_seq) = (batch.seq(), self.limits.max_seq);
+        let (seq, max_seq) = (batch.longest(), self.limits.max_seq);
         if seq > max_seq {
             return Err(Error::TokenBatch { reason: format!("rows of {seq} tokens, this executor takes up to {max_seq}") });
         }
         batch.check_ids(self.vocab_size)
     }
 
-    /// Hidden states `[batch, seq, hidden]`, then what the graph lets see beside them. The caller has checked the batch and has a
+    /// Hidden states `[batch, longest, hidden]`, then what the graph lets see beside them. The caller has checked the batch and has a
     /// permit.
     fn run(&self, batch: &TokenBatch) -> Result<TVec<TValue>> {
-        let shape = [batch.batch(), batch.seq()];
-        let ids = Tensor::from_shape(&shape, batch.ids()).map_err(failed)?;
-        let mask = Tensor::from_shape(&shape, &batch.attention_mask()).map_err(failed)?;
+        let shape = [batch.batch(), batch.longest()];
+        let (ids, mask) = batch.padded(PADDING);
+        let ids = Tensor::from_shape(&shape, &ids).map_err(failed)?;
+        let mask = Tensor::from_shape(&shape, &mask).map_err(failed)?;
         self.plan.run(tvec![ids.into(), mask.into()]).map_err(failed)
     }
 }
@@ -127,20 +131,25 @@ impl Backend for CpuBackend {
             return Ok(());
         }
         let _permit = self.permits.take();
-        self.head.apply(values(&self.run(batch)?[0])?, batch, out)
+        self.head.apply(values(&self.run(batch)?[0])?, HiddenRows::Padded(batch.longest()), batch, out)
     }
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
         self.check(batch)?;
-        check_output(out, batch.batch(), batch.seq() * self.head.hidden_size)?;
+        let width = self.head.hidden_size;
+        check_output(out, batch.ids().len(), width)?;
         if batch.batch() == 0 {
             return Ok(());
         }
         let _permit = self.permits.take();
         let outputs = self.run(batch)?;
         let hidden = values(&outputs[0])?;
-        check_output(out, 1, hidden.len())?;
-        out.copy_from_slice(hidden);
+        let mut out = out.chunks_exact_mut(width.max(1));
+        for (row, length) in hidden.chunks_exact(batch.longest() * width).zip(batch.lengths()) {
+            for (state, out) in row.chunks_exact(width).take(length as usize).zip(&mut out) {
+                out.copy_from_slice(state);
+            }
+        }
         Ok(())
     }
 
@@ -185,7 +194,7 @@ mod tests {
 
     fn batch(backend: &CpuBackend, rows: &[&[u32]]) -> TokenBatch {
         let mut batch = TokenBatch::default();
-        batch.refill(rows, 0, backend.vocab_size, 0).unwrap();
+        batch.refill(rows, backend.vocab_size, 0).unwrap();
         batch
     }
 
@@ -219,15 +228,15 @@ mod tests {
             let mut out = vec![7.0; batch.batch() * dim];
             let encoded = backend.encode(batch, &mut out);
             assert!(out.iter().all(|&value| value == 7.0));
-            [encoded, backend.hidden(batch, &mut vec![0.0; batch.batch() * batch.seq() * width])]
+            [encoded, backend.hidden(batch, &mut vec![0.0; batch.ids().len() * width])]
         };
         for outside in [backend.vocab_size as i32, i32::MAX] {
-            let batch = TokenBatch::from_padded(vec![5, 6, 7, outside], vec![2, 2], 2, 0).unwrap();
+            let batch = TokenBatch::from_padded(&[5, 6, 7, outside], &[2, 2], 2, 0).unwrap();
             for result in both(&batch).into_iter().chain([backend.observe(&batch, &mut |_, _| panic!("it ran"))]) {
                 assert!(matches!(result, Err(Error::TokenId { text: 1, .. })), "{result:?}");
             }
         }
-        for result in both(&TokenBatch::from_padded(vec![5; 17], vec![17], 17, 0).unwrap()) {
+        for result in both(&TokenBatch::from_padded(&[5; 17], &[17], 17, 0).unwrap()) {
             let error = result.unwrap_err();
             assert!(matches!(error, Error::TokenBatch { .. }), "{error}");
             assert!(error.to_string().contains("17 tokens") && error.to_string().contains("16"), "{error}");
@@ -236,7 +245,7 @@ mod tests {
         for wrong in [0, dim, 2 * dim + 1] {
             assert!(matches!(backend.encode(&whole, &mut vec![0.0; wrong]), Err(Error::OutputLength { .. })));
         }
-        for wrong in [0, 3 * width, 6 * width - 1, 9 * width] {
+        for wrong in [0, 3 * width, 4 * width - 1, 6 * width] {
             assert!(matches!(backend.hidden(&whole, &mut vec![0.0; wrong]), Err(Error::OutputLength { .. })));
         }
     }
@@ -246,7 +255,7 @@ mod tests {
         let backend = backend(1);
         backend.encode(&TokenBatch::default(), &mut []).unwrap();
         backend.hidden(&TokenBatch::default(), &mut []).unwrap();
-        let empty = TokenBatch::from_padded(vec![5, 6, 0, 0], vec![2, 0], 2, 2).unwrap();
+        let empty = TokenBatch::from_padded(&[5, 6, 0, 0], &[2, 0], 2, 2).unwrap();
         let mut out = vec![7.0; 2 * backend.head.dim];
         backend.encode(&empty, &mut out).unwrap();
         assert!(out.iter().all(|&value| value == 0.0), "{out:?}");

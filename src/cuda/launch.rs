@@ -50,12 +50,16 @@ impl Parameters {
     }
 
     fn push(&mut self, value: u64) {
-        self.values[self.count] = value; // at most 14 parameters in this file
+        self.values[self.count] = value; // at most 16 parameters, which are the kernels' own
         self.count += 1;
     }
 
     pub(crate) fn address(&mut self, address: u64) {
         self.push(address);
+    }
+
+    pub(crate) fn long(&mut self, n: u64) {
+        self.push(n);
     }
 
     pub(crate) fn int(&mut self, n: i32) {

@@ -20,7 +20,7 @@ pub trait Backend: Send + Sync {
     /// [`Error::OutputLength`](crate::Error::OutputLength); a batch outside [`Backend::limits`]; an executor's failure.
     fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()>;
 
-    /// Hidden states of `batch` into `out`, `[batch, seq, hidden]`. Values at padding are unspecified.
+    /// Hidden states of `batch` into `out`, `[tokens, hidden]`: those of its rows side by side, without padding.
     ///
     /// # Errors
     /// As [`Backend::encode`].
@@ -43,7 +43,7 @@ pub struct Limits {
     pub max_batch: usize,
     /// Tokens of one row.
     pub max_seq: usize,
-    /// Tokens of one batch, padding included, beyond which larger batches gain nothing.
+    /// Tokens of one batch, those of padding included where it is run, beyond which larger batches gain nothing.
     pub batch_tokens: usize,
     /// Batches worth running at once from different threads.
     pub parallelism: usize,

@@ -3,6 +3,7 @@
 use super::kernels::{Hidden, Integers};
 use crate::Result;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Stream};
+use crate::tokens::{BatchSize, SizeRange};
 use half::f16;
 
 /// An encoder loaded on a GPU. Its sessions run it.
@@ -16,32 +17,39 @@ pub trait GpuEncoder: Send + Sync {
     /// Its inputs and outputs.
     fn io(&self) -> EncoderIo;
 
-    /// The shapes that it serves. A session is made for one of them, by its place here.
-    fn profiles(&self) -> &[ShapeRange];
+    /// The ways it runs, each of which is a session of every lane. A batch runs where it costs least among those that hold it: buckets of
+    /// one size, whose work is captured once, wider ranges of rectangles, or packed rows of any lengths.
+    fn ranges(&self) -> &[SizeRange];
 
-    /// Device memory for intermediate results that a session needs, in bytes: the most over all profiles. Sessions of one lane share
+    /// The largest batch of all ranges: a lane's memory holds its rows, and the ids and hidden states of its tokens.
+    fn capacity(&self) -> BatchSize {
+        let most = |of: fn(BatchSize) -> usize| self.ranges().iter().map(|range| of(range.max)).max().unwrap_or(0);
+        BatchSize { rows: most(|size| size.rows), longest: most(|size| size.longest), tokens: most(|size| size.tokens) }
+    }
+
+    /// Device memory for intermediate results that a session needs, in bytes: the most over all ranges. Sessions of one lane share
     /// it, because their work follows one another.
     ///
     /// # Errors
     /// What the executor says.
     fn scratch_bytes(&self) -> Result<usize>;
 
-    /// A session at `profile` that works on `stream` and reads and writes `memory`.
+    /// A session at the range of this place in [`GpuEncoder::ranges`] that works on `stream` and reads and writes `memory`.
     ///
     /// # Errors
     /// What the executor says.
-    fn session(&self, profile: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>>;
+    fn session(&self, range: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>>;
 }
 
-/// An encoder at one profile, on one stream.
+/// An encoder at one range, on one stream.
 pub trait GpuSession: Send {
-    /// Sets the shape of the next runs, which the profile must hold. A fixed profile's shape is set from the start.
+    /// Sets the size of the next runs, one that the range gave ([`SizeRange::fit`]). A fixed range's size is set from the start.
     ///
     /// # Errors
     /// What the executor says.
-    fn set_shape(&mut self, shape: Rectangle) -> Result<()>;
+    fn set_size(&mut self, size: BatchSize) -> Result<()>;
 
-    /// Puts one run onto the stream, or into the graph that it captures (which fixed profiles allow). It must keep alive all that
+    /// Puts one run onto the stream, or into the graph that it captures (which fixed ranges allow). It must keep alive all that
     /// the run uses ([`Stream::hold`]).
     ///
     /// # Errors
@@ -64,24 +72,6 @@ pub struct LayerTime {
     pub milliseconds: f32,
 }
 
-/// The size of a batch, padding included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Rectangle {
-    /// Rows.
-    pub batch: usize,
-    /// Tokens of a row.
-    pub seq: usize,
-}
-
-/// The shapes that one profile serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ShapeRange {
-    /// Smallest.
-    pub min: Rectangle,
-    /// Largest.
-    pub max: Rectangle,
-}
-
 /// The width of an integer input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IntegerType {
@@ -100,12 +90,13 @@ pub enum FloatType {
     F32,
 }
 
-/// Inputs and outputs of an encoder: integers `[batch, seq]` in, hidden states `[batch, seq, hidden_size]` out.
+/// Inputs and outputs of an encoder, one of each for every token that is run: as a rectangle `[batch, seq]`, hidden states
+/// `[batch, seq, hidden_size]`; or packed, `[tokens]` and `[tokens, hidden_size]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EncoderIo {
     /// Token ids.
     pub ids: IntegerType,
-    /// Attention mask: 1 at tokens.
+    /// Attention mask: 1 at tokens. Packed rows have none: [`LaneMemory::starts`] and lengths say what is a row.
     pub mask: Option<IntegerType>,
     /// Token types, all 0.
     pub token_types: Option<IntegerType>,
@@ -115,7 +106,7 @@ pub struct EncoderIo {
     pub hidden_size: usize,
 }
 
-/// Device memory that a lane's sessions share, each buffer large enough for every profile. Lanes alone make it, and put checked ids into it.
+/// Device memory that a lane's sessions share, each buffer large enough for every range. Lanes alone make it, and put checked ids into it.
 #[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // an executor reads them
 pub struct LaneMemory {
     /// Token ids.
@@ -124,6 +115,10 @@ pub struct LaneMemory {
     pub(crate) mask: Option<IntegerBuffer>,
     /// Zeros, where the encoder takes token types.
     pub(crate) token_types: Option<IntegerBuffer>,
+    /// Tokens of each row, `[rows]`, those of the batch that runs.
+    pub(crate) lengths: DeviceBuffer<i32>,
+    /// Where each row begins among the tokens, `[rows]`, for encoders that take rows packed.
+    pub(crate) starts: Option<DeviceBuffer<i32>>,
     /// Hidden states.
     pub(crate) hidden: HiddenBuffer,
     /// Intermediate results, [`GpuEncoder::scratch_bytes`].
@@ -146,38 +141,6 @@ pub enum HiddenBuffer {
     F16(DeviceBuffer<f16>),
     /// fp32.
     F32(DeviceBuffer<f32>),
-}
-
-impl Rectangle {
-    /// Tokens, padding included.
-    pub fn tokens(self) -> usize {
-        self.batch * self.seq
-    }
-}
-
-impl std::fmt::Display for Rectangle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.batch, self.seq)
-    }
-}
-
-impl ShapeRange {
-    /// Whether it serves one shape only, whose work can be captured.
-    pub fn is_fixed(&self) -> bool {
-        self.min == self.max
-    }
-
-    /// The shape that `batch` rows of up to `seq` tokens are run at: padded up to the smallest. `None` where they do not fit.
-    pub fn fit(&self, batch: usize, seq: usize) -> Option<Rectangle> {
-        let fits = batch <= self.max.batch && seq <= self.max.seq;
-        fits.then(|| Rectangle { batch: batch.max(self.min.batch), seq: seq.max(self.min.seq) })
-    }
-}
-
-impl std::fmt::Display for ShapeRange {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.is_fixed() { self.max.fmt(f) } else { write!(f, "{}:{}", self.min, self.max) }
-    }
 }
 
 impl IntegerBuffer {
@@ -232,29 +195,5 @@ impl HiddenBuffer {
                 Ok(values)
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(min: (usize, usize), max: (usize, usize)) -> ShapeRange {
-        let rectangle = |(batch, seq)| Rectangle { batch, seq };
-        ShapeRange { min: rectangle(min), max: rectangle(max) }
-    }
-
-    #[test]
-    fn batches_are_padded_up_to_what_a_profile_serves() {
-        let bucket = range((4, 16), (4, 16));
-        assert!(bucket.is_fixed());
-        assert_eq!(bucket.fit(1, 3), Some(Rectangle { batch: 4, seq: 16 }));
-        assert_eq!(bucket.fit(4, 16), Some(Rectangle { batch: 4, seq: 16 }));
-        assert_eq!((bucket.fit(5, 3), bucket.fit(1, 17)), (None, None));
-        let wide = range((2, 8), (16, 512));
-        assert!(!wide.is_fixed());
-        assert_eq!(wide.fit(1, 100), Some(Rectangle { batch: 2, seq: 100 }));
-        assert_eq!(wide.fit(3, 5), Some(Rectangle { batch: 3, seq: 8 }));
-        assert_eq!([bucket.to_string(), wide.to_string()], ["4x16", "2x8:16x512"]);
     }
 }

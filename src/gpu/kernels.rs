@@ -37,7 +37,7 @@ struct Inner {
     device: Device,
 }
 
-/// Hidden states `[batch, seq, hidden]`, row-major.
+/// Hidden states `[tokens, hidden]`, row-major.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Hidden<'a> {
@@ -52,8 +52,10 @@ pub enum Hidden<'a> {
 pub struct PoolShape {
     /// Rows.
     pub batch: usize,
-    /// Tokens of each row, padding included.
+    /// Most tokens of a row.
     pub seq: usize,
+    /// Hidden states of all rows, those of padding included.
+    pub tokens: usize,
     /// Columns of a hidden state, a multiple of 8.
     pub hidden: usize,
     /// Values of a vector: the first of `modes * hidden`.
@@ -67,6 +69,8 @@ pub struct PoolShape {
 pub struct PoolJob<'a> {
     /// Hidden states, 16-byte aligned.
     pub hidden: Hidden<'a>,
+    /// Where each row's hidden states begin, `[batch]`, taken into `0..=tokens`; `None` for rows that lie padded, `seq` apart.
+    pub starts: Option<&'a DeviceBuffer<i32>>,
     /// Tokens of each row, `[batch]`; taken into `0..=seq`.
     pub lengths: &'a DeviceBuffer<i32>,
     /// Leading tokens of every row that are left out (a prompt's), one value; none for 0.
@@ -92,23 +96,38 @@ pub enum Integers<'a> {
 /// One batch on its way into an encoder: what [`Kernels::stage`] reads and writes.
 #[derive(Debug, Clone, Copy)]
 pub struct StageJob<'a> {
-    /// `[skip, lengths[batch], ids[batch, seq]]`, usually page-locked host memory as the device addresses it. Of the ids only
-    /// real tokens are read.
+    /// `[skip, starts[batch + 1], ids]`, usually page-locked host memory as the device addresses it: the ids of all rows side by side,
+    /// row r's from `starts[r]` to `starts[r + 1]`.
     pub staged: &'a DeviceBuffer<i32>,
     /// Leading tokens that pooling leaves out, one value.
     pub skip: &'a DeviceBuffer<i32>,
-    /// Tokens of each row, `[batch]`, taken into `0..=seq`.
+    /// Tokens of each row, `[batch]`.
     pub lengths: &'a DeviceBuffer<i32>,
-    /// Token ids, `[batch, seq]`, `pad` behind each row's tokens.
+    /// Token ids, one for each place of `rows`; `pad` where there is no token.
     pub ids: Integers<'a>,
-    /// 1 at tokens, 0 at padding, `[batch, seq]`.
+    /// 1 at tokens, 0 elsewhere, one for each place of `rows`.
     pub mask: Option<Integers<'a>>,
     /// Rows.
     pub batch: usize,
-    /// Tokens of each row, padding included.
-    pub seq: usize,
+    /// How the encoder takes them.
+    pub rows: StagedRows<'a>,
     /// The id of padding.
     pub pad: i32,
+}
+
+/// How staged rows lie before an encoder.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum StagedRows<'a> {
+    /// A rectangle `[batch, seq]`: each row is padded to this many tokens, and cut there.
+    Padded(usize),
+    /// Side by side, without padding between them.
+    Packed {
+        /// Where each row begins, `[batch]`, is written here.
+        starts: &'a DeviceBuffer<i32>,
+        /// Places for tokens; what the rows leave is padding.
+        tokens: usize,
+    },
 }
 
 impl Kernels {
@@ -162,8 +181,8 @@ impl Kernels {
         plan: impl Fn(PoolingMode, usize) -> PoolPlan,
     ) -> Result<()> {
         self.check_pool(stream, job)?;
-        let PoolJob { hidden, lengths, skip, out, modes, shape } = *job;
-        let PoolShape { batch, seq, hidden: width, dim, normalise } = shape;
+        let PoolJob { hidden, starts, lengths, skip, out, modes, shape } = *job;
+        let PoolShape { batch, seq, tokens, hidden: width, dim, normalise } = shape;
         if batch == 0 {
             return Ok(());
         }
@@ -174,8 +193,8 @@ impl Kernels {
         }
         stream.hold_buffer(lengths);
         stream.hold_buffer(out);
-        if let Some(skip) = skip {
-            stream.hold_buffer(skip);
+        for buffer in [starts, skip].into_iter().flatten() {
+            stream.hold_buffer(buffer);
         }
         let mut fused = false;
         for (i, &mode) in modes.iter().enumerate() {
@@ -196,9 +215,11 @@ impl Kernels {
                 (Hidden::F32(_), _) => &self.0.pool_sum_f32,
             };
             let mut parameters = Parameters::new();
-            for address in [hidden.address(), lengths.address(), skip.map_or(0, DeviceBuffer::address), out.address()] {
+            let or_null = |buffer: Option<&DeviceBuffer<i32>>| buffer.map_or(0, DeviceBuffer::address);
+            for address in [hidden.address(), or_null(starts), lengths.address(), or_null(skip), out.address()] {
                 parameters.address(address);
             }
+            parameters.long(tokens as u64);
             for n in [batch, seq, width, columns, dim, offset] {
                 parameters.int(c_int(POOL, n)?);
             }
@@ -213,10 +234,11 @@ impl Kernels {
                 cluster: plan.cluster as u32,
                 shared: plan.shared_bytes(lane) as u32,
             };
-            // SAFETY: the parameters are pooling.cu's, in order. hidden holds batch * seq * width values of the function's type,
-            // 16-byte aligned, and width is a multiple of 8; lengths holds batch values, skip one or is null; out holds
+            // SAFETY: the parameters are pooling.cu's, in order. hidden holds tokens * width values of the function's type, 16-byte
+            // aligned, and width is a multiple of 8; starts holds batch values or is null, and tokens are batch * seq then; lengths holds
+            // batch values, skip one or is null; out holds
             // batch * dim values and offset + columns <= dim (check_pool, and above). The plan was checked: lanes * groups
-            // threads and their shared memory, tiles that cover the columns. The kernel takes the lengths into [0, seq].
+            // threads and their shared memory, tiles that cover the columns. The kernel takes starts and lengths into hidden.
             unsafe { self.launch(stream, function, "launch pooling", grid, parameters)? };
         }
         if normalise && !fused {
@@ -227,8 +249,8 @@ impl Kernels {
 
     fn check_pool(&self, stream: &Stream, job: &PoolJob<'_>) -> Result<()> {
         let argument = |reason: String| Err(CudaError::Argument { call: POOL, reason });
-        let PoolJob { hidden, lengths, skip, out, modes, shape } = *job;
-        let PoolShape { batch, seq, hidden: width, dim, .. } = shape;
+        let PoolJob { hidden, starts, lengths, skip, out, modes, shape } = *job;
+        let PoolShape { batch, seq, tokens, hidden: width, dim, .. } = shape;
         if width == 0 || width % 8 != 0 {
             return argument(format!("hidden size {width} is not a multiple of 8"));
         }
@@ -238,8 +260,12 @@ impl Kernels {
         if dim == 0 || dim > modes.len().saturating_mul(width) {
             return argument(format!("dim {dim} of {} modes of {width} columns", modes.len()));
         }
+        if starts.is_none() && batch.checked_mul(seq) != Some(tokens) {
+            return argument(format!("{tokens} hidden states are not {batch} rows of {seq}"));
+        }
         let needed = [
-            ("hidden", batch.checked_mul(seq).and_then(|n| n.checked_mul(width)), hidden.len()),
+            ("hidden", tokens.checked_mul(width).filter(|&values| i64::try_from(values).is_ok()), hidden.len()),
+            ("starts", Some(batch), starts.map_or(batch, DeviceBuffer::len)),
             ("lengths", Some(batch), lengths.len()),
             ("skip", Some(1), skip.map_or(1, DeviceBuffer::len)),
             ("out", batch.checked_mul(dim), out.len()),
@@ -253,7 +279,13 @@ impl Kernels {
             return argument(format!("hidden states at {:#x} are not aligned to 16 bytes", hidden.address()));
         }
         self.check_stream(POOL, stream)?;
-        for device in [hidden.device(), lengths.device(), skip.unwrap_or(lengths).device(), out.device()] {
+        for device in [
+            hidden.device(),
+            starts.unwrap_or(lengths).device(),
+            lengths.device(),
+            skip.unwrap_or(lengths).device(),
+            out.device(),
+        ] {
             stream.check_device(POOL, device)?;
         }
         Ok(())
@@ -292,23 +324,37 @@ impl Kernels {
     /// [`CudaError::Argument`] where a buffer is too short or of another device.
     pub fn stage(&self, stream: &mut Stream, job: &StageJob<'_>) -> Result<()> {
         const CALL: &str = "stage";
-        let StageJob { staged, skip, lengths, ids, mask, batch, seq, pad } = *job;
+        let StageJob { staged, skip, lengths, ids, mask, batch, rows, pad } = *job;
         let mask_len = mask.map_or(usize::MAX, |mask| mask.len());
-        let total = batch.checked_mul(seq).filter(|&total| {
-            total.checked_add(1 + batch).is_some_and(|values| values <= staged.len())
+        // 0 tells the kernel that rows are packed: padded ones of 0 tokens have no place for any.
+        let (seq, starts, total) = match rows {
+            StagedRows::Padded(seq) => (seq, None, batch.checked_mul(seq).filter(|_| seq > 0)),
+            StagedRows::Packed { starts, tokens } => (0, Some(starts), Some(tokens).filter(|_| batch <= starts.len())),
+        };
+        let total = total.filter(|&total| {
+            total.checked_add(batch).and_then(|n| n.checked_add(2)).is_some_and(|values| values <= staged.len())
                 && total <= ids.len()
                 && total <= mask_len
                 && batch <= lengths.len()
                 && !skip.is_empty()
         });
-        let (Ok(c_batch), Ok(c_seq), Some(total)) = (i32::try_from(batch), i32::try_from(seq), total) else {
-            return Err(CudaError::Argument { call: CALL, reason: format!("{batch} rows of {seq} tokens in {job:?}") });
+        let c_total = total.and_then(|total| i32::try_from(total).ok());
+        let (Ok(c_batch), Ok(c_seq), Some(total), Some(c_total)) = (i32::try_from(batch), i32::try_from(seq), total, c_total)
+        else {
+            return Err(CudaError::Argument { call: CALL, reason: format!("{batch} rows, {rows:?}, in {job:?}") });
         };
         self.check_stream(CALL, stream)?;
-        for device in [staged.device(), skip.device(), lengths.device(), ids.device(), mask.unwrap_or(ids).device()] {
+        for device in [
+            staged.device(),
+            skip.device(),
+            starts.unwrap_or(lengths).device(),
+            lengths.device(),
+            ids.device(),
+            mask.unwrap_or(ids).device(),
+        ] {
             stream.check_device(CALL, device)?;
         }
-        for buffer in [staged, skip, lengths] {
+        for buffer in [staged, skip, starts.unwrap_or(lengths), lengths] {
             stream.hold_buffer(buffer);
         }
         ids.hold(stream);
@@ -316,18 +362,25 @@ impl Kernels {
             mask.hold(stream);
         }
         let mut parameters = Parameters::new();
-        for address in [staged.address(), skip.address(), lengths.address(), ids.address(), mask.map_or(0, |mask| mask.address())]
-        {
+        let addresses = [
+            staged.address(),
+            skip.address(),
+            starts.map_or(0, DeviceBuffer::address),
+            lengths.address(),
+            ids.address(),
+            mask.map_or(0, |mask| mask.address()),
+        ];
+        for address in addresses {
             parameters.address(address);
         }
         for n in [ids.wide(), mask.is_some_and(|mask| mask.wide())] {
             parameters.int(i32::from(n));
         }
-        for n in [c_batch, c_seq, pad] {
+        for n in [c_batch, c_seq, c_total, pad] {
             parameters.int(n);
         }
-        // SAFETY: stage.cu's parameters, in order; staged holds 1 + batch + batch * seq values, ids and mask (or null) batch * seq of
-        // the width told, lengths batch and skip one (checked above).
+        // SAFETY: stage.cu's parameters, in order; staged holds 2 + batch + total values, ids and mask (or null) total of the width told,
+        // starts (or null) and lengths batch and skip one (checked above).
         unsafe { self.launch(stream, &self.0.stage, "launch stage", Grid::simple(total), parameters) }
     }
 

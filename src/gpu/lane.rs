@@ -1,12 +1,12 @@
 //! A lane: one stream with all that a call needs — pinned staging, device buffers, a session for each profile and captured graphs —
 //! so that a call writes its ids, launches one graph, waits once and reads its vectors.
 
-use super::encoder::{EncoderIo, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, LaneMemory, LayerTime, Rectangle};
-use super::kernels::{Kernels, PoolJob, PoolShape, StageJob};
+use super::encoder::{EncoderIo, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, LaneMemory, LayerTime};
+use super::kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows};
 use crate::cuda::steps::{step_names, step_times};
 use crate::cuda::{CudaError, DeviceBuffer, Graph, HostMemory, PinnedBuffer, Stream};
 use crate::pooling::PoolingMode;
-use crate::tokens::TokenBatch;
+use crate::tokens::{BatchSize, Layout, SizeRange, TokenBatch};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(super) struct DevicePooling {
 }
 
 pub(super) struct Lane {
-    profiles: Vec<Profile>,
+    sessions: Vec<Session>,
     staging: PinnedBuffer<i32>,
     vectors: PinnedBuffer<f32>,
     work: Work,
@@ -38,9 +38,11 @@ pub(super) struct Lane {
     stream: Stream,
 }
 
-struct Profile {
-    session: Box<dyn GpuSession>,
-    /// The whole call at a fixed shape.
+/// The encoder at one of its ranges.
+struct Session {
+    encoder: Box<dyn GpuSession>,
+    layout: Layout,
+    /// The whole call at a fixed size.
     graph: Option<Graph>,
 }
 
@@ -54,7 +56,6 @@ struct Work {
     /// The staging memory as the device addresses it.
     staged: DeviceBuffer<i32>,
     skip: DeviceBuffer<i32>,
-    lengths: DeviceBuffer<i32>,
     out: Out,
 }
 
@@ -81,18 +82,17 @@ pub struct GpuMicros {
 }
 
 impl Lane {
-    /// Allocates, makes the sessions and captures the fixed profiles, each of which runs once on the way.
+    /// Allocates, makes the sessions and captures the fixed ranges, each of which runs once on the way.
     pub fn new(parts: &LaneParts) -> Result<Self> {
         let encoder = &parts.encoder;
         let device = encoder.device();
         let io = encoder.io();
-        let most = |of: fn(Rectangle) -> usize| encoder.profiles().iter().map(|range| of(range.max)).max().unwrap_or(0);
-        let (rows, tokens) = (most(|shape| shape.batch), most(Rectangle::tokens));
+        let capacity = encoder.capacity();
 
         let mut stream = device.stream()?;
-        let memory = lane_memory(encoder.as_ref(), io, tokens, &mut stream)?;
-        let staging = device.pinned::<i32>(1 + rows + tokens, HostMemory::WriteCombined)?;
-        let mut vectors = device.pinned::<f32>(rows * parts.pooling.dim, HostMemory::Cached)?;
+        let memory = lane_memory(encoder.as_ref(), io, capacity, &mut stream)?;
+        let staging = device.pinned::<i32>(2 + capacity.rows + capacity.tokens, HostMemory::WriteCombined)?;
+        let mut vectors = device.pinned::<f32>(capacity.rows * parts.pooling.dim, HostMemory::Cached)?;
         let several = parts.pooling.modes.len() > 1 && parts.pooling.normalise;
         let out = if several { Out::Device(device.alloc(vectors.len())?) } else { Out::Host(vectors.mapped()?) };
         let work = Work {
@@ -102,74 +102,79 @@ impl Lane {
             hidden_size: io.hidden_size,
             staged: staging.mapped()?,
             skip: device.alloc(1)?,
-            lengths: device.alloc(rows)?,
             memory,
             out,
         };
-        let mut profiles = Vec::with_capacity(encoder.profiles().len());
-        for (place, range) in encoder.profiles().iter().enumerate() {
-            let mut session = encoder.session(place, &mut stream, &work.memory)?;
-            let mut graph = None;
-            if range.is_fixed() {
+        let mut sessions = Vec::with_capacity(encoder.ranges().len());
+        for (place, &SizeRange { layout, max, .. }) in encoder.ranges().iter().enumerate() {
+            let mut session = Session { encoder: encoder.session(place, &mut stream, &work.memory)?, layout, graph: None };
+            if encoder.ranges()[place].is_fixed() {
                 // What is set up at the first run cannot be captured.
-                work.enqueue(&mut stream, session.as_mut(), &mut vectors, range.max)?;
+                work.enqueue(&mut stream, &mut session, &mut vectors, max)?;
                 stream.synchronize()?;
-                let capture = |stream: &mut Stream| work.enqueue(stream, session.as_mut(), &mut vectors, range.max);
-                graph = Some(stream.capture(capture)?);
+                let capture = |stream: &mut Stream| work.enqueue(stream, &mut session, &mut vectors, max);
+                let graph = stream.capture(capture)?;
+                session.graph = Some(graph);
             }
-            profiles.push(Profile { session, graph });
+            sessions.push(session);
         }
-        Ok(Self { profiles, staging, vectors, work, stream })
+        Ok(Self { sessions, staging, vectors, work, stream })
     }
 
-    /// Runs `batch` at a profile, at `shape`, which holds it; the vectors of its rows go into `out`.
-    pub fn encode(&mut self, profile: usize, shape: Rectangle, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.run(profile, shape, batch)?;
+    /// Runs `batch` in a session, at `size`, which holds it; the vectors of its rows go into `out`.
+    pub fn encode(&mut self, session: usize, size: BatchSize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.run(session, size, batch)?;
         Ok(self.vectors.read(0, out)?)
     }
 
-    /// As [`Lane::encode`]; hidden states `[shape.batch, shape.seq, hidden]` instead of vectors.
-    pub fn hidden(&mut self, profile: usize, shape: Rectangle, batch: &TokenBatch) -> Result<Vec<f32>> {
-        self.run(profile, shape, batch)?;
-        Ok(self.work.memory.hidden.download(&mut self.stream, shape.tokens() * self.work.hidden_size)?)
+    /// As [`Lane::encode`]; hidden states `[tokens, hidden]` of the batch's rows side by side instead of vectors.
+    pub fn hidden(&mut self, session: usize, size: BatchSize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.run(session, size, batch)?;
+        let width = self.work.hidden_size;
+        let hidden = self.work.memory.hidden.download(&mut self.stream, size.tokens * width)?;
+        let padded = self.sessions.get(session).is_some_and(|session| session.layout == Layout::Padded);
+        for (row, ends) in batch.starts().windows(2).enumerate() {
+            let (start, end) = (ends[0] as usize, ends[1] as usize);
+            let first = if padded { row * size.longest } else { start };
+            out[start * width..end * width].copy_from_slice(&hidden[first * width..(first + end - start) * width]);
+        }
+        Ok(())
     }
 
     /// The one way through a lane: write, launch, wait.
-    fn run(&mut self, profile: usize, shape: Rectangle, batch: &TokenBatch) -> Result<()> {
-        stage(&mut self.staging, shape, batch)?;
-        let profile = self.profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
-        match &profile.graph {
+    fn run(&mut self, session: usize, size: BatchSize, batch: &TokenBatch) -> Result<()> {
+        stage(&mut self.staging, size, batch)?;
+        let session = self.sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        match &session.graph {
             Some(graph) => self.stream.launch(graph)?,
             None => {
-                profile.session.set_shape(shape)?;
-                self.work.enqueue(&mut self.stream, profile.session.as_mut(), &mut self.vectors, shape)?;
+                session.encoder.set_size(size)?;
+                self.work.enqueue(&mut self.stream, session, &mut self.vectors, size)?;
             }
         }
         Ok(self.stream.synchronize()?)
     }
 
-    /// The GPU's time of a call at a profile's `shape`: the least of `runs` runs, which other work on the GPU disturbs least.
-    pub fn measure_call(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<f64> {
-        self.stage_full(shape)?;
-        let Self { profiles, work, vectors, stream, .. } = self;
-        let profile = profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
-        let session = profile.session.as_mut();
-        match &profile.graph {
+    /// The GPU's time of a call in a session at `size`: the least of `runs` runs, which other work on the GPU disturbs least.
+    pub fn measure_call(&mut self, session: usize, size: BatchSize, runs: usize) -> Result<f64> {
+        self.stage_full(size)?;
+        let Self { sessions, work, vectors, stream, .. } = self;
+        let session = sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        match &session.graph {
             Some(graph) => least(runs, stream, &mut |stream| Ok(stream.launch(graph)?)),
             None => {
-                session.set_shape(shape)?;
-                least(runs, stream, &mut |stream| work.enqueue(stream, session, vectors, shape))
+                session.encoder.set_size(size)?;
+                least(runs, stream, &mut |stream| work.enqueue(stream, session, vectors, size))
             }
         }
     }
 
-    /// The GPU's time of a call at a profile's `shape` and of its parts: medians of `runs` runs. A fixed profile's are those of
-    /// captured graphs. The rows are full and hold padding's id.
-    pub fn measure(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<GpuMicros> {
-        self.stage_full(shape)?;
-        let Self { profiles, work, vectors, stream, .. } = self;
-        let profile = profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
-        let session = profile.session.as_mut();
+    /// The GPU's time of a call in a session at `size` and of its parts: medians of `runs` runs. A fixed range's are those of captured
+    /// graphs. The rows are full and hold padding's id.
+    pub fn measure(&mut self, session: usize, size: BatchSize, runs: usize) -> Result<GpuMicros> {
+        self.stage_full(size)?;
+        let Self { sessions, work, vectors, stream, .. } = self;
+        let session = sessions.get_mut(session).ok_or_else(|| no_session(session))?;
         let mut time = |fixed: bool, enqueue: &mut dyn FnMut(&mut Stream) -> Result<()>| -> Result<f64> {
             enqueue(stream)?;
             stream.synchronize()?;
@@ -179,73 +184,84 @@ impl Lane {
             }
             median(runs, 1, stream, enqueue)
         };
-        let fixed = profile.graph.is_some();
+        let (fixed, layout) = (session.graph.is_some(), session.layout);
         if !fixed {
-            session.set_shape(shape)?;
+            session.encoder.set_size(size)?;
         }
         Ok(GpuMicros {
-            call: time(fixed, &mut |stream| work.enqueue(stream, session, vectors, shape))?,
-            encoder: time(fixed, &mut |stream| session.enqueue(stream))?,
-            stage: time(true, &mut |stream| work.stage(stream, shape))?,
-            pool: time(true, &mut |stream| work.pool(stream, vectors, shape))?,
+            call: time(fixed, &mut |stream| work.enqueue(stream, session, vectors, size))?,
+            encoder: time(fixed, &mut |stream| session.encoder.enqueue(stream))?,
+            stage: time(true, &mut |stream| work.stage(stream, layout, size))?,
+            pool: time(true, &mut |stream| work.pool(stream, vectors, layout, size))?,
         })
     }
 
     /// The time of each layer, the least of `runs` runs. Slows the lane's session down for good.
-    pub fn measure_layers(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<Vec<LayerTime>> {
-        self.stage_full(shape)?;
-        let Self { profiles, work, stream, .. } = self;
-        let session = profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?.session.as_mut();
-        session.set_shape(shape)?;
-        work.stage(stream, shape)?;
+    pub fn measure_layers(&mut self, session: usize, size: BatchSize, runs: usize) -> Result<Vec<LayerTime>> {
+        self.stage_full(size)?;
+        let Self { sessions, work, stream, .. } = self;
+        let session = sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        session.encoder.set_size(size)?;
+        work.stage(stream, session.layout, size)?;
         stream.synchronize()?;
-        let mut least = session.measure_layers(stream)?;
+        let mut least = session.encoder.measure_layers(stream)?;
         for _ in 1..runs {
-            for (least, layer) in least.iter_mut().zip(session.measure_layers(stream)?) {
+            for (least, layer) in least.iter_mut().zip(session.encoder.measure_layers(stream)?) {
                 least.milliseconds = least.milliseconds.min(layer.milliseconds);
             }
         }
         Ok(least)
     }
 
-    /// Names of the encoder's kernels at a fixed profile, in order; `None` for a profile without a graph.
-    pub fn kernels(&mut self, profile: usize) -> Result<Option<Vec<String>>> {
-        let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
+    /// Names of the encoder's kernels in a session of one size, in order; `None` for a session without a graph.
+    pub fn kernels(&mut self, session: usize) -> Result<Option<Vec<String>>> {
+        let Some(graph) = self.capture_encoder(session)? else { return Ok(None) };
         Ok(Some(step_names(&graph, &mut self.stream)?))
     }
 
-    /// The time of each of the encoder's kernels at a fixed profile, the median of `runs` runs; `None` for a profile without a graph.
-    pub fn measure_kernels(&mut self, profile: usize, shape: Rectangle, runs: usize) -> Result<Option<Vec<LayerTime>>> {
-        self.stage_full(shape)?;
-        self.work.stage(&mut self.stream, shape)?;
+    /// The time of each of the encoder's kernels in a session of one size, the median of `runs` runs; `None` for a session without a graph.
+    pub fn measure_kernels(&mut self, session: usize, size: BatchSize, runs: usize) -> Result<Option<Vec<LayerTime>>> {
+        self.stage_full(size)?;
+        let layout = self.sessions.get(session).ok_or_else(|| no_session(session))?.layout;
+        self.work.stage(&mut self.stream, layout, size)?;
         self.stream.synchronize()?;
-        let Some(graph) = self.capture_encoder(profile)? else { return Ok(None) };
+        let Some(graph) = self.capture_encoder(session)? else { return Ok(None) };
         let names = step_names(&graph, &mut self.stream)?;
         let times = step_times(graph, &mut self.stream, runs)?;
         let kernel = |(name, micros)| LayerTime { name, milliseconds: (micros / 1e3) as f32 };
         Ok(Some(names.into_iter().zip(times).map(kernel).collect()))
     }
 
-    /// The encoder alone at a fixed profile, captured.
-    fn capture_encoder(&mut self, profile: usize) -> Result<Option<Graph>> {
-        let profile = self.profiles.get_mut(profile).ok_or_else(|| no_profile(profile))?;
-        if profile.graph.is_none() {
+    /// The encoder alone in a session of one size, captured.
+    fn capture_encoder(&mut self, session: usize) -> Result<Option<Graph>> {
+        let session = self.sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        if session.graph.is_none() {
             return Ok(None);
         }
-        let session = profile.session.as_mut();
-        Ok(Some(self.stream.capture(|stream| session.enqueue(stream))?))
+        Ok(Some(self.stream.capture(|stream| session.encoder.enqueue(stream))?))
     }
 
-    fn stage_full(&mut self, shape: Rectangle) -> Result<()> {
-        let length = u32::try_from(shape.seq).unwrap_or(u32::MAX);
-        let ids = vec![self.work.pad; shape.tokens()];
-        let batch = TokenBatch::from_padded(ids, vec![length; shape.batch], shape.seq, 0)?;
-        Ok(stage(&mut self.staging, shape, &batch)?)
+    /// Rows of padding's id that fill `size`: full ones as far as its tokens reach.
+    fn stage_full(&mut self, size: BatchSize) -> Result<()> {
+        let (starts, tokens) = full_rows(size);
+        let batch = TokenBatch::from_ragged(vec![self.work.pad; tokens], starts, 0)?;
+        Ok(stage(&mut self.staging, size, &batch)?)
     }
 }
 
-fn no_profile(profile: usize) -> Error {
-    Error::Backend { backend: "gpu", reason: format!("there is no profile number {profile}") }
+/// Where the rows of a batch of `size` begin when each is as long as it may be while tokens are left, and how many tokens they have.
+fn full_rows(size: BatchSize) -> (Vec<u32>, usize) {
+    let mut starts = vec![0];
+    let mut end = 0;
+    for _ in 0..size.rows {
+        end = size.tokens.min(end + size.longest);
+        starts.push(u32::try_from(end).unwrap_or(u32::MAX));
+    }
+    (starts, end)
+}
+
+fn no_session(session: usize) -> Error {
+    Error::Backend { backend: "gpu", reason: format!("there is no profile number {session}") }
 }
 
 /// Launches of a graph between two events: the host's way to the first is then no part of the time.
@@ -290,39 +306,45 @@ impl Work {
     fn enqueue(
         &self,
         stream: &mut Stream,
-        session: &mut dyn GpuSession,
+        session: &mut Session,
         vectors: &mut PinnedBuffer<f32>,
-        shape: Rectangle,
+        size: BatchSize,
     ) -> Result<()> {
-        self.stage(stream, shape)?;
-        session.enqueue(stream)?;
-        self.pool(stream, vectors, shape)
+        self.stage(stream, session.layout, size)?;
+        session.encoder.enqueue(stream)?;
+        self.pool(stream, vectors, session.layout, size)
     }
 
-    fn stage(&self, stream: &mut Stream, Rectangle { batch, seq }: Rectangle) -> Result<()> {
+    fn stage(&self, stream: &mut Stream, layout: Layout, size: BatchSize) -> Result<()> {
+        let rows = match (layout, &self.memory.starts) {
+            (Layout::Packed, Some(starts)) => StagedRows::Packed { starts, tokens: size.tokens },
+            _ => StagedRows::Padded(size.longest),
+        };
         let job = StageJob {
             staged: &self.staged,
             skip: &self.skip,
-            lengths: &self.lengths,
+            lengths: &self.memory.lengths,
             ids: self.memory.ids.integers(),
             mask: self.memory.mask.as_ref().map(IntegerBuffer::integers),
-            batch,
-            seq,
+            batch: size.rows,
+            rows,
             pad: self.pad,
         };
         Ok(self.kernels.stage(stream, &job)?)
     }
 
-    fn pool(&self, stream: &mut Stream, vectors: &mut PinnedBuffer<f32>, Rectangle { batch, seq }: Rectangle) -> Result<()> {
+    fn pool(&self, stream: &mut Stream, vectors: &mut PinnedBuffer<f32>, layout: Layout, size: BatchSize) -> Result<()> {
         let DevicePooling { modes, dim, normalise } = &self.pooling;
         let (Out::Host(out) | Out::Device(out)) = &self.out;
+        let BatchSize { rows: batch, longest: seq, tokens } = size;
         let job = PoolJob {
             hidden: self.memory.hidden.hidden(),
-            lengths: &self.lengths,
+            starts: self.memory.starts.as_ref().filter(|_| layout == Layout::Packed),
+            lengths: &self.memory.lengths,
             skip: Some(&self.skip),
             out,
             modes,
-            shape: PoolShape { batch, seq, hidden: self.hidden_size, dim: *dim, normalise: *normalise },
+            shape: PoolShape { batch, seq, tokens, hidden: self.hidden_size, dim: *dim, normalise: *normalise },
         };
         self.kernels.pool(stream, &job)?;
         if let Out::Device(out) = &self.out {
@@ -332,33 +354,50 @@ impl Work {
     }
 }
 
-/// Writes `[skip, lengths[shape.batch], ids[shape.batch, shape.seq]]`. Rows that the batch does not have are empty; ids behind a
-/// row's tokens stay what they were, nobody reads them.
-fn stage(staging: &mut PinnedBuffer<i32>, shape: Rectangle, batch: &TokenBatch) -> Result<(), CudaError> {
+/// Writes `[skip, starts[size.rows + 1], ids]`. Rows that the batch does not have are empty: they begin where the last one ends. What stands
+/// behind the ids stays what it was, nobody reads it.
+fn stage(staging: &mut PinnedBuffer<i32>, size: BatchSize, batch: &TokenBatch) -> Result<(), CudaError> {
+    // Of a whole batch that fits `size`: neither its rows nor its tokens are more, and both are below 2^31, or there were no memory for them.
+    let signed = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    staging.fill(0, 1, signed(batch.skip()))?;
     let rows = batch.batch();
-    staging.fill(0, 1, i32::try_from(batch.skip()).unwrap_or(i32::MAX))?;
-    let ids = 1 + shape.batch;
-    for (row, (&length, tokens)) in batch.lengths().iter().zip(batch.ids().chunks_exact(batch.seq())).enumerate() {
-        // Of a whole batch: no row is longer than it is wide, which is less than `shape` is.
-        let tokens = &tokens[..length as usize];
-        staging.fill(1 + row, 1, length as i32)?;
-        staging.write(ids + row * shape.seq, tokens)?;
+    for (row, &start) in batch.starts().iter().enumerate() {
+        staging.fill(1 + row, 1, signed(start))?;
     }
-    staging.fill(1 + rows, shape.batch.saturating_sub(rows), 0)
+    let end = batch.starts().last().copied().unwrap_or(0);
+    staging.fill(2 + rows, size.rows.saturating_sub(rows), signed(end))?;
+    staging.write(2 + size.rows, batch.ids())
 }
 
-fn lane_memory(encoder: &dyn GpuEncoder, io: EncoderIo, tokens: usize, stream: &mut Stream) -> Result<LaneMemory> {
+fn lane_memory(encoder: &dyn GpuEncoder, io: EncoderIo, capacity: BatchSize, stream: &mut Stream) -> Result<LaneMemory> {
     let device = encoder.device();
+    let tokens = capacity.tokens;
     let integers = |width| IntegerBuffer::alloc(device, width, tokens);
     let token_types = io.token_types.map(integers).transpose()?;
     if let Some(zeros) = &token_types {
         zeros.fill_bytes(stream, 0)?;
     }
+    let packed = encoder.ranges().iter().any(|range| range.layout == Layout::Packed);
     Ok(LaneMemory {
         ids: integers(io.ids)?,
         mask: io.mask.map(integers).transpose()?,
         token_types,
+        lengths: device.alloc(capacity.rows)?,
+        starts: packed.then(|| device.alloc(capacity.rows)).transpose()?,
         hidden: HiddenBuffer::alloc(device, io.hidden, tokens * io.hidden_size)?,
         scratch: device.alloc(encoder.scratch_bytes()?.max(1))?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_rows_fill_a_rectangle_or_the_tokens_there_are() {
+        assert_eq!(full_rows(BatchSize::padded(2, 3)), (vec![0, 3, 6], 6));
+        assert_eq!(full_rows(BatchSize { rows: 3, longest: 4, tokens: 6 }), (vec![0, 4, 6, 6], 6));
+        // Fewer rows than the tokens would fill.
+        assert_eq!(full_rows(BatchSize { rows: 1, longest: 4, tokens: 6 }), (vec![0, 4], 4));
+    }
 }

@@ -9,7 +9,7 @@ mod lane;
 mod lanes;
 mod pool_plan;
 
-pub use encoder::{LayerTime, Rectangle, ShapeRange};
+pub use encoder::LayerTime;
 pub use lane::GpuMicros;
 
 // What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
@@ -17,13 +17,13 @@ pub use lane::GpuMicros;
 #[allow(unused_imports)] // some are for tests alone
 pub(crate) use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
-    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources},
+    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
 };
 #[cfg(feature = "internals")]
 pub use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
-    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, kernel_sources},
+    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
 };
 
@@ -32,7 +32,7 @@ pub use crate::compare::Padding;
 use crate::cuda::{CubinCache, Device};
 use crate::executor::{Backend, Limits};
 use crate::pooling::{Head, Scaling, check_output};
-use crate::tokens::{ShapeCost, ShapeCosts, TokenBatch};
+use crate::tokens::{BatchSize, Layout, ShapeCost, ShapeCosts, SizeRange, TokenBatch};
 use crate::trace::stage;
 use crate::{Error, Result, Setting};
 use lane::{DevicePooling, Lane, LaneParts};
@@ -107,19 +107,15 @@ impl GpuBackend {
         let new_lane = |_| Ok(Box::new(Lane::new(&parts)?));
         let lanes = || (0..settings.lanes.max(1)).into_par_iter().map(new_lane).collect::<Result<Vec<_>>>();
         let mut lanes = stage("making the lanes", lanes)?;
-        let profiles = parts.encoder.profiles();
+        let ranges = parts.encoder.ranges();
         let costs = match (&settings.costs, lanes.first_mut()) {
-            (Some(costs), _) => known_costs(costs, profiles)?,
-            (None, Some(lane)) => stage("measuring the shapes", || measure(lane, profiles))?,
+            (Some(costs), _) => known_costs(costs, ranges)?,
+            (None, Some(lane)) => stage("measuring the shapes", || measure(lane, ranges))?,
             (None, None) => ShapeCosts::default(),
         };
-        let most = |of: fn(&ShapeRange) -> usize| parts.encoder.profiles().iter().map(of).max().unwrap_or(0);
-        let limits = Limits {
-            max_batch: most(|range| range.max.batch),
-            max_seq: most(|range| range.max.seq),
-            batch_tokens: usize::MAX,
-            parallelism: lanes.len(),
-        };
+        let capacity = parts.encoder.capacity();
+        let limits =
+            Limits { max_batch: capacity.rows, max_seq: capacity.longest, batch_tokens: usize::MAX, parallelism: lanes.len() };
         let device_bytes = before.saturating_sub(device.memory()?.free);
         Ok(Self { lanes: Pool::new(lanes), parts, head, costs: Arc::new(costs), limits, vocab_size, device_bytes })
     }
@@ -134,9 +130,9 @@ impl GpuBackend {
         self.parts.encoder.device()
     }
 
-    /// The shapes that it serves.
-    pub fn profiles(&self) -> &[ShapeRange] {
-        self.parts.encoder.profiles()
+    /// The sizes of batches that it serves, a range for each way that its encoder runs.
+    pub fn profiles(&self) -> &[SizeRange] {
+        self.parts.encoder.ranges()
     }
 
     /// Device memory that kernels and lanes took, in bytes, as the driver counts it (other programs' allocations at the same time
@@ -151,16 +147,16 @@ impl GpuBackend {
     /// [`Error::OutsideProfile`] where the batch does not fit it; [`Error::TokenId`]; [`Error::OutputLength`]; [`Error::Cuda`]; what the
     /// executor says.
     pub fn encode_with(&self, profile: usize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let shape = self.fit(profile, batch.batch(), batch.seq())?;
+        let size = self.fit(profile, batch.size())?;
         batch.check_ids(self.vocab_size)?;
         check_output(out, batch.batch(), self.head.dim)?;
         if batch.batch() == 0 {
             return Ok(());
         }
         if !self.head.has_more_steps() {
-            return self.with_lane(|lane| lane.encode(profile, shape, batch, out));
+            return self.with_lane(|lane| lane.encode(profile, size, batch, out));
         }
-        self.head.apply_to(batch.batch(), out, |pooled| self.with_lane(|lane| lane.encode(profile, shape, batch, pooled)))
+        self.head.apply_to(batch.batch(), out, |pooled| self.with_lane(|lane| lane.encode(profile, size, batch, pooled)))
     }
 
     /// The GPU's own time for a batch of `batch` rows of `seq` tokens, at the profile that would serve it: medians of `runs` runs, and
@@ -168,9 +164,9 @@ impl GpuBackend {
     ///
     /// # Errors
     /// [`Error::OutsideProfile`]; [`Error::Cuda`]; what the executor says.
-    pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, GpuMicros)> {
-        let (profile, shape) = self.place(batch, seq)?;
-        Ok((shape, self.with_lane(|lane| lane.measure(profile, shape, runs))?))
+    pub fn gpu_micros(&self, batch: usize, seq: usize, runs: usize) -> Result<(BatchSize, GpuMicros)> {
+        let (profile, size) = self.place(BatchSize::padded(batch, seq))?;
+        Ok((size, self.with_lane(|lane| lane.measure(profile, size, runs))?))
     }
 
     /// The time of each layer of the encoder for such a batch, in order, the least of `runs` runs, and the shape that is run. Layers
@@ -178,9 +174,9 @@ impl GpuBackend {
     ///
     /// # Errors
     /// As [`GpuBackend::gpu_micros`].
-    pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Vec<LayerTime>)> {
-        let (profile, shape) = self.place(batch, seq)?;
-        Ok((shape, Lane::new(&self.parts)?.measure_layers(profile, shape, runs)?))
+    pub fn layer_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(BatchSize, Vec<LayerTime>)> {
+        let (profile, size) = self.place(BatchSize::padded(batch, seq))?;
+        Ok((size, Lane::new(&self.parts)?.measure_layers(profile, size, runs)?))
     }
 
     /// Names of the encoder's kernels at a profile of one shape, in the order they run; `None` for a profile of several shapes.
@@ -196,9 +192,9 @@ impl GpuBackend {
     ///
     /// # Errors
     /// As [`GpuBackend::gpu_micros`] and [`GpuBackend::kernels`].
-    pub fn kernel_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(Rectangle, Option<Vec<LayerTime>>)> {
-        let (profile, shape) = self.place(batch, seq)?;
-        Ok((shape, self.with_lane(|lane| lane.measure_kernels(profile, shape, runs))?))
+    pub fn kernel_times(&self, batch: usize, seq: usize, runs: usize) -> Result<(BatchSize, Option<Vec<LayerTime>>)> {
+        let (profile, size) = self.place(BatchSize::padded(batch, seq))?;
+        Ok((size, self.with_lane(|lane| lane.measure_kernels(profile, size, runs))?))
     }
 
     fn with_lane<R>(&self, work: impl FnOnce(&mut Lane) -> Result<R>) -> Result<R> {
@@ -206,26 +202,26 @@ impl GpuBackend {
     }
 
     /// The profile that serves such a batch fastest.
-    fn choose(&self, batch: usize, seq: usize) -> Result<usize> {
-        let cheapest = self.costs.cheapest(batch, seq);
-        cheapest.map(|(profile, _)| profile).ok_or_else(|| self.outside(batch, seq))
+    fn choose(&self, size: BatchSize) -> Result<usize> {
+        self.costs.cheapest(size).map(|(profile, _)| profile).ok_or_else(|| self.outside(size))
     }
 
-    /// The profile that serves such a batch fastest, and the shape that it is run at there.
-    fn place(&self, batch: usize, seq: usize) -> Result<(usize, Rectangle)> {
-        let profile = self.choose(batch, seq)?;
-        Ok((profile, self.fit(profile, batch, seq)?))
+    /// The profile that serves such a batch fastest, and the size that is run there.
+    fn place(&self, size: BatchSize) -> Result<(usize, BatchSize)> {
+        let profile = self.choose(size)?;
+        Ok((profile, self.fit(profile, size)?))
     }
 
-    /// The shape that such a batch is run at in one profile.
-    fn fit(&self, profile: usize, batch: usize, seq: usize) -> Result<Rectangle> {
-        let range = self.profiles().get(profile);
-        range.and_then(|range| range.fit(batch, seq)).ok_or_else(|| self.outside(batch, seq))
+    /// What is run for such a batch in one profile.
+    fn fit(&self, profile: usize, size: BatchSize) -> Result<BatchSize> {
+        self.profiles().get(profile).and_then(|range| range.fit(size)).ok_or_else(|| self.outside(size))
     }
 
-    fn outside(&self, batch: usize, seq: usize) -> Error {
+    fn outside(&self, size: BatchSize) -> Error {
         let profiles = self.profiles().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        Error::OutsideProfile { shape: Rectangle { batch, seq }.to_string(), profiles }
+        let packed = self.profiles().iter().any(|range| range.layout == Layout::Packed);
+        let size = if packed { size } else { BatchSize::padded(size.rows, size.longest) };
+        Error::OutsideProfile { shape: size.to_string(), profiles }
     }
 }
 
@@ -235,23 +231,17 @@ impl Backend for GpuBackend {
     }
 
     fn encode(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.encode_with(self.choose(batch.batch(), batch.seq())?, batch, out)
+        self.encode_with(self.choose(batch.size())?, batch, out)
     }
 
     fn hidden(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        let (profile, shape) = self.place(batch.batch(), batch.seq())?;
-        let width = self.head.hidden_size;
+        let (profile, size) = self.place(batch.size())?;
         batch.check_ids(self.vocab_size)?;
-        check_output(out, batch.batch(), batch.seq() * width)?;
+        check_output(out, batch.ids().len(), self.head.hidden_size)?;
         if batch.batch() == 0 {
             return Ok(());
         }
-        let hidden = self.with_lane(|lane| lane.hidden(profile, shape, batch))?;
-        for (row, states) in out.chunks_exact_mut(batch.seq() * width).enumerate() {
-            let first = row * shape.seq * width;
-            states.copy_from_slice(&hidden[first..first + states.len()]);
-        }
-        Ok(())
+        self.with_lane(|lane| lane.hidden(profile, size, batch, out))
     }
 
     fn limits(&self) -> Limits {
@@ -265,7 +255,7 @@ impl Backend for GpuBackend {
 
 impl compare::ByProfile for GpuBackend {
     fn profiles(&self) -> Vec<([usize; 2], [usize; 2])> {
-        let sides = |shape: Rectangle| [shape.batch, shape.seq];
+        let sides = |size: BatchSize| [size.rows, size.longest];
         self.profiles().iter().map(|range| (sides(range.min), sides(range.max))).collect()
     }
 
@@ -274,27 +264,23 @@ impl compare::ByProfile for GpuBackend {
     }
 }
 
-/// `costs`, where they are those of `profiles`.
-fn known_costs(costs: &ShapeCosts, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
-    let sides = |shape: Rectangle| (shape.batch, shape.seq);
-    let found = costs.shapes().iter().map(|cost| (cost.min, cost.max));
-    if found.eq(profiles.iter().map(|range| (sides(range.min), sides(range.max)))) {
+/// `costs`, where they are those of `ranges`.
+fn known_costs(costs: &ShapeCosts, ranges: &[SizeRange]) -> Result<ShapeCosts> {
+    if costs.shapes().iter().map(|cost| cost.range).eq(ranges.iter().copied()) {
         return Ok(costs.clone());
     }
-    let profiles = profiles.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let reason = format!("they are those of other shapes than the engine's, {profiles}");
+    let ranges = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let reason = format!("they are those of other shapes than the engine's, {ranges}");
     Err(Error::Setting { setting: Setting::Costs, reason })
 }
 
-/// What each profile costs, at its smallest and largest shape.
-fn measure(lane: &mut Lane, profiles: &[ShapeRange]) -> Result<ShapeCosts> {
-    let mut costs = Vec::with_capacity(profiles.len());
-    for (place, range) in profiles.iter().enumerate() {
-        let mut micros = |shape| lane.measure_call(place, shape, MEASURED_RUNS);
-        let max_micros = micros(range.max)?;
-        let min_micros = if range.is_fixed() { max_micros } else { micros(range.min)? };
-        let sides = |shape: Rectangle| (shape.batch, shape.seq);
-        costs.push(ShapeCost { min: sides(range.min), max: sides(range.max), min_micros, max_micros });
+/// What each range costs, at its smallest and largest size.
+fn measure(lane: &mut Lane, ranges: &[SizeRange]) -> Result<ShapeCosts> {
+    let mut costs = Vec::with_capacity(ranges.len());
+    for (place, &range) in ranges.iter().enumerate() {
+        let max_micros = lane.measure_call(place, range.max, MEASURED_RUNS)?;
+        let min_micros = if range.is_fixed() { max_micros } else { lane.measure_call(place, range.min, MEASURED_RUNS)? };
+        costs.push(ShapeCost { range, min_micros, max_micros });
     }
     Ok(ShapeCosts::new(costs))
 }

@@ -377,7 +377,7 @@ mod tests {
             Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 1, None, crate::pooling::Scaling::None)
                 .unwrap();
         let backend = CpuBackend::from_graph(graph, head, IDS as usize, 1).unwrap();
-        let batch = TokenBatch::from_padded((0..IDS).collect(), vec![IDS as u32], IDS as usize, 0).unwrap();
+        let batch = TokenBatch::from_ragged((0..IDS).collect(), vec![0, IDS as u32], 0).unwrap();
         let mut seen = Vec::new();
         backend.observe(&batch, &mut |_, values| seen.push(values.to_vec())).unwrap();
         let [x, y] = <[Vec<f32>; 2]>::try_from(seen).unwrap();

@@ -1,6 +1,6 @@
 //! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
 
-use super::pool;
+use super::{HiddenRows, pool};
 #[cfg(any(feature = "cpu", feature = "tensorrt"))]
 use crate::model::ModelFolder;
 use crate::model::{Dense, DenseActivation, Pooling, Residual, Scaling};
@@ -93,13 +93,13 @@ impl Head {
         !self.dense.is_empty() || (self.scaling == Scaling::BeforeCut && self.dim < self.pooled_width())
     }
 
-    /// Turns `hidden` `[batch, seq, hidden_size]` into vectors `out` `[batch, dim]`, in the batch's row order.
+    /// Turns `hidden`, whose rows lie as `rows` says, into vectors `out` `[batch, dim]`, in the batch's row order.
     ///
     /// # Errors
     /// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from `batch`;
     /// [`Error::Setting`] for a head whose parts do not fit together.
-    pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.apply_to(batch.batch(), out, |pooled| pool(hidden, batch, self.hidden_size, &self.pooling, pooled))
+    pub fn apply(&self, hidden: &[f32], rows: HiddenRows, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.apply_to(batch.batch(), out, |pooled| pool(hidden, rows, batch, self.hidden_size, &self.pooling, pooled))
     }
 
     /// The steps after pooling, of the vectors `[rows, pooled_width]` that `pool` writes, to `out` `[rows, dim]`. What lies between is

@@ -9,7 +9,16 @@ pub use head::{Head, apply_dense, check_finite, cut_and_scale};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
 
-/// Pools `hidden` `[batch, seq, hidden_size]` into `out` `[batch, pooling.width(hidden_size)]`.
+/// How the hidden states of a batch's rows lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HiddenRows {
+    /// Side by side, `[tokens, hidden_size]`.
+    Packed,
+    /// Padded to this many tokens each, `[batch, width, hidden_size]`.
+    Padded(usize),
+}
+
+/// Pools `hidden`, whose rows lie as `rows` says, into `out` `[batch, pooling.width(hidden_size)]`.
 ///
 /// The tokens of a row are its positions `batch.skip .. length`; values elsewhere are never read. Semantics are those of
 /// `Pooling._forward_padded` in sentence-transformers 6.2 for right-padded rows. A row without tokens gives zeros; there
@@ -18,24 +27,42 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from the other arguments.
-pub fn pool(hidden: &[f32], batch: &TokenBatch, hidden_size: usize, pooling: &Pooling, out: &mut [f32]) -> Result<()> {
-    let (rows, seq, width) = (batch.batch(), batch.seq(), pooling.width(hidden_size));
-    let row_len = seq.saturating_mul(hidden_size);
-    let expected = rows.saturating_mul(row_len);
+pub fn pool(
+    hidden: &[f32],
+    rows: HiddenRows,
+    batch: &TokenBatch,
+    hidden_size: usize,
+    pooling: &Pooling,
+    out: &mut [f32],
+) -> Result<()> {
+    let (count, width) = (batch.batch(), pooling.width(hidden_size));
+    let states = match rows {
+        HiddenRows::Padded(tokens) => count.saturating_mul(tokens.max(batch.size().longest)),
+        HiddenRows::Packed => batch.ids().len(),
+    };
+    let expected = states.saturating_mul(hidden_size);
     if hidden.len() != expected {
-        let shape = format!("{rows} texts x {seq} tokens x {hidden_size}");
+        let shape = match rows {
+            HiddenRows::Padded(tokens) => format!("{count} texts x {tokens} tokens x {hidden_size}"),
+            HiddenRows::Packed => format!("{states} tokens x {hidden_size}"),
+        };
         return Err(Error::InputLength { what: "hidden states", expected, found: hidden.len(), shape });
     }
-    check_output(out, rows, width)?;
+    check_output(out, count, width)?;
     if hidden.is_empty() || out.is_empty() {
         out.fill(0.0);
         return Ok(());
     }
     let mut sum = vec![0f64; hidden_size];
-    for ((states, &length), pooled) in hidden.chunks_exact(row_len).zip(batch.lengths()).zip(out.chunks_exact_mut(width)) {
-        let end = length as usize;
-        let start = (batch.skip() as usize).min(end);
-        let tokens = &states[start * hidden_size..end * hidden_size];
+    for (row, ((&first, length), pooled)) in
+        batch.starts().iter().zip(batch.lengths()).zip(out.chunks_exact_mut(width)).enumerate()
+    {
+        let first = match rows {
+            HiddenRows::Padded(tokens) => row * tokens,
+            HiddenRows::Packed => first as usize,
+        };
+        let start = (batch.skip() as usize).min(length as usize);
+        let tokens = &hidden[(first + start) * hidden_size..(first + length as usize) * hidden_size];
         for (&mode, part) in pooling.modes.iter().zip(pooled.chunks_exact_mut(hidden_size)) {
             if tokens.is_empty() {
                 part.fill(0.0);

@@ -20,7 +20,7 @@ const BATCH_ROWS: usize = 64;
 /// The smallest smoothing factor and reach that divisions take: channels that are always 0 are left as they are.
 const SMALLEST: f32 = 1e-5;
 
-/// Hears of a tensor: the batch that gave it, its name and its values `[batch, seq, channels]`. Called from any thread, from several at
+/// Hears of a tensor: the batch that gave it, its name and its values `[batch, longest, channels]`. Called from any thread, from several at
 /// the same time. An error ends the observation.
 pub type Visit<'v> = dyn Fn(&TokenBatch, &str, &[f32]) -> Result<()> + Sync + 'v;
 
@@ -203,8 +203,8 @@ struct Seen<'a> {
 impl Seen<'_> {
     /// The values of each row's real tokens, `[tokens, channels]`.
     fn real_rows(&self) -> impl Iterator<Item = &[f32]> {
-        let rows = self.values.chunks_exact((self.batch.seq() * self.channels).max(1)).zip(self.batch.lengths());
-        rows.map(|(row, &length)| &row[..length as usize * self.channels])
+        let rows = self.values.chunks_exact((self.batch.longest() * self.channels).max(1)).zip(self.batch.lengths());
+        rows.map(|(row, length)| &row[..length as usize * self.channels])
     }
 }
 

@@ -87,6 +87,6 @@ impl Samples {
 
     /// Batches as `plan` wants them, longest rows first.
     pub(super) fn batches(&self, model: &ModelFolder, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
-        batches_from_ids(&self.rows, model.config.pad_token_id, model.config.vocab_size, 0, plan)
+        batches_from_ids(&self.rows, model.config.vocab_size, 0, plan)
     }
 }

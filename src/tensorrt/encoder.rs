@@ -4,10 +4,8 @@
 use super::engine_file::EngineFile;
 use super::library::{Context, Direction, Element, Engine, IoTensor, Runtime};
 use crate::cuda::{Device, DeviceBuffer, Stream};
-use crate::gpu::{
-    EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, Rectangle,
-    ShapeRange,
-};
+use crate::gpu::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime};
+use crate::tokens::{BatchSize, SizeRange};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -20,7 +18,7 @@ pub struct TensorRtEncoder {
     engines: Vec<Arc<Engine>>,
     io: EncoderIo,
     tensors: Tensors,
-    profiles: Vec<ShapeRange>,
+    profiles: Vec<SizeRange>,
     /// Of each profile: which engine serves it, and the profile's place there.
     places: Vec<(usize, usize)>,
 }
@@ -122,7 +120,7 @@ impl TensorRtEncoder {
             .map(|ranges| {
                 let range = ranges.iter().find(|range| range.tensor == ids);
                 let range = range.ok_or_else(|| unfit("a profile says nothing of input_ids".into()))?;
-                Ok(ShapeRange { min: rectangle(&range.min)?, max: rectangle(&range.max)? })
+                Ok(SizeRange::padded(rectangle(&range.min)?, rectangle(&range.max)?))
             })
             .collect::<Result<Vec<_>>>()?;
         let places = (0..profiles.len()).map(|profile| (0, profile)).collect();
@@ -148,7 +146,7 @@ impl GpuEncoder for TensorRtEncoder {
         self.io
     }
 
-    fn profiles(&self) -> &[ShapeRange] {
+    fn ranges(&self) -> &[SizeRange] {
         &self.profiles
     }
 
@@ -157,8 +155,8 @@ impl GpuEncoder for TensorRtEncoder {
         bytes.into_iter().try_fold(0, |most, bytes| Ok(most.max(bytes?)))
     }
 
-    fn session(&self, profile: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
-        let place = self.places.get(profile).ok_or_else(|| unfit(format!("it has no profile number {profile}")))?;
+    fn session(&self, range: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
+        let place = self.places.get(range).ok_or_else(|| unfit(format!("it has no profile number {range}")))?;
         let engine = &self.engines[place.0];
         // SAFETY: the inputs are a lane's memory, which only `Kernels::stage` writes: ids of batches that were checked against the model's
         // embedding table, and padding.
@@ -186,8 +184,8 @@ impl GpuEncoder for TensorRtEncoder {
 }
 
 impl GpuSession for Session {
-    fn set_shape(&mut self, shape: Rectangle) -> Result<()> {
-        let dims = [shape.batch as i64, shape.seq as i64];
+    fn set_size(&mut self, size: BatchSize) -> Result<()> {
+        let dims = [size.rows as i64, size.longest as i64];
         self.inputs.iter().try_for_each(|&input| self.context.set_input_shape(input, &dims))
     }
 
@@ -215,10 +213,11 @@ fn integer(tensor: &IoTensor) -> Result<IntegerType> {
     }
 }
 
-fn rectangle(dims: &[i64]) -> Result<Rectangle> {
+/// Rows and tokens of a row.
+fn rectangle(dims: &[i64]) -> Result<(usize, usize)> {
     let side = |size: i64| usize::try_from(size).ok().filter(|&size| size > 0);
     match *dims {
-        [batch, seq] => side(batch).zip(side(seq)).map(|(batch, seq)| Rectangle { batch, seq }),
+        [batch, seq] => side(batch).zip(side(seq)),
         _ => None,
     }
     .ok_or_else(|| unfit(format!("a profile's shape is {dims:?}, not [batch, seq]")))

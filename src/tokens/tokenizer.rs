@@ -215,7 +215,7 @@ impl Tokenizer {
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync], plan: &BatchPlan) -> Result<Tokenized> {
         let rows = self.encode_all(texts)?;
         Ok(Tokenized {
-            batches: batches_from_ids(&rows, self.settings.pad_token_id, self.settings.vocab_size, self.skip, plan)?,
+            batches: batches_from_ids(&rows, self.settings.vocab_size, self.skip, plan)?,
             tokens: rows.iter().map(|row| row.ids.len() as u32).collect(),
             truncated: rows.iter().filter(|row| row.truncated).count(),
         })
@@ -277,7 +277,7 @@ impl Tokenizer {
     pub fn batches_from_ids(&self, rows: &[impl AsRef<[u32]>], plan: &BatchPlan) -> Result<Tokenized> {
         self.check_lengths(rows)?;
         Ok(Tokenized {
-            batches: batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, 0, plan)?,
+            batches: batches_from_ids(rows, self.settings.vocab_size, 0, plan)?,
             tokens: rows.iter().map(|row| row.as_ref().len() as u32).collect(),
             truncated: 0,
         })
@@ -289,7 +289,7 @@ impl Tokenizer {
     /// As [`Tokenizer::batches_from_ids`].
     pub fn refill_from_ids(&self, rows: &[impl AsRef<[u32]>], batch: &mut TokenBatch) -> Result<()> {
         self.check_lengths(rows)?;
-        batch.refill(rows, self.settings.pad_token_id, self.settings.vocab_size, 0)
+        batch.refill(rows, self.settings.vocab_size, 0)
     }
 
     fn check_lengths(&self, rows: &[impl AsRef<[u32]>]) -> Result<()> {
@@ -319,7 +319,7 @@ impl Tokenizer {
 
     /// Cuts `rows`, which [`Tokenizer::rows`] or [`Tokenizer::row_of_ids`] gave, into batches. `skip`: see [`TokenBatch::skip`].
     pub(crate) fn batches(&self, rows: &[Row], skip: u32, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
-        batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, skip, plan)
+        batches_from_ids(rows, self.settings.vocab_size, skip, plan)
     }
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {

@@ -72,7 +72,7 @@ impl Gpu {
         let vocab = self.folder.config.vocab_size;
         let rows: Vec<Vec<u32>> = lengths.iter().map(|&n| (0..n).map(|_| random.below(vocab) as u32).collect()).collect();
         let plan = BatchPlan::new(64, 1 << 20, 1);
-        let mut batches = batches_from_ids(&rows, self.folder.config.pad_token_id, vocab, skip, &plan).unwrap();
+        let mut batches = batches_from_ids(&rows, vocab, skip, &plan).unwrap();
         assert_eq!(batches.len(), 1);
         batches.remove(0)
     }

@@ -2,7 +2,7 @@
 
 use crate::graph::Precision;
 use crate::tensorrt::library::{Arithmetic, Products, Profile, ProfileRange, Shape, check_longest};
-use crate::tokens::{ShapeCost, ShapeCosts};
+use crate::tokens::{ShapeCost, ShapeCosts, SizeRange};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -205,8 +205,7 @@ impl Manifest {
     pub fn shape_costs(&self) -> Option<ShapeCosts> {
         let sides = |shape: Shape| (shape.batch as usize, shape.seq as usize);
         let cost = |&Cost { profile, min_micros, max_micros }: &Cost| ShapeCost {
-            min: sides(profile.min()),
-            max: sides(profile.max()),
+            range: SizeRange::padded(sides(profile.min()), sides(profile.max())),
             min_micros,
             max_micros,
         };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::Setting;
+use crate::tokens::SizeRange;
 
 pub(crate) fn manifest() -> Manifest {
     Manifest {
@@ -111,7 +112,7 @@ fn costs_are_kept_as_they_were_measured_and_earlier_files_have_none() {
     let json = serde_json::to_string(&manifest).unwrap();
     assert!(!json.contains("costs"), "{json}");
     assert_eq!(serde_json::from_str::<Manifest>(&json).unwrap().shape_costs(), None);
-    let cost = |min, max, min_micros, max_micros| ShapeCost { min, max, min_micros, max_micros };
+    let cost = |min, max, min_micros, max_micros| ShapeCost { range: SizeRange::padded(min, max), min_micros, max_micros };
     let measured = ShapeCosts::new(vec![
         cost((1, 1), (8, 512), 410.249_97, 5000.0),
         // Two times that only the digits beyond those kept tell apart.

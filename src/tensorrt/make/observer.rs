@@ -34,6 +34,8 @@ pub struct TensorRtObserver {
     mask: Input,
     tensors: Vec<Tensor>,
     largest: Shape,
+    /// The id of padding.
+    pad: i32,
     /// Rows of the token embedding table.
     vocab_size: usize,
     // Dropped last: it waits for what the others still have under way.
@@ -112,20 +114,30 @@ impl TensorRtObserver {
             Ok(Tensor { name: name.to_owned(), channels, device: output(name, channels)?, host })
         };
         let tensors = observed.iter().map(tensor).collect::<Result<_>>()?;
-        Ok(Self { context, ids, mask, tensors, largest: profile.max(), vocab_size: model.config.vocab_size, stream })
+        Ok(Self {
+            context,
+            ids,
+            mask,
+            tensors,
+            largest: profile.max(),
+            pad: model.config.pad_token_id as i32,
+            vocab_size: model.config.vocab_size,
+            stream,
+        })
     }
 
     /// Runs `batch` and waits until its tensors are in host memory.
     fn run(&mut self, batch: &TokenBatch) -> Result<()> {
         batch.check_ids(self.vocab_size)?;
-        let shape = [batch.batch() as i64, batch.seq() as i64];
-        for (input, values) in [(&self.ids, batch.ids()), (&self.mask, &batch.attention_mask())] {
+        let shape = [batch.batch() as i64, batch.longest() as i64];
+        let (ids, mask) = batch.padded(self.pad);
+        for (input, values) in [(&self.ids, &ids), (&self.mask, &mask)] {
             self.context.set_input_shape(input.place, &shape)?;
             self.stream.upload(values, &input.device)?;
         }
         self.context.enqueue(&mut self.stream)?;
         for tensor in &mut self.tensors {
-            let count = batch.batch() * batch.seq() * tensor.channels;
+            let count = batch.batch() * batch.longest() * tensor.channels;
             self.stream.copy_to_host(&tensor.device, &mut tensor.host, count)?;
         }
         Ok(self.stream.synchronize()?)
@@ -146,7 +158,7 @@ impl Observer for TensorRtObserver {
         for batch in batches {
             self.run(batch)?;
             let look = |values: &mut Vec<f32>, tensor: &Tensor| -> Result<()> {
-                values.resize(batch.batch() * batch.seq() * tensor.channels, 0.0);
+                values.resize(batch.batch() * batch.longest() * tensor.channels, 0.0);
                 tensor.host.read(0, values)?;
                 visit(batch, &tensor.name, values)
             };
