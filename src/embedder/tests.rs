@@ -393,10 +393,10 @@ fn texts_of_all_callers_are_tokenised_on_the_embedder_s_own_threads() {
         for _ in 0..6 {
             let caller = thread::Builder::new().name("caller".into());
             let call = || {
-                let many: Vec<_> = (0..200).map(|_| Noted(&text, &seen)).collect();
-                for _ in 0..5 {
+                let many: Vec<_> = (0..50).map(|_| Noted(&text, &seen)).collect();
+                for _ in 0..3 {
                     embedder.tokenize(&many).unwrap();
-                    embedder.submit(&many[..100], SubmitSettings::default()).unwrap().wait();
+                    embedder.submit(&many[..30], SubmitSettings::default()).unwrap().wait();
                 }
             };
             caller.spawn_scoped(scope, call).unwrap();
