@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[non_exhaustive]
 pub struct SubmitSettings {
     /// Batches whose turn has not come by then are never begun: their texts give [`Error::DeadlineExceeded`]. None waits as long as it
-    /// takes. A batch that has begun ends, however late.
+    /// takes. A batch that has begun ends, however late. Texts are told of their deadline when the next batch ends.
     pub deadline: Option<Instant>,
 }
 

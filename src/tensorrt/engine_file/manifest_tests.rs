@@ -133,7 +133,7 @@ fn a_limit_above_every_profile_is_refused_with_both_numbers() {
         manifest.check_max_tokens(tokens).unwrap();
     }
     let error = manifest.check_max_tokens(513).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: Setting::MaxTokens, .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: crate::Setting::MaxTokens, .. }), "{error}");
     for part in ["513", "512", "1x513", "profile"] {
         assert!(error.to_string().contains(part), "no {part} in: {error}");
     }
