@@ -1,7 +1,6 @@
 //! Manifests: what differs is named, and what earlier versions wrote is read.
 
 use super::*;
-use crate::Setting;
 use crate::tokens::SizeRange;
 
 pub(crate) fn manifest() -> Manifest {
