@@ -44,9 +44,9 @@ fn quantization(graph: &Graph) -> Quantization {
 /// Every kind of graph of the fixture `folder`.
 fn graphs(folder: &str) -> Vec<(&'static str, Graph)> {
     let model = ModelFolder::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(folder)).unwrap();
-    let weights = model.weights().unwrap();
+    let architecture = model.architecture().unwrap();
     let with_inputs = |precision, quantization: Option<&Quantization>, inputs| {
-        Graph::with_inputs(&model.config, &weights, precision, quantization, inputs).unwrap()
+        Graph::with_inputs(&architecture, precision, quantization, inputs).unwrap()
     };
     let fp32 = with_inputs(Precision::Fp32, None, Inputs::default());
     let int8 = quantization(&fp32);
@@ -55,8 +55,8 @@ fn graphs(folder: &str) -> Vec<(&'static str, Graph)> {
         ("int64", with_inputs(Precision::Fp32, None, Inputs::new(Integers::Int64))),
         ("int8", with_inputs(Precision::Fp32, Some(&int8), Inputs::default())),
         ("int8 in fp16", with_inputs(Precision::Fp16, Some(&int8), Inputs::default())),
-        ("observed", Graph::observed(&model.config, &weights).unwrap()),
-        ("tanh", Graph::new(&model.config.with_tanh_gelu(), &weights, Precision::Fp32).unwrap()),
+        ("observed", Graph::observed(&architecture).unwrap()),
+        ("tanh", Graph::new(&architecture.clone().with_tanh_gelu(), Precision::Fp32).unwrap()),
         ("fp32", fp32),
     ];
     if folder.starts_with("bert") {

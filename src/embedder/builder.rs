@@ -325,7 +325,7 @@ impl EmbedderBuilder {
     fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = self.threads.unwrap_or(cores).max(1);
-        let backend = crate::cpu::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
+        let backend = crate::cpu::CpuBackend::new(folder.architecture()?, head, max_tokens, threads)?;
         Ok(Executor {
             backend: Arc::new(backend),
             #[cfg(feature = "tensorrt")]
