@@ -119,5 +119,5 @@ fn default_inputs_are_the_graph_as_it_always_was() {
 #[test]
 fn a_model_without_token_types_refuses_them() {
     let error = graph("mpnet", Precision::Fp32, Inputs::default().with_token_types()).unwrap_err().to_string();
-    assert!(error.contains("--token-types") && error.contains("mpnet has no token types"), "{error}");
+    assert!(error.contains("token_types") && error.contains("mpnet has no token types"), "{error}");
 }

@@ -35,10 +35,7 @@ fn quantization(graph: &Graph) -> Quantization {
     let tensors = graph.observed_tensors().into_iter().enumerate();
     let ranges: BTreeMap<String, Range> =
         tensors.map(|(place, (name, channels))| (name.to_owned(), range(place, channels))).collect();
-    let mut quantization = Quantization::default();
-    quantization.ranges = ranges;
-    quantization.float.insert(graph.linears()[0].name.clone());
-    quantization
+    Quantization { ranges, float: [graph.linears()[0].name.clone()].into() }
 }
 
 /// Every kind of graph of the fixture `folder`.

@@ -52,7 +52,7 @@ pub struct Embeddings {
     pub positions: Option<PositionTable>,
     /// One row a token type, `[types, hidden_size]`. A sentence encoder is given type 0 alone.
     pub token_types: Option<Table>,
-    /// Norm of the sum.
+    /// Norm of the sum; a pre-norm encoder may have it too.
     pub norm: Option<Norm>,
 }
 
@@ -121,6 +121,7 @@ pub struct Attention {
 /// How queries, keys and values are made.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[expect(clippy::large_enum_variant, reason = "a model has one a layer")]
 pub enum Projections {
     /// One linear each.
     Separate {
@@ -285,7 +286,7 @@ impl Embeddings {
         let types = self.token_types.as_ref().map(|table| table.rows.to_f32());
         let Some(positions) = &self.positions else {
             let (types, table) = types.zip(self.token_types.as_ref())?;
-            return Some(types[..table.width()].repeat(tokens));
+            return Some(types.get(..table.width()).unwrap_or_default().repeat(tokens));
         };
         let mut rows = positions.used_rows(tokens);
         if let Some(types) = types {

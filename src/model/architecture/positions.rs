@@ -20,7 +20,7 @@ pub struct PositionTable {
 pub struct RelativeBias {
     /// Name of its tensor without `.weight`.
     pub name: String,
-    /// `[buckets, heads]`.
+    /// `[buckets, heads]`; at least 4 buckets, so that each direction has one of a single distance.
     pub table: TensorView,
     /// Distances from here on share the last bucket.
     pub max_distance: usize,

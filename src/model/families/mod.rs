@@ -146,3 +146,41 @@ impl Modules {
         Some((number.parse().ok()?, part))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn families_are_found_by_their_model_type() {
+        let names: BTreeSet<&str> = Family::all().map(Family::model_type).collect();
+        assert_eq!(names.len(), FAMILIES.len(), "two families of one model_type");
+        for family in Family::all() {
+            assert_eq!(Family::of_model_type(family.model_type()), Some(family));
+        }
+        assert_eq!(Family::of_model_type("BERT"), None);
+        assert_eq!(Family::titles(), "BERT and MPNet");
+    }
+
+    #[test]
+    fn a_family_has_its_own_modules_and_no_others() {
+        let (bert, mpnet) = (&bert::FAMILY.modules, &mpnet::FAMILY.modules);
+        for (modules, module, kind) in [
+            (bert, "encoder.layer.1.attention.self.query", Some(ModuleKind::Linear)),
+            (bert, "encoder.layer.1.output.LayerNorm", Some(ModuleKind::Norm)),
+            (bert, "encoder.layer.2.output.LayerNorm", None),
+            (bert, "encoder.layer.x.output.LayerNorm", None),
+            (bert, "encoder.layer.1.attention.attn.q", None),
+            (bert, "embeddings.token_type_embeddings", Some(ModuleKind::Embedding)),
+            (bert, "encoder.relative_attention_bias", None),
+            (mpnet, "encoder.layer.1.attention.attn.q", Some(ModuleKind::Linear)),
+            (mpnet, "encoder.layer.1.attention.self.query", None),
+            (mpnet, "encoder.relative_attention_bias", Some(ModuleKind::Embedding)),
+            (mpnet, "embeddings.token_type_embeddings", None),
+            (mpnet, "embeddings.LayerNorm", Some(ModuleKind::Norm)),
+        ] {
+            assert_eq!(modules.kind(module, 2), kind, "{module}");
+        }
+    }
+}
