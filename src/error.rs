@@ -125,7 +125,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A tensor that the encoder does not have and that its result would depend on: the weights are another model's.
-    #[error("tensor \"{name}\" in {} is a sign of {sign}; only plain BERT and MPNet are supported", path.display())]
+    #[error("tensor \"{name}\" in {} is a sign of {sign}; only plain {known} are supported", path.display())]
     OtherModel {
         /// Its name as stored.
         name: String,
@@ -133,6 +133,16 @@ pub enum Error {
         sign: &'static str,
         /// The folder.
         path: PathBuf,
+        /// The families that are supported.
+        known: String,
+    },
+    /// The model computes what no ONNX graph of this crate can have; it is refused rather than approximated.
+    #[error("{model} has {part}, which ONNX graphs of this crate cannot have yet; take a newer trt-embed, or another model")]
+    NotInGraph {
+        /// The model's name in graphs.
+        model: &'static str,
+        /// The part, with its numbers.
+        part: String,
     },
     /// A tokenizer's file is damaged, or asks for what cannot be done here.
     #[error("tokenizer: {reason}")]

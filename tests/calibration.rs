@@ -43,7 +43,7 @@ struct Constant<'m> {
 
 impl Observer for Constant<'_> {
     fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
-        let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&self.model.architecture()?, Precision::Fp32)?;
         for batch in batches {
             for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
                 let row = |length: u32| {
@@ -77,7 +77,7 @@ fn padding_never_counts() {
 #[test]
 fn tensors_that_give_no_range_are_named() {
     let model = model("bert");
-    let graph = Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
+    let graph = Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap();
     let name = graph.observed_tensors()[2].0.to_owned();
     for odd in [f32::NAN, f32::INFINITY, 0.0] {
         let mut observer = Constant { model: &model, odd: Some(odd) };
@@ -91,7 +91,7 @@ fn tensors_that_give_no_range_are_named() {
 fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
     for name in ["bert", "mpnet"] {
         let model = model(name);
-        let graph = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+        let graph = Graph::observed(&model.architecture().unwrap()).unwrap();
         let head = Head::new(model.pooling.clone(), vec![], model.config.hidden_size, None, Scaling::None).unwrap();
         let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1).unwrap();
         let mut expected: BTreeMap<String, f32> = BTreeMap::new();
@@ -140,11 +140,11 @@ fn a_calibrated_graph_is_near_the_model() {
         backend.encode(&batch, &mut out).unwrap();
         out
     };
-    let weights = model.weights().unwrap();
-    let reference = vectors(Graph::new(&model.config, &weights, Precision::Fp32).unwrap());
+    let architecture = model.architecture().unwrap();
+    let reference = vectors(Graph::new(&architecture, Precision::Fp32).unwrap());
     for smoothing in [None, Some(0.5)] {
         let quantization = run(&model, &settings(Method::MinMax, smoothing)).quantization([]);
-        let found = vectors(Graph::quantized(&model.config, &weights, Precision::Fp32, &quantization).unwrap());
+        let found = vectors(Graph::quantized(&architecture, Precision::Fp32, &quantization).unwrap());
         for (a, b) in reference.chunks_exact(head().dim).zip(found.chunks_exact(head().dim)) {
             let cosine: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
             assert!(cosine > 0.98, "{smoothing:?}: {cosine}");

@@ -132,7 +132,7 @@ fn the_engine_is_built_once_and_says_what_it_is() {
     assert_eq!(engines.len(), 1, "{engines:?}");
     let manifest = EngineFile::read_manifest(&engines[0]).unwrap();
     assert_eq!((manifest.arithmetic, &manifest.model.source), (Arithmetic::Fp32, &Source::Exported(Precision::Fp32)));
-    let observed = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+    let observed = Graph::observed(&model.architecture().unwrap()).unwrap();
     assert_eq!(manifest.model.graph, observed.digest_hex());
     assert!(manifest.fidelity.is_none() && manifest.speed.is_empty());
     // It is no encoder to embed with: its graph is not the model's own.

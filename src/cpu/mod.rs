@@ -6,7 +6,7 @@ mod quantize;
 use crate::executor::permits::Permits;
 use crate::executor::{Backend, Limits};
 use crate::graph::{Graph, Precision};
-use crate::model::{EncoderConfig, Weights};
+use crate::model::Architecture;
 use crate::pooling::{Head, HiddenRows, check_output};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
@@ -40,15 +40,15 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
-    /// Exports the graph of `config` and `weights` and prepares it. The weights are unmapped on the way, as soon as `tract` has
+    /// Exports the graph of `architecture` and prepares it. The weights are unmapped on the way, as soon as `tract` has
     /// them, so that they are never held three times. At most `threads` batches run at a time, whoever asks; the others wait in the
     /// order they came.
     ///
     /// # Errors
     /// See [`Graph::new`]; [`Error::Backend`] when `tract` refuses the graph.
-    pub fn new(config: &EncoderConfig, weights: Weights, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
-        let graph = Graph::new(config, &weights, Precision::Fp32)?;
-        drop(weights);
+    pub fn new(architecture: Architecture, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
+        let graph = Graph::new(&architecture, Precision::Fp32)?;
+        drop(architecture);
         Self::from_graph(graph, head, max_seq, threads)
     }
 
@@ -188,7 +188,7 @@ mod tests {
     /// The fixture with `threads` threads.
     fn backend(threads: usize) -> CpuBackend {
         let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/bert")).unwrap();
-        let graph = Graph::observed(&folder.config, &folder.weights().unwrap()).unwrap();
+        let graph = Graph::observed(&folder.architecture().unwrap()).unwrap();
         CpuBackend::from_graph(graph, Head::of_model(&folder).unwrap(), 16, threads).unwrap()
     }
 

@@ -332,8 +332,7 @@ impl EmbedderBuilder {
 
     #[cfg(feature = "cpu")]
     fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
-        let weights = folder.weights()?;
-        let backend = crate::cpu::CpuBackend::new(&folder.config, weights, head, max_tokens, self.thread_count())?;
+        let backend = crate::cpu::CpuBackend::new(folder.architecture()?, head, max_tokens, self.thread_count())?;
         Ok(Executor {
             backend: Arc::new(backend),
             #[cfg(feature = "tensorrt")]

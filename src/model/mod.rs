@@ -2,9 +2,11 @@
 
 mod adapter;
 mod adapter_config;
+pub mod architecture;
 mod config;
 mod config_keys;
 mod dense;
+mod families;
 mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -28,8 +30,10 @@ mod tokenizer_token;
 mod transformer_module;
 mod weights;
 
-pub use config::{Activation, EncoderConfig, Family};
+pub use architecture::Architecture;
+pub use config::{Activation, EncoderConfig};
 pub use dense::{Dense, DenseActivation, Residual};
+pub use families::Family;
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
 pub(crate) use pointer::read_file;

@@ -108,11 +108,11 @@ impl ModelIdentity {
     /// # Errors
     /// As [`Graph::new`].
     pub fn of(model: &ModelFolder) -> Result<Self> {
-        let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
         // `.` has no name of its own.
         let root = model.root.canonicalize().unwrap_or_else(|_| model.root.clone());
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { name, family: model.config.family.name().into(), digest: graph.digest_hex() })
+        Ok(Self { name, family: model.config.family.model_type().into(), digest: graph.digest_hex() })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::histogram::Histogram;
 use super::{Calibration, CalibrationSettings, MIN_SAMPLES, ModelIdentity, Samples};
 use crate::graph::{Graph, Precision, Range};
-use crate::model::ModelFolder;
+use crate::model::{Architecture, ModelFolder};
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Progress, Result};
 use rayon::prelude::*;
@@ -51,7 +51,7 @@ impl CpuObserver {
     /// # Errors
     /// As [`Graph::observed`]; [`Error::Backend`].
     pub fn new(model: &ModelFolder) -> Result<Self> {
-        let graph = Graph::observed(&model.config, &model.weights()?)?;
+        let graph = Graph::observed(&model.architecture()?)?;
         Ok(Self(crate::cpu::CpuBackend::from_graph(
             graph,
             crate::pooling::Head::of_model(model)?,
@@ -121,8 +121,8 @@ fn measure(
     settings: &CalibrationSettings,
     progress: &dyn Progress,
 ) -> Result<Calibration> {
-    let weights = model.weights()?;
-    let graph = Graph::new(&model.config, &weights, Precision::Fp32)?;
+    let architecture = model.architecture()?;
+    let graph = Graph::new(&architecture, Precision::Fp32)?;
     let tensors = graph.observed_tensors();
     let batches = samples.batches(model, &observer.plan())?;
     // A text is done when all its tensors are.
@@ -139,7 +139,7 @@ fn measure(
         None => HashMap::new(),
         Some(alpha) => {
             let reach = over_tensors(observer, &batches, &tensors, &channel_reach, &wider, &tell)?;
-            smoothing_factors(model, &graph, &reach, alpha)?
+            smoothing_factors(&architecture, &graph, &reach, alpha)
         }
     };
     let count = |tensor: &Seen<'_>| {
@@ -257,17 +257,16 @@ fn widen(reach: &mut [f32], values: &[f32]) {
 
 /// `max|X_j|^alpha / max|W_j|^(1-alpha)` for each channel j, W being all weights that the tensor feeds.
 fn smoothing_factors(
-    model: &ModelFolder,
+    architecture: &Architecture,
     graph: &Graph,
     reach: &BTreeMap<String, Vec<f32>>,
     alpha: f32,
-) -> Result<HashMap<String, Vec<f32>>> {
-    let weights = model.weights()?;
+) -> HashMap<String, Vec<f32>> {
     let mut columns: HashMap<&str, Vec<f32>> = HashMap::new();
-    for linear in graph.linears() {
-        let view = weights.tensor(&format!("{}.weight", linear.name), &[linear.outputs, linear.inputs])?;
+    // Both list them in the order in which they run.
+    for (linear, stored) in graph.linears().iter().zip(architecture.linears()) {
         let reach = columns.entry(&linear.input).or_insert_with(|| vec![0.0; linear.inputs]);
-        view.to_f32().chunks_exact(linear.inputs.max(1)).for_each(|row| widen(reach, row));
+        stored.weight.to_f32().chunks_exact(linear.inputs.max(1)).for_each(|row| widen(reach, row));
     }
     let factors = reach.iter().filter_map(|(name, reach)| {
         let columns = columns.get(name.as_str())?;
@@ -280,5 +279,5 @@ fn smoothing_factors(
         };
         Some((name.clone(), reach.iter().zip(columns).map(factor).collect()))
     });
-    Ok(factors.collect())
+    factors.collect()
 }

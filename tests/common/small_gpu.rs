@@ -63,7 +63,7 @@ impl Gpu {
     }
 
     pub fn reference(&self, head: Head) -> CpuBackend {
-        CpuBackend::new(&self.folder.config, self.folder.weights().unwrap(), head, 24, 1).unwrap()
+        CpuBackend::new(self.folder.architecture().unwrap(), head, 24, 1).unwrap()
     }
 
     /// One batch of rows of these lengths, with random ids.

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn paths_are_encoded_below_the_endpoint() {
-        let below = |endpoint: &str, segments: &[&str], query| address(endpoint).below(segments, query).map(|a| a.uri().to_string());
+        let below =
+            |endpoint: &str, segments: &[&str], query| address(endpoint).below(segments, query).map(|a| a.uri().to_string());
         assert_eq!(below("http://h/mirror/", &["a b", "c#d?e%f"], None).unwrap(), "http://h/mirror/a%20b/c%23d%3Fe%25f");
         assert_eq!(below("http://h", &["api", "ü"], Some("blobs=true")).unwrap(), "http://h/api/%C3%BC?blobs=true");
         for outside in ["..", ".", ""] {

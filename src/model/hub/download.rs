@@ -79,7 +79,12 @@ impl<'a> Remote<'a> {
         let HubId { org, name, revision } = self.id;
         let response = self.client.get(&["api", "models", org, name, "revision", revision], Some("blobs=true"))?;
         let mut text = Vec::new();
-        response.into_body().into_reader().take(MAX_LISTING).read_to_end(&mut text).map_err(|source| broken_off("the list of files", source))?;
+        response
+            .into_body()
+            .into_reader()
+            .take(MAX_LISTING)
+            .read_to_end(&mut text)
+            .map_err(|source| broken_off("the list of files", source))?;
         let info: RepoInfo =
             serde_json::from_slice(&text).map_err(|error| Failure::Answer(format!("the list of files is no hub's: {error}")))?;
         let commit = info.sha.filter(|sha| is_commit(sha));

@@ -94,7 +94,8 @@ pub(super) fn explain(options: &HubOptions, id: &HubId, failure: &Failure) -> Er
         ),
         Failure::NoAuthorities(reason) => (
             format!("{endpoint} cannot be trusted: no certificates are found on this machine: {reason}"),
-            "install the system's certificates (package ca-certificates), or set SSL_CERT_FILE to a file of them (PEM)".to_owned(),
+            "install the system's certificates (package ca-certificates), or set SSL_CERT_FILE to a file of them (PEM)"
+                .to_owned(),
         ),
         Failure::Proxy { variable, reason } => (
             format!("{variable} is no proxy's address: {reason}"),

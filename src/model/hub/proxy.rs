@@ -34,7 +34,9 @@ fn names_host(entry: &str, host: &str) -> bool {
     }
     if let Ok(ip) = host.parse::<IpAddr>() {
         return match entry.split_once('/') {
-            Some((network, bits)) => network.parse().is_ok_and(|network| bits.parse().is_ok_and(|bits| within(ip, network, bits))),
+            Some((network, bits)) => {
+                network.parse().is_ok_and(|network| bits.parse().is_ok_and(|bits| within(ip, network, bits)))
+            }
             None => entry.parse() == Ok(ip),
         };
     }

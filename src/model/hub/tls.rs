@@ -20,7 +20,9 @@ pub(super) fn authorities(needed: bool) -> Result<RootCerts, Failure> {
             let reason = found.errors.first().map_or_else(|| "there are none".to_owned(), |error| root_cause(error));
             return Err(Failure::NoAuthorities(reason));
         }
-        return Ok(RootCerts::new_with_certs(&found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>()));
+        return Ok(RootCerts::new_with_certs(
+            &found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>(),
+        ));
     };
     let mut authorities = Vec::new();
     for (variable, path) in &places.0 {

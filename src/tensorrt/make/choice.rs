@@ -410,10 +410,10 @@ mod tests {
             graph.write(&path).unwrap();
             path
         };
-        let weights = folder.weights().unwrap();
-        let float = file("float.onnx", Graph::new(&folder.config, &weights, Precision::Fp32).unwrap());
+        let architecture = folder.architecture().unwrap();
+        let float = file("float.onnx", Graph::new(&architecture, Precision::Fp32).unwrap());
         let all = calibration.quantization([]);
-        let quantised = file("int8.onnx", Graph::quantized(&folder.config, &weights, Precision::Fp32, &all).unwrap());
+        let quantised = file("int8.onnx", Graph::quantized(&architecture, Precision::Fp32, &all).unwrap());
         let of_file = |path| FastestRequest::new(EngineRequest { onnx: Some(path), ..EngineRequest::new(&folder) });
         of_file(&float).check().unwrap();
         assert_eq!(setting(&FastestRequest { calibration: Some(&calibration), ..of_file(&float) }), Setting::Calibration);

@@ -75,7 +75,7 @@ impl TensorRtObserver {
         longest: usize,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
         let observed = graph.observed_tensors();
         let values = observed.iter().map(|(_, channels)| channels).sum();
         let profile = profile(values, longest, model.config.max_tokens())?;
@@ -222,6 +222,6 @@ mod tests {
         let observed = GraphSource::observe(&folder).unwrap().model(&folder).unwrap();
         assert_eq!(observed.source, own.source);
         assert_ne!(observed.graph, own.graph);
-        assert_eq!(observed.graph, Graph::observed(&folder.config, &folder.weights().unwrap()).unwrap().digest_hex());
+        assert_eq!(observed.graph, Graph::observed(&folder.architecture().unwrap()).unwrap().digest_hex());
     }
 }

@@ -53,7 +53,7 @@ fn run_on_cpu(folder: &ModelFolder, longest: usize, rows: Vec<Vec<u32>>) -> Resu
     let head = Head::of_model(folder)?;
     let dim = head.dim;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let backend = crate::cpu::CpuBackend::new(&folder.config, folder.weights()?, head, longest, threads)?;
+    let backend = crate::cpu::CpuBackend::new(folder.architecture()?, head, longest, threads)?;
     Reference::run(&backend, rows, dim, Padding::of_model(folder))
 }
 

@@ -5,7 +5,7 @@ use crate::digest::hex;
 use crate::files::TemporaryFolder;
 use crate::graph::onnx::{self, ModelProto, TensorProto, ValueInfoProto};
 use crate::graph::{Graph, Precision, Quantization};
-use crate::model::{EncoderConfig, Mapped, ModelFolder};
+use crate::model::{Architecture, Mapped, ModelFolder};
 use crate::tensorrt::encoder::HIDDEN_STATES;
 use crate::tensorrt::engine_file::{Machine, Manifest, Model, Source};
 use crate::tensorrt::library::Library;
@@ -39,23 +39,22 @@ pub(super) struct Serialised {
 }
 
 impl GraphSource {
-    /// The graph of `folder`, with weights of type `precision`, and with `tanh_gelu` as [`EncoderConfig::with_tanh_gelu`].
+    /// The graph of `folder`, with weights of type `precision`, and with `tanh_gelu` as [`Architecture::with_tanh_gelu`].
     pub fn export(folder: &ModelFolder, precision: Precision, tanh_gelu: bool) -> Result<Self> {
-        let graph = Graph::new(&config(folder, tanh_gelu), &folder.weights()?, precision)?;
+        let graph = Graph::new(&architecture(folder, tanh_gelu)?, precision)?;
         Ok(Self::Exported { graph, precision, tanh_gelu })
     }
 
     /// As [`GraphSource::export`] in fp32, with every tensor that feeds a linear as a further output.
     pub fn observe(folder: &ModelFolder) -> Result<Self> {
-        let graph = Graph::observed(&folder.config, &folder.weights()?)?;
+        let graph = Graph::observed(&folder.architecture()?)?;
         Ok(Self::Exported { graph, precision: Precision::Fp32, tanh_gelu: false })
     }
 
     /// As [`GraphSource::export`], with linears in INT8.
     pub fn quantise(folder: &ModelFolder, precision: Precision, tanh_gelu: bool, quantization: &Quantization) -> Result<Self> {
-        let weights = folder.weights()?;
-        let graph = Graph::quantized(&config(folder, tanh_gelu), &weights, precision, quantization)?;
-        let base = Graph::new(&folder.config, &weights, precision)?.digest_hex();
+        let graph = Graph::quantized(&architecture(folder, tanh_gelu)?, precision, quantization)?;
+        let base = Graph::new(&folder.architecture()?, precision)?.digest_hex();
         Ok(Self::Quantised { graph, precision, tanh_gelu, base })
     }
 
@@ -180,8 +179,9 @@ fn model(folder: &ModelFolder, source: Source, graph: String) -> Result<Model> {
     })
 }
 
-fn config(folder: &ModelFolder, tanh_gelu: bool) -> EncoderConfig {
-    if tanh_gelu { folder.config.with_tanh_gelu() } else { folder.config.clone() }
+fn architecture(folder: &ModelFolder, tanh_gelu: bool) -> Result<Architecture> {
+    let architecture = folder.architecture()?;
+    Ok(if tanh_gelu { architecture.with_tanh_gelu() } else { architecture })
 }
 
 /// E.g. `mean, dense 768 to 512, normalize`.

@@ -57,7 +57,7 @@ fn an_exported_graph_is_checked_against_the_folder_s_weights() {
 #[test]
 fn an_int8_graph_with_gelu_by_tanh_is_known_by_the_model_s_own_graph() {
     let folder = folder();
-    let own = Graph::new(&folder.config, &folder.weights().unwrap(), Precision::Fp32).unwrap();
+    let own = Graph::new(&folder.architecture().unwrap(), Precision::Fp32).unwrap();
     let range = |(name, _): (&str, usize)| (name.to_owned(), Range { amax: 4.0, smoothing: None });
     let quantization =
         Quantization { ranges: own.observed_tensors().into_iter().map(range).collect(), ..Quantization::default() };
