@@ -1,10 +1,8 @@
 //! Encoder families: each reads its own keys of config.json and its own tensors into an [`Architecture`].
 //!
-//! To add one, write a file beside `bert.rs` and name it in [`FAMILIES`] (and as a module). Nothing outside this room asks which family
-//! a model is of.
+//! To add one, write a file beside `bert.rs` with a `FAMILY` and name it in the list below. Nothing outside this room asks which family a model is
+//! of.
 
-mod bert;
-mod mpnet;
 mod post_norm;
 
 use crate::Result;
@@ -15,8 +13,19 @@ use crate::model::{Architecture, Weights};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-/// Every family, in the order in which messages and documentation list them.
-static FAMILIES: [&Definition; 2] = [&bert::FAMILY, &mpnet::FAMILY];
+/// Makes a module of each file, and the list of what they define.
+macro_rules! families {
+    ($($file:ident,)*) => {
+        $(mod $file;)*
+        /// Every family, in the order in which messages and documentation list them.
+        static FAMILIES: &[&Definition] = &[$(&$file::FAMILY),*];
+    };
+}
+
+families! {
+    bert,
+    mpnet,
+}
 
 /// What is particular to a family.
 pub(in crate::model) struct Definition {
@@ -70,7 +79,7 @@ pub struct Family(&'static Definition);
 impl Family {
     /// Every family that is supported.
     pub fn all() -> impl Iterator<Item = Self> {
-        FAMILIES.into_iter().map(Self)
+        FAMILIES.iter().copied().map(Self)
     }
 
     /// The family of this `model_type`.
