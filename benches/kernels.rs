@@ -1,6 +1,6 @@
 //! GPU time of the kernels beside the device's copy bandwidth, and wall time of a graph around them.
 //!
-//! `cargo bench --features tensorrt --bench kernels [-- --sweep]`. Kernels are timed inside a captured graph of many launches,
+//! `cargo bench --features cuda,internals --bench kernels [-- --sweep]`. Kernels are timed inside a captured graph of many launches,
 //! so a figure holds one kernel and one boundary between kernels. Inputs rotate among buffers that together are some times the
 //! level 2 cache, up to 8; small ones therefore stay in it, as they do behind the engine that has just written them.
 

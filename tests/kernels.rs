@@ -1,6 +1,6 @@
 //! The kernels, streams, graphs and memory on a GPU, against an f64 oracle.
 //!
-//! Run on a machine with a GPU: `cargo test --features tensorrt --test kernels -- --ignored`.
+//! Run on a machine with a GPU: `cargo test --features cuda,internals --test kernels -- --ignored`.
 
 #[path = "common/counting.rs"]
 mod counting;

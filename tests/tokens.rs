@@ -477,7 +477,8 @@ fn rows_whose_parts_do_not_belong_together_are_refused() {
         (vec![5; 3], vec![0, 4], &["ends at 4", "3 ids"]),
         (vec![5, 6, -8, 7], vec![0, 2, 4], &["-8", "row 1", "negative"]),
     ];
-    let padded: [(Vec<i32>, Vec<u32>, usize, &'static [&'static str]); 7] = [
+    type Padded = (Vec<i32>, Vec<u32>, usize, &'static [&'static str]);
+    let padded: [Padded; 7] = [
         (vec![5, 6, 7], vec![3, 1], 3, &["3 ids", "2 rows of 3"]),
         (vec![5; 7], vec![3, 1], 3, &["7 ids"]),
         (vec![], vec![1], 1, &["0 ids", "1 rows of 1"]),

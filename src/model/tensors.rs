@@ -160,7 +160,7 @@ impl TensorView {
     #[must_use]
     pub fn rows(&self, first: usize, count: usize) -> Self {
         let total = self.shape.first().copied().unwrap_or(0);
-        let (first, end) = (first.min(total), (first + count).min(total));
+        let (first, end) = (first.min(total), first.saturating_add(count).min(total));
         let part = |range: &Range<usize>| {
             let row = range.len() / total.max(1);
             range.start + first * row..range.start + end * row
