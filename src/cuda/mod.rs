@@ -3,9 +3,9 @@
 //! Nothing is linked: the driver (`libcuda`) and NVRTC are opened when they are first needed, and each that is missing is a
 //! [`CudaError`] that says what was looked for.
 //!
-//! Lifetimes: a [`Stream`] holds every buffer, kernel and graph that is enqueued on it until [`Stream::synchronize`] returns,
-//! and a [`Graph`] holds all that it refers to for as long as it lives. So dropping a [`DeviceBuffer`] never frees memory that
-//! the device still uses. Device memory itself is shared (a clone of a `DeviceBuffer` is the same memory): order its use by
+//! Lifetimes: a stream holds every buffer, kernel and graph that is enqueued on it until it has waited,
+//! and a captured graph holds all that it refers to for as long as it lives. So dropping a buffer never frees memory that
+//! the device still uses. Device memory itself is shared (a clone of a buffer is the same memory): order its use by
 //! putting it on one stream.
 
 mod counters;

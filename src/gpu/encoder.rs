@@ -1,6 +1,6 @@
 //! What an executor must give to run in lanes: an encoder that reads token ids and gives hidden states, all in device memory.
 
-use super::kernels::{Hidden, Integers};
+use super::values::{Hidden, Integers};
 use crate::Result;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Stream};
 use crate::tokens::{BatchSize, SizeRange};

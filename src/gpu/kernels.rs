@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::pool_plan::{Hardware, PoolPlan};
+use super::values::{Hidden, Integers};
 use crate::cuda::error::driver;
 use crate::cuda::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, launch};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
@@ -35,16 +36,6 @@ struct Inner {
     normalise: Function,
     stage: Function,
     device: Device,
-}
-
-/// Hidden states `[tokens, hidden]`, row-major.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub enum Hidden<'a> {
-    /// fp16.
-    F16(&'a DeviceBuffer<half::f16>),
-    /// fp32.
-    F32(&'a DeviceBuffer<f32>),
 }
 
 /// The sizes of one pooling.
@@ -81,16 +72,6 @@ pub struct PoolJob<'a> {
     pub modes: &'a [PoolingMode],
     /// The sizes.
     pub shape: PoolShape,
-}
-
-/// Integers in device memory, as wide as an encoder's input.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub enum Integers<'a> {
-    /// int32.
-    I32(&'a DeviceBuffer<i32>),
-    /// int64.
-    I64(&'a DeviceBuffer<i64>),
 }
 
 /// One batch on its way into an encoder: what [`Kernels::stage`] reads and writes.
@@ -402,71 +383,6 @@ impl Kernels {
         stream.hold(self.0.clone());
         // SAFETY: the caller's promise; the function's module lives in `self`, which the stream holds.
         unsafe { launch(function, grid, stream.cu(), parameters) }.map_err(driver(during))
-    }
-}
-
-impl Hidden<'_> {
-    /// Columns in 16 bytes.
-    fn lane(&self) -> usize {
-        match self {
-            Self::F16(_) => 8,
-            Self::F32(_) => 4,
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::F16(buffer) => buffer.len(),
-            Self::F32(buffer) => buffer.len(),
-        }
-    }
-
-    fn address(&self) -> u64 {
-        match self {
-            Self::F16(buffer) => buffer.address(),
-            Self::F32(buffer) => buffer.address(),
-        }
-    }
-
-    fn device(&self) -> &Device {
-        match self {
-            Self::F16(buffer) => buffer.device(),
-            Self::F32(buffer) => buffer.device(),
-        }
-    }
-}
-
-impl Integers<'_> {
-    fn wide(&self) -> bool {
-        matches!(self, Self::I64(_))
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::I32(buffer) => buffer.len(),
-            Self::I64(buffer) => buffer.len(),
-        }
-    }
-
-    fn address(&self) -> u64 {
-        match self {
-            Self::I32(buffer) => buffer.address(),
-            Self::I64(buffer) => buffer.address(),
-        }
-    }
-
-    fn device(&self) -> &Device {
-        match self {
-            Self::I32(buffer) => buffer.device(),
-            Self::I64(buffer) => buffer.device(),
-        }
-    }
-
-    fn hold(&self, stream: &mut Stream) {
-        match self {
-            Self::I32(buffer) => stream.hold_buffer(buffer),
-            Self::I64(buffer) => stream.hold_buffer(buffer),
-        }
     }
 }
 

@@ -8,6 +8,7 @@ mod kernels;
 mod lane;
 mod lanes;
 mod pool_plan;
+mod values;
 
 pub use encoder::LayerTime;
 pub use lane::GpuMicros;
@@ -17,14 +18,16 @@ pub use lane::GpuMicros;
 #[allow(unused_imports)] // some are for tests alone
 pub(crate) use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
-    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
+    kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
+    values::{Hidden, Integers},
 };
 #[cfg(feature = "internals")]
 pub use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
-    kernels::{Hidden, Integers, Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
+    kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
+    values::{Hidden, Integers},
 };
 
 use crate::compare;

@@ -267,7 +267,7 @@ impl Manifest {
     }
 
     /// Checks that the plan has the profiles and the hidden size that this manifest says. `profiles` are those of
-    /// [`Engine::profiles`](super::Engine::profiles), one plan's after the other's.
+    /// [`Engine::profiles`](crate::backend::tensorrt::Engine::profiles), one plan's after the other's.
     ///
     /// # Errors
     /// [`Error::EngineMismatch`] for the first field that differs.

@@ -110,7 +110,8 @@ impl Library {
 /// Builds an engine on `device` for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
 ///
 /// # Errors
-/// As [`PlanBuilder::new`] and [`PlanBuilder::build`].
+/// [`Error::TensorRt`] with what TensorRT logged; [`Error::Setting`] for settings that this version or device does not have;
+/// [`Error::Cancelled`].
 pub fn build_plan(
     library: &Library,
     device: &Device,

@@ -151,7 +151,7 @@ impl Engine {
         Ok(Arc::new(Self { engine, io, profiles, runtime: Arc::clone(runtime) }))
     }
 
-    /// Inputs and outputs. Their places here are how a [`Context`] names them.
+    /// Inputs and outputs. Their places here are how a context names them.
     pub fn io(&self) -> &[IoTensor] {
         &self.io
     }

@@ -64,7 +64,7 @@ impl TensorRtObserver {
     /// results; as much pinned memory as values.
     ///
     /// # Errors
-    /// As [`Graph::observed`], [`PlanBuilder::build`](crate::tensorrt::library::PlanBuilder::build) and [`Engine::deserialize`]; [`Error::Cancelled`](crate::Error::Cancelled);
+    /// As [`Graph::observed`], [`build_plan`](crate::backend::tensorrt::build_plan) and [`Engine::deserialize`]; [`Error::Cancelled`](crate::Error::Cancelled);
     /// [`Error::Io`](crate::Error::Io) where the cache cannot be written; [`Error::Cuda`](crate::Error::Cuda), also for memory that does
     /// not suffice.
     pub fn new(

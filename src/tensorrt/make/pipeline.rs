@@ -141,7 +141,7 @@ pub(super) fn misplaced_calibration() -> Error {
 /// its lock keeps builds of several processes apart; the engine is not put into it.
 ///
 /// # Errors
-/// See [`EngineRequest::check`] and [`PlanBuilder`]; [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
+/// See [`EngineRequest::check`] and [`build_plan`](crate::backend::tensorrt::build_plan); [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
 pub fn build_engine(
     library: &Arc<Library>,
     device: &Device,
