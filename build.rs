@@ -23,7 +23,7 @@ fn tensorrt() -> Result<(), String> {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     println!("cargo::rerun-if-changed=cpp");
-    println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");
+    println!("cargo::rerun-if-changed=src/tensorrt/library/ffi.rs");
 
     let folder = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let usual: Vec<PathBuf> = find_headers::USUAL_FOLDERS.iter().map(PathBuf::from).collect();
@@ -34,7 +34,7 @@ fn tensorrt() -> Result<(), String> {
         [folder("CUDA_HOME"), folder("CUDA_PATH"), Some("/usr/local/cuda".into())].into_iter().flatten().collect();
     let cuda = find_headers::find_cuda(&cuda_roots).unwrap_or_else(|| "cpp/cuda".into());
 
-    let mut build = cxx_build::bridge("src/backend/tensorrt/ffi.rs");
+    let mut build = cxx_build::bridge("src/tensorrt/library/ffi.rs");
     build.files(["cpp/build.cc", "cpp/log.cc", "cpp/tensorrt.cc"]).std("c++17").flag("-Wall").flag("-Wextra");
     for folder in [&headers, &cuda] {
         if find_headers::must_be_named(folder) {

@@ -1,16 +1,14 @@
 //! GPU time of the kernels beside the device's copy bandwidth, and wall time of a graph around them.
 //!
-//! `cargo bench --features tensorrt --bench kernels [-- --sweep]`. Kernels are timed inside a captured graph of many launches,
+//! `cargo bench --features cuda,internals --bench kernels [-- --sweep]`. Kernels are timed inside a captured graph of many launches,
 //! so a figure holds one kernel and one boundary between kernels. Inputs rotate among buffers that together are some times the
 //! level 2 cache, up to 8; small ones therefore stay in it, as they do behind the engine that has just written them.
 
 use half::f16;
 use std::error::Error;
 use std::time::Instant;
-use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PoolJob, PoolPlan,
-    PoolShape, StageJob, Stream, find_nvrtc,
-};
+use trt_embed::backend::gpu::{Hardware, Hidden, Integers, Kernels, PoolJob, PoolPlan, PoolShape, StageJob, StagedRows};
+use trt_embed::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, HostMemory, Stream, find_nvrtc};
 use trt_embed::pooling::PoolingMode;
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -81,7 +79,7 @@ fn run() -> Result {
     if sweep {
         println!("\n| launch shapes tried | type | cluster x groups | us | MB read | floor us | % of copy bandwidth |");
         println!("|---|---|---|---|---|---|---|");
-        let hardware = bench.device.hardware();
+        let hardware = Hardware::of(bench.device.properties());
         for (batch, seq) in [(1, 16), (1, 128), (1, 512), (32, 128), (128, 512)] {
             let mut plans = Vec::new();
             for cluster in if hardware.clusters { &[1, 2, 4, 8][..] } else { &[1] } {
@@ -107,7 +105,7 @@ impl Bench {
         let lengths = self.device.alloc::<i32>(batch)?;
         self.stream.upload(&vec![seq as i32; batch], &lengths)?;
         let out = self.device.alloc::<f32>(batch * HIDDEN)?;
-        let shape = PoolShape { batch, seq, hidden: HIDDEN, dim: HIDDEN, normalise: true };
+        let shape = PoolShape { batch, seq, tokens: batch * seq, hidden: HIDDEN, dim: HIDDEN, normalise: true };
         let mut halves = Vec::new();
         let mut fulls = Vec::new();
         for _ in 0..buffers {
@@ -121,7 +119,7 @@ impl Bench {
         for &plan in plans {
             let us = self.time(if bytes > 1 << 24 { 16 } else { 96 }, |stream, i| {
                 let hidden = if half { Hidden::F16(&halves[i % buffers]) } else { Hidden::F32(&fulls[i % buffers]) };
-                let job = PoolJob { hidden, lengths: &lengths, skip: None, out: &out, modes: &[mode], shape };
+                let job = PoolJob { hidden, starts: None, lengths: &lengths, skip: None, out: &out, modes: &[mode], shape };
                 kernels.pool_planned(stream, &job, |_, _| plan)
             })?;
             let floor = bytes as f64 / self.copy_bandwidth;
@@ -140,7 +138,7 @@ impl Bench {
     /// The plan that the library chooses.
     fn chosen(&self, batch: usize, seq: usize, half: bool, mode: PoolingMode) -> PoolPlan {
         let lane = if half { 8 } else { 4 };
-        PoolPlan::choose(self.device.hardware(), batch, counted_tokens(mode, seq), HIDDEN, lane)
+        PoolPlan::choose(Hardware::of(self.device.properties()), batch, counted_tokens(mode, seq), HIDDEN, lane)
     }
 
     /// A device buffer of `count` values in -1 .. 1, which repeat after a million: filling takes no time to speak of.
@@ -165,9 +163,16 @@ impl Bench {
         self.stream.upload(&[100; 128], &lengths)?;
         let (mask, ids) = (self.device.alloc::<i32>(128 * 512)?, self.device.alloc::<i64>(128 * 512)?);
         self.stream.fill_bytes(&mask, 1)?;
-        let mut staged = self.device.pinned::<i32>(1 + 128 + 128 * 512, HostMemory::WriteCombined)?;
-        staged.fill(0, staged.len(), 512)?; // all rows full, whatever their number
-        let staged = staged.mapped()?;
+        // Full rows, of one length at a time.
+        let stage_of = |device: &Device, batch: usize, seq: usize| -> Result<DeviceBuffer<i32>> {
+            let mut staged = device.pinned::<i32>(2 + batch + batch * seq, HostMemory::WriteCombined)?;
+            staged.fill(0, staged.len(), 7)?;
+            staged.fill(0, 1, 0)?;
+            let starts: Vec<i32> = (0..=batch).map(|row| (row * seq) as i32).collect();
+            staged.write(1, &starts)?;
+            Ok(staged.mapped()?)
+        };
+        let device = self.device.clone();
         let skip = self.device.alloc::<i32>(1)?;
         println!("| other kernels | 1 row us | 128 rows us |");
         println!("|---|---|---|");
@@ -179,9 +184,14 @@ impl Bench {
         };
         line("normalise, dim 768", &|stream, batch| kernels.normalise(stream, &rows, batch, 768))?;
         for seq in [16, 512] {
+            let staged = [stage_of(&device, 1, seq)?, stage_of(&device, 128, seq)?];
             line(&format!("stage from host memory, seq {seq}"), &|stream, batch| {
+                let staged = if batch == 1 { &staged[0] } else { &staged[1] };
                 let (lengths, ids, mask) = (&lengths, Integers::I64(&ids), Some(Integers::I32(&mask)));
-                kernels.stage(stream, &StageJob { staged: &staged, skip: &skip, lengths, ids, mask, batch, seq, pad: 1 })
+                kernels.stage(
+                    stream,
+                    &StageJob { staged, skip: &skip, lengths, ids, mask, batch, rows: StagedRows::Padded(seq), pad: 1 },
+                )
             })?;
         }
         line("fill (memset), 1 KiB", &|stream, _| stream.fill_bytes(&mask.slice(0..256)?, 1))?;
@@ -190,7 +200,7 @@ impl Bench {
 
     /// A call as a lane makes it, without the engine: write, one graph, one wait, read.
     fn wall(&mut self) -> Result {
-        let shape = PoolShape { batch: 1, seq: 128, hidden: 768, dim: 768, normalise: true };
+        let shape = PoolShape { batch: 1, seq: 128, tokens: 128, hidden: 768, dim: 768, normalise: true };
         let hidden = self.noise::<f16>(128 * HIDDEN, f16::from_f32)?;
         let mut ids = self.device.pinned::<i32>(129, HostMemory::WriteCombined)?;
         let mut vector = self.device.pinned::<f32>(768, HostMemory::Cached)?;
@@ -199,7 +209,7 @@ impl Bench {
         let kernels = self.kernels.clone();
         let pool = |stream: &mut Stream, lengths: &DeviceBuffer<i32>, out: &DeviceBuffer<f32>| {
             let hidden = Hidden::F16(&hidden);
-            kernels.pool(stream, &PoolJob { hidden, lengths, skip: None, out, modes: &[PoolingMode::Mean], shape })
+            kernels.pool(stream, &PoolJob { hidden, starts: None, lengths, skip: None, out, modes: &[PoolingMode::Mean], shape })
         };
         let copies = self.stream.capture::<CudaError>(|stream| {
             stream.copy_to_device(&ids, &device_ids, 129)?;

@@ -4,7 +4,7 @@
 #include "trt-embed/cpp/log.h"
 #include "trt-embed/cpp/shapes.h"
 
-#include "trt-embed/src/backend/tensorrt/ffi.rs.h"
+#include "trt-embed/src/tensorrt/library/ffi.rs.h"
 
 #include <unistd.h>
 
@@ -191,8 +191,8 @@ std::unique_ptr<nvinfer1::ITimingCache> attach_timing_cache(nvinfer1::IBuilderCo
 
 } // namespace
 
-Plan::Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache, bool fast_fp16)
-    : plan_(std::move(plan)), timing_cache_(std::move(timing_cache)), fast_fp16_(fast_fp16) {}
+Plan::Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache)
+    : plan_(std::move(plan)), timing_cache_(std::move(timing_cache)) {}
 
 rust::Slice<std::uint8_t const> Plan::bytes() const {
     return to_slice(plan_.get());
@@ -200,10 +200,6 @@ rust::Slice<std::uint8_t const> Plan::bytes() const {
 
 rust::Slice<std::uint8_t const> Plan::timing_cache() const {
     return to_slice(timing_cache_.get());
-}
-
-bool Plan::fast_fp16() const {
-    return fast_fp16_;
 }
 
 /// Destroys a parser. 8.6.1 added virtual functions before IParser's destructor, so that `delete` compiled with its header would call
@@ -272,11 +268,6 @@ std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildR
 #else
     config->setProgressMonitor(&monitor);
 #endif
-#if NV_TENSORRT_MAJOR == 8
-    bool const fast_fp16 = builder_->platformHasFastFp16();
-#else
-    bool const fast_fp16 = true;
-#endif
     auto const timing_cache = attach_timing_cache(*config, request.timing_cache);
 
     // Null also for a build that the monitor stopped.
@@ -285,7 +276,7 @@ std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildR
     if (auto const *const filled = config->getTimingCache()) {
         timings.reset(filled->serialize());
     }
-    return std::make_unique<Plan>(std::move(plan), std::move(timings), fast_fp16);
+    return std::make_unique<Plan>(std::move(plan), std::move(timings));
 }
 
 void end_process(std::int32_t status) {

@@ -1,7 +1,7 @@
 // The process-wide logger, and who keeps which message.
 #include "trt-embed/cpp/log.h"
 
-#include "trt-embed/src/backend/tensorrt/ffi.rs.h"
+#include "trt-embed/src/tensorrt/library/ffi.rs.h"
 
 #include <stdexcept>
 

@@ -7,7 +7,7 @@
 #include "trt-embed/cpp/log.h"
 #include "trt-embed/cpp/shapes.h"
 
-#include "trt-embed/src/backend/tensorrt/ffi.rs.h"
+#include "trt-embed/src/tensorrt/library/ffi.rs.h"
 
 #include <dlfcn.h>
 

@@ -1,4 +1,4 @@
-// What src/backend/tensorrt/ffi.rs may call: TensorRT's builder, parser, runtime, engine and context behind small classes.
+// What src/tensorrt/library/ffi.rs may call: TensorRT's builder, parser, runtime, engine and context behind small classes.
 //
 // Every failure is a std::exception whose text ends with what TensorRT logged; the bridge makes it an `Err`.
 // Nothing here outlives what it borrows by itself: the Rust owners keep runtime, engine and context in that order.
@@ -67,17 +67,14 @@ private:
 /// A built engine, serialised, and the timing cache after its build.
 class Plan {
 public:
-    Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache, bool fast_fp16);
+    Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache);
 
     rust::Slice<std::uint8_t const> bytes() const;
     rust::Slice<std::uint8_t const> timing_cache() const;
-    /// Whether the GPU computes fp16 faster than fp32. TensorRT 10 supports no other GPU.
-    bool fast_fp16() const;
 
 private:
     std::unique_ptr<nvinfer1::IHostMemory> plan_;
     std::unique_ptr<nvinfer1::IHostMemory> timing_cache_;
-    bool fast_fp16_;
 };
 
 /// Builds one engine after another, on one thread.

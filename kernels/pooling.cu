@@ -1,16 +1,18 @@
 // Masked pooling of hidden states, the cut to `columns`, and L2 normalisation where one block or cluster holds the whole row.
 //
-// Computes, for each row r of hidden[batch, seq, width] (fp16 or fp32), over its real tokens t in [skip, lengths[r]):
-//   mode 0 cls            hidden[r, first]
-//   mode 1 max            max_t hidden[r, t]                      (a NaN stays a NaN)
-//   mode 2 mean           sum_t hidden[r, t] / n
-//   mode 3 mean_sqrt_len  sum_t hidden[r, t] / sqrt(n)
-//   mode 4 weightedmean   sum_t (t + 1) hidden[r, t] / sum_t (t + 1)   (positions count from the row's start, skipped tokens included)
-//   mode 5 lasttoken      hidden[r, last]
+// Computes, for each row r, whose hidden states begin at token starts[r] of hidden[total, width] (fp16 or fp32), over its real tokens t in
+// [skip, lengths[r]):
+//   mode 0 cls            hidden[starts[r] + first]
+//   mode 1 max            max_t hidden[starts[r] + t]                  (a NaN stays a NaN)
+//   mode 2 mean           sum_t hidden[starts[r] + t] / n
+//   mode 3 mean_sqrt_len  sum_t hidden[starts[r] + t] / sqrt(n)
+//   mode 4 weightedmean   sum_t (t + 1) hidden[starts[r] + t] / sum_t (t + 1)   (positions count from the row's start, skipped tokens included)
+//   mode 5 lasttoken      hidden[starts[r] + last]
 // as sentence-transformers' Pooling.forward does, except that a row without real tokens gives zeros in every mode.
 // Padding is never read. Then, if `normalise`, y / max(|y|, 1e-12), as torch.nn.functional.normalize.
 //
-// Layouts   hidden: row-major, width a multiple of 8, 16-byte aligned. lengths: [batch] i32, clamped to [0, seq].
+// Layouts   hidden: row-major, width a multiple of 8, 16-byte aligned. starts: [batch] i32, clamped to [0, total], or null for rows that lie
+//           padded, r * seq. lengths: [batch] i32, clamped to [0, seq] and to the end of hidden.
 //           skip: one i32, or null for 0. out: f32; row r, column c at out[r * stride + offset + c] for c < columns.
 // Numbers   sums, squares and results are f32.
 // Launch    block: (threads), threads >= lanes * groups, a multiple of 32, at most 1024. Thread = (group, lane): a lane is
@@ -110,9 +112,9 @@ enum Mode { CLS = 0, MAX = 1, MEAN = 2, MEAN_SQRT_LEN = 3, WEIGHTED_MEAN = 4, LA
 constexpr int UNROLL = 4;
 
 template <typename T, bool IS_MAX>
-__device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __restrict__ lengths, const int* __restrict__ skip,
-                                     float* __restrict__ out, int batch, int seq, int width, int columns, int stride, int offset,
-                                     int mode, int normalise, int lanes, int groups) {
+__device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __restrict__ starts, const int* __restrict__ lengths,
+                                     const int* __restrict__ skip, float* __restrict__ out, long long total, int batch, int seq,
+                                     int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups) {
     constexpr int W = Lane<T>::width;
     extern __shared__ float4 dynamic[];
     float* partial = reinterpret_cast<float*>(dynamic);  // [groups, lanes * W]
@@ -130,7 +132,8 @@ __device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __
 
     for (int row = blockIdx.x / size; row < batch; row += gridDim.x / size) {
         // Which tokens, and by what their sum is divided.
-        const int length = max(0, min(lengths[row], seq));
+        const long long origin = starts ? max(0LL, min((long long)starts[row], total)) : (long long)row * seq;
+        const int length = max(0, min(lengths[row], (int)min((long long)seq, total - origin)));
         const int start = skip ? max(0, min(*skip, length)) : 0;
         const float n = (float)(length - start);
         int begin = start, end = length;
@@ -146,7 +149,7 @@ __device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __
         for (int i = 0; i < W; i++) sum[i] = IS_MAX ? -__int_as_float(0x7f800000) : 0.0f;
 
         if (reads) {
-            const uint4* tokens = reinterpret_cast<const uint4*>(hidden + (size_t)row * seq * width + first_column + lane * W);
+            const uint4* tokens = reinterpret_cast<const uint4*>(hidden + (size_t)origin * width + first_column + lane * W);
             const size_t token = width / W;
             const int step = groups * size;
             for (int t = begin + rank * groups + group; t < end; t += UNROLL * step) {
@@ -219,9 +222,10 @@ __device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __
 
 #define POOL_KERNEL(NAME, T, IS_MAX)                                                                                              \
     extern "C" __global__ void __launch_bounds__(1024)                                                                            \
-        NAME(const T* hidden, const int* lengths, const int* skip, float* out, int batch, int seq, int width, int columns,        \
-             int stride, int offset, int mode, int normalise, int lanes, int groups) {                                            \
-        pool<T, IS_MAX>(hidden, lengths, skip, out, batch, seq, width, columns, stride, offset, mode, normalise, lanes, groups);  \
+        NAME(const T* hidden, const int* starts, const int* lengths, const int* skip, float* out, long long total, int batch,     \
+             int seq, int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups) {           \
+        pool<T, IS_MAX>(hidden, starts, lengths, skip, out, total, batch, seq, width, columns, stride, offset, mode, normalise,   \
+                        lanes, groups);                                                                                           \
     }
 
 POOL_KERNEL(pool_sum_f16, Half, false)

@@ -2,22 +2,28 @@
 
 mod builder;
 mod choice;
-mod spread;
+mod run;
+mod submission;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
 
 pub use builder::EmbedderBuilder;
 pub use choice::{BackendChoice, ChosenBackend};
+pub use submission::{Embedding, Submission, SubmitSettings};
 
-use crate::backend::{Backend, Limits};
+use crate::executor::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
-use crate::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer};
+use crate::scheduler::{Flow, Scheduler, Submitted};
+use crate::tokens::{BatchPlan, Row, TokenBatch, Tokenized, Tokenizer, without_tokens};
 use crate::trace;
 use crate::{Error, Result, Similarity};
+use run::{BatchEnd, OnFailure, Run};
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+use submission::Texts;
 
 thread_local! {
     /// The batch of single rows of ids, refilled at every call. Taken, not borrowed: reading a row may run a call of its own.
@@ -37,20 +43,9 @@ pub enum Normalize {
     Off,
 }
 
-/// Receives the progress of slow steps (downloads, building an engine). Every method may be called from any thread.
-pub trait Progress: Send + Sync {
-    /// `done` of `total` bytes of `file` have arrived. `total` is 0 while the hub does not say how many there are; the last call
-    /// has `done` equal to `total` then too.
-    fn download(&self, file: &str, done: u64, total: u64);
-
-    /// A step that may take minutes begins: `what` names it, until another begins or none (`None`).
-    fn step(&self, what: Option<&str>) {
-        let _ = what;
-    }
-}
-
 /// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one text
-/// beside one of many thousands waits for the batches that run, not for all of them; the first failure ends a call.
+/// beside any number of calls of many thousands waits for the batches that run and at most one more. The first failure ends a call;
+/// [`Embedder::submit`] gives each text a result of its own, without waiting.
 ///
 /// ```no_run
 /// let embedder = trt_embed::Embedder::builder("models/all-MiniLM-L6-v2").build()?;
@@ -65,8 +60,10 @@ pub struct Embedder {
     tokenizer: Tokenizer,
     prompts: Prompts,
     backend: Arc<dyn Backend>,
+    /// One for all embedders of the executor.
+    scheduler: Arc<Scheduler>,
     #[cfg(feature = "tensorrt")]
-    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
+    gpu: Option<Arc<crate::gpu::GpuBackend>>,
     plan: BatchPlan,
 }
 
@@ -151,7 +148,7 @@ impl Embedder {
     /// [`Error::OutputLength`] when `out` has another length; see [`Embedder::embed`].
     pub fn embed_into<T: AsRef<str> + Sync>(&self, texts: &[T], out: &mut [f32]) -> Result<()> {
         check_output(out, texts.len(), self.info.dim)?;
-        self.encode_batches(&self.tokenize(texts)?.batches, out)
+        self.encode_batches(self.tokenize(texts)?.batches, out)
     }
 
     /// As [`Embedder::embed`] for texts that are token ids already, special tokens included.
@@ -171,11 +168,49 @@ impl Embedder {
         if let [_] = rows {
             let mut batch = ROW.take();
             let filled = self.tokenizer.refill_from_ids(rows, &mut batch);
-            let done = filled.and_then(|()| self.encode_batches(std::slice::from_ref(&batch), out));
+            let done = filled.and_then(|()| self.encode_in_turn(&batch, &mut Flow::default(), out));
             ROW.set(batch);
             return done;
         }
-        self.encode_batches(&self.tokenizer.batches_from_ids(rows, &self.plan)?.batches, out)
+        self.encode_batches(self.tokenizer.batches_from_ids(rows, &self.plan)?.batches, out)
+    }
+
+    /// Submits `texts` without waiting for their vectors: the [`Submission`] is waited for or awaited, or tells a callback. Tokenises on this
+    /// thread, and over [`EmbedderBuilder::threads`] where there is enough to do.
+    ///
+    /// ```
+    /// # let embedder = trt_embed::Embedder::builder("tests/fixtures/bert").build()?;
+    /// use std::time::{Duration, Instant};
+    /// use trt_embed::SubmitSettings;
+    ///
+    /// let settings = SubmitSettings::default().with_deadline(Instant::now() + Duration::from_secs(10));
+    /// let submission = embedder.submit(&["A sentence.", "Another one."], settings)?;
+    /// for result in submission.wait() {
+    ///     match result {
+    ///         Ok(embedding) => println!("{} values of {} tokens", embedding.values.len(), embedding.tokens),
+    ///         Err(error) => eprintln!("{error}"),
+    ///     }
+    /// }
+    /// # Ok::<(), trt_embed::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where the system gives no thread to run them. What is wrong with a text is that text's result.
+    pub fn submit<T: AsRef<str> + Sync>(&self, texts: &[T], settings: SubmitSettings) -> Result<Submission> {
+        let rows = {
+            let _range = trace::range("tokenise");
+            self.tokenizer.rows(texts)
+        };
+        self.submit_rows(rows, self.tokenizer.skip(), settings)
+    }
+
+    /// As [`Embedder::submit`] for texts that are token ids already, special tokens included.
+    ///
+    /// # Errors
+    /// As [`Embedder::submit`]; a row that [`Embedder::embed_ids`] would refuse is that row's failure.
+    pub fn submit_ids<R: AsRef<[u32]>>(&self, rows: &[R], settings: SubmitSettings) -> Result<Submission> {
+        let rows = rows.iter().enumerate().map(|(index, row)| self.tokenizer.row_of_ids(index, row.as_ref())).collect();
+        self.submit_rows(rows, 0, settings)
     }
 
     /// Cuts, sorts and batches `texts` without running them: [`Tokenized::batches`] is what [`Embedder::embed`] would run.
@@ -186,7 +221,7 @@ impl Embedder {
         let _range = trace::range("tokenise");
         let tokenized = self.tokenizer.encode(texts, &self.plan)?;
         match tokenized.tokens.iter().position(|&tokens| tokens == 0) {
-            Some(text) => Err(Error::Text { text, reason: "it has no tokens, and the model's tokenizer adds none".to_owned() }),
+            Some(text) => Err(without_tokens(text)),
             None => Ok(tokenized),
         }
     }
@@ -199,15 +234,19 @@ impl Embedder {
         let hidden_size = self.info.config.hidden_size;
         let tokenized = self.tokenize(texts)?;
         let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
-        let mut hidden = Vec::new();
+        let (mut hidden, mut flow) = (Vec::new(), Flow::default());
         for batch in &tokenized.batches {
-            hidden.resize(batch.batch() * batch.seq() * hidden_size, 0.0);
-            self.backend.hidden(batch, &mut hidden)?;
-            let rows = hidden.chunks_exact(batch.seq() * hidden_size);
-            for ((row, &length), &text) in rows.zip(batch.lengths()).zip(batch.rows()) {
-                let values = &row[..length as usize * hidden_size];
+            hidden.resize(batch.ids().len() * hidden_size, 0.0);
+            {
+                let _turn = self.scheduler.turn(&mut flow, self.cost(batch));
+                self.backend.hidden(batch, &mut hidden)?;
+            }
+            let ends = batch.starts().windows(2);
+            for (row, &text) in ends.zip(batch.rows()) {
+                let (start, end) = (row[0] as usize, row[1] as usize);
+                let (length, values) = (end - start, &hidden[start * hidden_size..end * hidden_size]);
                 check_finite(values, values.len(), &[text])?;
-                states[text] = HiddenStates { values: values.to_vec(), tokens: length as usize, hidden_size };
+                states[text] = HiddenStates { values: values.to_vec(), tokens: length, hidden_size };
             }
         }
         Ok(states)
@@ -224,6 +263,7 @@ impl Embedder {
             info: Info { prompt, ..self.info.clone() },
             prompts: self.prompts.clone(),
             backend: self.backend.clone(),
+            scheduler: self.scheduler.clone(),
             #[cfg(feature = "tensorrt")]
             gpu: self.gpu.clone(),
             plan: self.plan.clone(),
@@ -237,47 +277,102 @@ impl Embedder {
 
     /// The GPU backend, where the model runs on one: its shapes, memory and times.
     #[cfg(feature = "tensorrt")]
-    pub fn gpu(&self) -> Option<&crate::backend::gpu::GpuBackend> {
+    pub fn gpu(&self) -> Option<&crate::gpu::GpuBackend> {
         self.gpu.as_deref()
     }
 
     fn embed_tokens(&self, tokenized: Tokenized) -> Result<Embeddings> {
         let dim = self.info.dim;
         let mut values = vec![0.0; tokenized.tokens.len() * dim];
-        self.encode_batches(&tokenized.batches, &mut values)?;
+        self.encode_batches(tokenized.batches, &mut values)?;
         Ok(Embeddings { values, dim, tokens: tokenized.tokens, truncated: tokenized.truncated })
     }
 
-    /// Runs `batches` and puts each vector at its text's place in `out`, `[texts, dim]`.
-    fn encode_batches(&self, batches: &[TokenBatch], out: &mut [f32]) -> Result<()> {
+    /// Runs `batches` and puts each vector at its text's place in `out`, `[texts, dim]`. The first failure ends the call; of several it is the
+    /// first batch's, always the same one: batches are begun in their order, so that all before it have run.
+    fn encode_batches(&self, batches: Vec<TokenBatch>, out: &mut [f32]) -> Result<()> {
         let dim = self.info.dim;
-        // One text, or several of one batch that came sorted: no copy.
-        if let [batch] = batches
-            && batch.rows().iter().enumerate().all(|(row, &text)| row == text)
-        {
-            return self.encode_batch(batch, out);
-        }
-        let encode = |batch: &TokenBatch| {
+        // One batch runs here. One text, or several that came sorted: no copy.
+        if let [batch] = batches.as_slice() {
+            if batch.rows().iter().enumerate().all(|(row, &text)| row == text) {
+                return self.encode_in_turn(batch, &mut Flow::default(), out);
+            }
             let mut vectors = vec![0.0; batch.batch() * dim];
-            self.encode_batch(batch, &mut vectors).map(|()| vectors)
-        };
-        let encoded = spread::in_order(batches, self.info.limits.parallelism, encode)?;
-        for (batch, vectors) in batches.iter().zip(encoded) {
-            for (vector, &text) in vectors.chunks_exact(dim).zip(batch.rows()) {
-                out[text * dim..(text + 1) * dim].copy_from_slice(vector);
+            self.encode_in_turn(batch, &mut Flow::default(), &mut vectors)?;
+            put_in_order(batch, &vectors, dim, out);
+            return Ok(());
+        }
+        let (run, _) = self.run(batches, OnFailure::EndCall, None)?;
+        let mut failure = None;
+        for (batch, end) in run.token_batches().iter().zip(run.wait()) {
+            match end {
+                BatchEnd::Vectors(vectors) => put_in_order(batch, &vectors, dim, out),
+                BatchEnd::Failed(error) => failure = failure.or(Some(error)),
+                // Behind the one that failed.
+                BatchEnd::Left(_) => {}
             }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
-    /// Runs `batch` into `out`, `[batch, dim]`, in the batch's row order.
-    fn encode_batch(&self, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+    /// Runs `batch` on this thread when its turn has come, into `out`, `[batch, dim]`, in the batch's row order.
+    fn encode_in_turn(&self, batch: &TokenBatch, flow: &mut Flow, out: &mut [f32]) -> Result<()> {
         {
+            let _turn = self.scheduler.turn(flow, self.cost(batch));
             let _range = trace::range("encode batch");
             self.backend.encode(batch, out)?;
         }
         let _range = trace::range("finite check");
         check_finite(out, self.info.dim, batch.rows())
+    }
+
+    /// Hands `batches` to the scheduler's workers.
+    fn run(
+        &self,
+        batches: Vec<TokenBatch>,
+        on_failure: OnFailure,
+        deadline: Option<Instant>,
+    ) -> Result<(Arc<Run>, Option<Submitted>)> {
+        let costs: Vec<u64> = batches.iter().map(|batch| self.cost(batch)).collect();
+        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches, costs, on_failure));
+        if run.is_done() {
+            return Ok((run, None));
+        }
+        let submitted = self.scheduler.submit(run.clone(), deadline).map_err(|error| Error::Backend {
+            backend: self.info.backend,
+            reason: format!("the system gives no thread to run batches on: {error}"),
+        })?;
+        Ok((run, Some(submitted)))
+    }
+
+    fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
+        let now = Instant::now();
+        let patience = settings.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
+        let (mut each, mut places, mut whole) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
+        for (text, row) in rows.into_iter().enumerate() {
+            each.push(row.map(|row| {
+                let known = (row.ids.len() as u32, row.truncated);
+                places.push(text);
+                whole.push(row);
+                known
+            }));
+        }
+        let batches = self.tokenizer.batches(&whole, skip, &self.plan)?;
+        let (run, submitted) = self.run(batches, OnFailure::GoOn, settings.deadline)?;
+        Ok(Submission::new(run, Texts { each, places, dim: self.info.dim, patience }, submitted))
+    }
+
+    /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included.
+    fn cost(&self, batch: &TokenBatch) -> u64 {
+        let measured = self.plan.costs.as_ref().and_then(|costs| costs.cheapest(batch.size()));
+        measured.map_or((batch.batch() * batch.longest()) as u64, |(_, micros)| micros as u64).max(1)
+    }
+}
+
+/// Puts the vectors of `batch`, in its row order, at their texts' places in `out`, `[texts, dim]`.
+fn put_in_order(batch: &TokenBatch, vectors: &[f32], dim: usize, out: &mut [f32]) {
+    for (vector, &text) in vectors.chunks_exact(dim).zip(batch.rows()) {
+        out[text * dim..(text + 1) * dim].copy_from_slice(vector);
     }
 }
 
@@ -303,3 +398,6 @@ impl Embeddings {
         self.values.chunks_exact(self.dim.max(1))
     }
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

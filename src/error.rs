@@ -1,6 +1,14 @@
 //! The one error type: every message carries the offending value and the next step.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use crate::Setting;
+#[cfg(feature = "cuda")]
+pub use cuda::CudaError;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -117,7 +125,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A tensor that the encoder does not have and that its result would depend on: the weights are another model's.
-    #[error("tensor \"{name}\" in {} is a sign of {sign}; only plain BERT and MPNet are supported", path.display())]
+    #[error("tensor \"{name}\" in {} is a sign of {sign}; only plain {known} are supported", path.display())]
     OtherModel {
         /// Its name as stored.
         name: String,
@@ -125,6 +133,16 @@ pub enum Error {
         sign: &'static str,
         /// The folder.
         path: PathBuf,
+        /// The families that are supported.
+        known: String,
+    },
+    /// The model computes what no ONNX graph of this crate can have; it is refused rather than approximated.
+    #[error("{model} has {part}, which ONNX graphs of this crate cannot have yet; take a newer trt-embed, or another model")]
+    NotInGraph {
+        /// The model's name in graphs.
+        model: &'static str,
+        /// The part, with its numbers.
+        part: String,
     },
     /// A tokenizer's file is damaged, or asks for what cannot be done here.
     #[error("tokenizer: {reason}")]
@@ -156,8 +174,8 @@ pub enum Error {
     /// A setting asks for something that the model cannot give.
     #[error("{setting}: {reason}")]
     Setting {
-        /// The setting, as the command spells it, e.g. `--dim`.
-        setting: &'static str,
+        /// The setting.
+        setting: Setting,
         /// The value and the accepted range.
         reason: String,
     },
@@ -221,9 +239,9 @@ pub enum Error {
         next: String,
     },
     /// The CUDA driver, NVRTC or a GPU failed or is not there.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     #[error(transparent)]
-    Cuda(#[from] crate::cuda::CudaError),
+    Cuda(#[from] CudaError),
     /// An executor failed or is not part of this build.
     #[error("{backend} backend: {reason}")]
     Backend {
@@ -267,7 +285,7 @@ pub enum Error {
         next: &'static str,
     },
     /// An engine was built for another GPU, library, model or setting.
-    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again with `trt-embed build`")]
+    #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again")]
     EngineMismatch {
         /// The field of the engine's manifest.
         field: &'static str,
@@ -277,7 +295,7 @@ pub enum Error {
         found: String,
     },
     /// An engine file is damaged or not one.
-    #[error("{}: not a readable engine file: {reason}; build it again with `trt-embed build`", path.display())]
+    #[error("{}: not a readable engine file: {reason}; build it again", path.display())]
     EngineFile {
         /// The file.
         path: PathBuf,
@@ -286,7 +304,7 @@ pub enum Error {
     },
     /// A batch fits no optimisation profile of the engine.
     #[error(
-        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a --profile that holds {shape}"
+        "shape {shape} fits no profile of the engine ({profiles}); send smaller batches, or build it with a profile that holds {shape}"
     )]
     OutsideProfile {
         /// `BxS`, or the tensor's dimensions.
@@ -313,7 +331,7 @@ pub enum Error {
     },
     /// There is nothing to compare a built engine with.
     #[error(
-        "the engine cannot be compared with the model on the CPU: {reason}; give vectors with --reference, or build it without the comparison (--no-parity)"
+        "the engine cannot be compared with the model on the CPU: {reason}; give reference vectors, or build it without the comparison"
     )]
     NoReference {
         /// What is missing.
@@ -342,7 +360,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration file is damaged or not one.
-    #[error("{}: not a readable calibration file: {reason}; make it again with `trt-embed calibrate`", path.display())]
+    #[error("{}: not a readable calibration file: {reason}; calibrate the model again", path.display())]
     CalibrationFile {
         /// The file.
         path: PathBuf,
@@ -350,7 +368,7 @@ pub enum Error {
         reason: String,
     },
     /// A calibration was made for another model or with another method.
-    #[error("the calibration does not fit: {field} is {found}, expected {expected}; make it again with `trt-embed calibrate`")]
+    #[error("the calibration does not fit: {field} is {found}, expected {expected}; calibrate the model again")]
     CalibrationMismatch {
         /// The field of the calibration file.
         field: &'static str,
@@ -381,8 +399,22 @@ pub enum Error {
         /// What to do about it.
         next: &'static str,
     },
+    /// An executor failed on a batch of several texts, none of which needs to be at fault.
+    #[error("its batch of {texts} texts failed: {source}")]
+    Batch {
+        /// Texts of the batch.
+        texts: usize,
+        /// What the executor said, shared by the texts of the batch.
+        source: Arc<Error>,
+    },
+    /// A text's turn did not come before the deadline; it was not begun.
+    #[error("the deadline passed after {patience:?}, before the text's turn came; give it more time, or submit less at once")]
+    DeadlineExceeded {
+        /// From submitting the text to its deadline.
+        patience: Duration,
+    },
     /// The caller asked to stop.
-    #[error("{what} was cancelled; nothing was written")]
+    #[error("{what} was cancelled")]
     Cancelled {
         /// E.g. `building the engine`.
         what: &'static str,

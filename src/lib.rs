@@ -16,29 +16,63 @@
 //! # Ok::<(), trt_embed::Error>(())
 //! ```
 //!
-//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `tensorrt` (builds TensorRT engines and
-//! runs them on NVIDIA GPUs), `nvtx` (names the stages of a call in Nsight's timelines).
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (what runs on NVIDIA GPUs shares: memory, streams, kernels),
+//! `tensorrt` (builds TensorRT engines and runs them there), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod backend;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
+#[cfg_attr(not(all(feature = "cpu", feature = "tensorrt")), allow(dead_code))] // engines are compared with the CPU
+mod compare;
+#[cfg(feature = "cpu")]
+mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod digest;
 mod embedder;
 mod error;
+mod executor;
 pub mod files;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod graph;
 pub mod model;
 mod notice;
 pub mod pooling;
+mod progress;
 pub mod quantization;
+mod scheduler;
+mod setting;
 mod similarity;
+#[cfg(feature = "tensorrt")]
+mod tensorrt;
 pub mod tokens;
 mod trace;
 
+/// Executors of a model: what a [`Backend`](backend::Backend) is, and those that there are.
+pub mod backend {
+    #[cfg(feature = "cpu")]
+    pub use crate::cpu::CpuBackend;
+    pub use crate::executor::{Backend, Limits};
+
+    /// On a GPU, whatever executor runs the encoder.
+    #[cfg(feature = "cuda")]
+    pub mod gpu {
+        pub use crate::gpu::*;
+    }
+
+    /// As TensorRT engines.
+    #[cfg(feature = "tensorrt")]
+    pub mod tensorrt {
+        pub use crate::tensorrt::*;
+    }
+}
+
 pub use embedder::{
-    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embeddings, HiddenStates, Info, Normalize, Progress,
+    BackendChoice, ChosenBackend, Embedder, EmbedderBuilder, Embedding, Embeddings, HiddenStates, Info, Normalize, Submission,
+    SubmitSettings,
 };
 pub use error::{Error, Result};
+pub use progress::{NoProgress, Progress};
+pub use setting::Setting;
 pub use similarity::Similarity;

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 pub(crate) struct Range(PhantomData<*const ()>);
 
 /// Does `work`, a stage of loading, and notes its time for the log at level debug.
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 pub(crate) fn stage<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     let (_range, start) = (range(name), std::time::Instant::now());
     let result = work();

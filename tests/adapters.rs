@@ -56,7 +56,7 @@ fn weights(folder: &Path) -> Result<Weights, Error> {
 
 fn digest(folder: &Path) -> String {
     let model = ModelFolder::open(folder).unwrap();
-    Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap().digest_hex()
+    Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap().digest_hex()
 }
 
 /// The message for opening `folder`.

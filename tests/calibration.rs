@@ -14,7 +14,7 @@ use trt_embed::quantization::{
     Calibration, CalibrationSettings, Method, Observer, Samples, Visit, calibrate, calibrate_with, choose_float, fit, sensitivity,
 };
 use trt_embed::tokens::TokenBatch;
-use trt_embed::{Error, Result};
+use trt_embed::{Error, NoProgress, Progress, Result};
 
 fn model(name: &str) -> ModelFolder {
     ModelFolder::open(format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -32,7 +32,7 @@ fn settings(method: Method, smoothing: Option<f32>) -> CalibrationSettings {
 }
 
 fn run(model: &ModelFolder, settings: &CalibrationSettings) -> Calibration {
-    calibrate(model, &samples(model), settings, &|_, _| ()).unwrap()
+    calibrate(model, &samples(model), settings, &NoProgress).unwrap()
 }
 
 /// Shows 1 at every token, but 1000 at padding and what `odd` says for the first value.
@@ -43,20 +43,20 @@ struct Constant<'m> {
 
 impl Observer for Constant<'_> {
     fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
-        let graph = Graph::new(&self.model.config, &self.model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&self.model.architecture()?, Precision::Fp32)?;
         for batch in batches {
             for (place, (name, channels)) in graph.observed_tensors().into_iter().enumerate() {
-                let row = |length: &u32| {
-                    let length = *length as usize * channels;
-                    (0..batch.seq() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
+                let row = |length: u32| {
+                    let length = length as usize * channels;
+                    (0..batch.longest() * channels).map(move |i| if i < length { 1.0 } else { 1000.0 })
                 };
-                let mut values: Vec<f32> = batch.lengths().iter().flat_map(row).collect();
+                let mut values: Vec<f32> = batch.lengths().flat_map(row).collect();
                 match self.odd {
                     Some(0.0) if place == 2 => values.fill(0.0),
                     Some(odd) if place == 2 && odd != 0.0 => values[0] = odd,
                     _ => {}
                 }
-                visit(batch, name, &values);
+                visit(batch, name, &values)?;
             }
         }
         Ok(())
@@ -68,7 +68,7 @@ fn padding_never_counts() {
     let model = model("bert");
     for method in [Method::MinMax, Method::Percentile(100.0)] {
         let mut observer = Constant { model: &model, odd: None };
-        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &|_, _| ()).unwrap();
+        let found = calibrate_with(&mut observer, &model, &samples(&model), &settings(method, None), &NoProgress).unwrap();
         assert_eq!(found.ranges.len(), 4 * model.config.num_hidden_layers);
         assert!(found.ranges.values().all(|range| range.amax == 1.0), "{:?}", found.ranges);
     }
@@ -77,12 +77,12 @@ fn padding_never_counts() {
 #[test]
 fn tensors_that_give_no_range_are_named() {
     let model = model("bert");
-    let graph = Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
+    let graph = Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap();
     let name = graph.observed_tensors()[2].0.to_owned();
     for odd in [f32::NAN, f32::INFINITY, 0.0] {
         let mut observer = Constant { model: &model, odd: Some(odd) };
         let settings = CalibrationSettings::default();
-        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &|_, _| ()).unwrap_err();
+        let error = calibrate_with(&mut observer, &model, &samples(&model), &settings, &NoProgress).unwrap_err();
         assert!(matches!(error, Error::Calibration { .. }) && error.to_string().contains(&name), "{odd}: {error}");
     }
 }
@@ -91,7 +91,7 @@ fn tensors_that_give_no_range_are_named() {
 fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
     for name in ["bert", "mpnet"] {
         let model = model(name);
-        let graph = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+        let graph = Graph::observed(&model.architecture().unwrap()).unwrap();
         let head = Head::new(model.pooling.clone(), vec![], model.config.hidden_size, None, Scaling::None).unwrap();
         let backend = CpuBackend::from_graph(graph, head, model.config.max_tokens(), 1).unwrap();
         let mut expected: BTreeMap<String, f32> = BTreeMap::new();
@@ -99,7 +99,7 @@ fn minmax_is_the_largest_magnitude_of_each_sample_run_alone() {
         for n in 0..40usize {
             let row: Vec<u32> = (0..1 + n * 7 % limit).map(|i| ((i * 31 + n * 17) % model.config.vocab_size) as u32).collect();
             let mut batch = TokenBatch::default();
-            batch.refill(&[row], model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+            batch.refill(&[row], model.config.vocab_size, 0).unwrap();
             backend
                 .observe(&batch, &mut |name, values| {
                     let amax = expected.entry(name.to_owned()).or_default();
@@ -135,16 +135,16 @@ fn a_calibrated_graph_is_near_the_model() {
         let backend = CpuBackend::from_graph(graph, head(), model.config.max_tokens(), 1).unwrap();
         let rows: Vec<Vec<u32>> = (1..9u32).map(|n| (0..n).map(|i| i * 13 + n).collect()).collect();
         let mut batch = TokenBatch::default();
-        batch.refill(&rows, model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+        batch.refill(&rows, model.config.vocab_size, 0).unwrap();
         let mut out = vec![0.0; batch.batch() * head().dim];
         backend.encode(&batch, &mut out).unwrap();
         out
     };
-    let weights = model.weights().unwrap();
-    let reference = vectors(Graph::new(&model.config, &weights, Precision::Fp32).unwrap());
+    let architecture = model.architecture().unwrap();
+    let reference = vectors(Graph::new(&architecture, Precision::Fp32).unwrap());
     for smoothing in [None, Some(0.5)] {
         let quantization = run(&model, &settings(Method::MinMax, smoothing)).quantization([]);
-        let found = vectors(Graph::quantized(&model.config, &weights, Precision::Fp32, &quantization).unwrap());
+        let found = vectors(Graph::quantized(&architecture, Precision::Fp32, &quantization).unwrap());
         for (a, b) in reference.chunks_exact(head().dim).zip(found.chunks_exact(head().dim)) {
             let cosine: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
             assert!(cosine > 0.98, "{smoothing:?}: {cosine}");
@@ -190,14 +190,14 @@ fn too_little_data_and_settings_out_of_bounds_are_refused() {
     let model = model("bert");
     let mut few = samples(&model);
     few.truncate(31);
-    let error = calibrate(&model, &few, &CalibrationSettings::default(), &|_, _| ()).unwrap_err().to_string();
+    let error = calibrate(&model, &few, &CalibrationSettings::default(), &NoProgress).unwrap_err().to_string();
     assert!(error.contains("31 texts") && error.contains("at least 32"), "{error}");
     for bad in [
         settings(Method::Percentile(0.0), None),
         settings(Method::Percentile(f64::NAN), None),
         settings(Method::MinMax, Some(1.5)),
     ] {
-        assert!(matches!(calibrate(&model, &samples(&model), &bad, &|_, _| ()), Err(Error::Setting { .. })));
+        assert!(matches!(calibrate(&model, &samples(&model), &bad, &NoProgress), Err(Error::Setting { .. })));
     }
     assert!(matches!(Samples::from_ids(&model, vec![vec![]]), Err(Error::Setting { .. })));
     assert!(matches!(Samples::from_ids(&model, vec![vec![1], vec![9_999_999]]), Err(Error::TokenId { text: 1, .. })));
@@ -318,7 +318,7 @@ fn a_choice_that_cannot_be_made_is_told_before_anything_is_built() {
     };
     auto(1, &["-m", other, "--calibration", "c.json"], &["the calibration does not fit: model is model (bert", "mpnet"]);
     auto(1, &["-m", "model", "--calibration", "none.json"], &["none.json"]);
-    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision int8"]);
+    auto(1, &["-m", "model", "--onnx", "int8/model.onnx"], &["int8/model.onnx is quantised", "--precision", "use int8"]);
     auto(1, &["-m", "model", "--onnx", "float/model.onnx", "--calibration", "c.json"], &["--calibration", "not with --onnx"]);
     auto(2, &["-m", "model", "--keep-float", "encoder.layer.0.output.dense"], &["--calibration"]);
     auto(2, &["-m", "model", "--calibration", "c.json", "--min-cosine", "2"], &["--min-cosine", "0 to 1"]);
@@ -351,7 +351,8 @@ fn no_gpu() -> &'static [&'static str] {
             "the NVIDIA driver sees no GPU (",
         ]
     } else {
-        &["tensorrt backend: this build has no TensorRT support; use --backend cpu, or build with --features tensorrt\n"]
+        &["tensorrt backend: this build has no TensorRT support; choose the backend `cpu`, or build with the feature `tensorrt` \
+           (--backend cpu)\n"]
     }
 }
 
@@ -380,12 +381,47 @@ fn the_backend_asked_for_is_used_or_its_lack_is_told() {
 fn progress_ends_at_all_texts_of_all_passes() {
     let model = model("bert");
     for (smoothing, total) in [(None, 40), (Some(0.5), 80)] {
-        let told = std::sync::Mutex::new(Vec::new());
-        let tell = |done, of| told.lock().unwrap().push((done, of));
-        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &tell).unwrap();
-        let told = told.into_inner().unwrap();
-        assert!(told.iter().all(|&(done, of)| done <= total && of == total), "{told:?}");
-        assert_eq!(told.iter().max(), Some(&(total, total)));
+        let heard = Heard { stop_at: u32::MAX, ..Heard::default() };
+        calibrate(&model, &samples(&model), &settings(Method::MinMax, smoothing), &heard).unwrap();
+        let (phases, steps) = (heard.phases.into_inner().unwrap(), heard.steps.into_inner().unwrap());
+        assert_eq!(phases, [format!("calibrating, {total} steps"), "calibrating is over".into()]);
+        assert_eq!(steps.iter().max(), Some(&(total - 1)));
+    }
+}
+
+#[test]
+fn a_calibration_can_be_stopped_between_batches() {
+    let model = model("bert");
+    let heard = Heard { stop_at: 5, ..Heard::default() };
+    let mut observer = Constant { model: &model, odd: None };
+    let error = calibrate_with(&mut observer, &model, &samples(&model), &settings(Method::MinMax, None), &heard).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+    // The phase ends, and nothing runs after the batch that was under way.
+    assert_eq!(heard.phases.into_inner().unwrap().len(), 2);
+    let steps = heard.steps.into_inner().unwrap();
+    assert!(steps.iter().filter(|&&step| step >= 5).count() == 1, "{steps:?}");
+}
+
+/// Keeps the phases and steps that it hears of, and asks to stop from step `stop_at` on.
+#[derive(Default)]
+struct Heard {
+    stop_at: u32,
+    phases: std::sync::Mutex<Vec<String>>,
+    steps: std::sync::Mutex<Vec<u32>>,
+}
+
+impl Progress for Heard {
+    fn phase_started(&self, phase: &str, _: Option<&str>, steps: u32) {
+        self.phases.lock().unwrap().push(format!("{phase}, {steps} steps"));
+    }
+    fn step_done(&self, _: &str, step: u32) {
+        self.steps.lock().unwrap().push(step);
+    }
+    fn phase_finished(&self, phase: &str) {
+        self.phases.lock().unwrap().push(format!("{phase} is over"));
+    }
+    fn cancelled(&self) -> bool {
+        self.steps.lock().unwrap().iter().any(|&step| step >= self.stop_at)
     }
 }
 

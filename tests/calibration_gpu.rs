@@ -8,13 +8,13 @@ mod phases;
 use phases::Phases;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use trt_embed::Error;
-use trt_embed::backend::tensorrt::{Arithmetic, BuildProgress, Cache, EngineFile, Library, NoProgress, Source, TensorRtObserver};
+use trt_embed::backend::tensorrt::{Arithmetic, Cache, EngineFile, Library, Source, TensorRtObserver};
 use trt_embed::cuda::Device;
 use trt_embed::graph::{Graph, Precision, Range};
 use trt_embed::model::ModelFolder;
 use trt_embed::quantization::{Calibration, CalibrationSettings, Method, Observer, Samples, calibrate, calibrate_with};
 use trt_embed::tokens::TokenBatch;
+use trt_embed::{Error, NoProgress, Progress};
 
 /// Bins that a tensor's values lie in at the least (src/quantization/histogram.rs: 4096, of which at least half are in use).
 const BINS: f32 = 2048.0;
@@ -33,7 +33,7 @@ impl Place {
         Self { device: Device::open(0).unwrap(), library: Library::load().unwrap(), cache, disk }
     }
 
-    fn observer(&self, model: &ModelFolder, longest: usize, progress: &dyn BuildProgress) -> TensorRtObserver {
+    fn observer(&self, model: &ModelFolder, longest: usize, progress: &dyn Progress) -> TensorRtObserver {
         TensorRtObserver::new(&self.library, &self.device, &self.cache, model, longest, progress).unwrap()
     }
 
@@ -99,7 +99,7 @@ fn ranges_equal_those_of_the_cpu_with_every_method() {
         let samples = samples(&model);
         let mut observer = place.observer(&model, samples.longest(), &NoProgress);
         for smoothing in [None, Some(0.5)] {
-            let on_cpu = |method| calibrate(&model, &samples, &CalibrationSettings { method, smoothing }, &|_, _| ()).unwrap();
+            let on_cpu = |method| calibrate(&model, &samples, &CalibrationSettings { method, smoothing }, &NoProgress).unwrap();
             let reach = on_cpu(Method::MinMax);
             // A smoothed value is a value over a factor: both round.
             let rounding = rounding(&model) * if smoothing.is_some() { 5.0 } else { 1.0 };
@@ -107,7 +107,7 @@ fn ranges_equal_those_of_the_cpu_with_every_method() {
             // two cuts of eight by up to 47 bins, noise of 1e-6 one by 5, and noise of 1e-7, which is what is expected here, none.
             for (method, bins) in [(Method::MinMax, 0.0), (Method::Percentile(99.9), 1.0), (Method::Entropy, 64.0)] {
                 let settings = CalibrationSettings { method, smoothing };
-                let found = calibrate_with(&mut observer, &model, &samples, &settings, &|_, _| ()).unwrap();
+                let found = calibrate_with(&mut observer, &model, &samples, &settings, &NoProgress).unwrap();
                 let moved = compare(&found, &on_cpu(method), rounding, bins, &reach);
                 assert!(4 * moved <= found.ranges.len(), "{moved} of {}", found.ranges.len());
             }
@@ -132,7 +132,7 @@ fn the_engine_is_built_once_and_says_what_it_is() {
     assert_eq!(engines.len(), 1, "{engines:?}");
     let manifest = EngineFile::read_manifest(&engines[0]).unwrap();
     assert_eq!((manifest.arithmetic, &manifest.model.source), (Arithmetic::Fp32, &Source::Exported(Precision::Fp32)));
-    let observed = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+    let observed = Graph::observed(&model.architecture().unwrap()).unwrap();
     assert_eq!(manifest.model.graph, observed.digest_hex());
     assert!(manifest.fidelity.is_none() && manifest.speed.is_empty());
     // It is no encoder to embed with: its graph is not the model's own.
@@ -148,11 +148,16 @@ fn batches_outside_the_profile_are_refused_and_the_observer_goes_on() {
     let mut observer = place.observer(&model, 20, &NoProgress);
     let batch = |rows: usize, tokens: usize| {
         let mut batch = TokenBatch::default();
-        batch.refill(&vec![vec![5; tokens]; rows], model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+        batch.refill(&vec![vec![5; tokens]; rows], model.config.vocab_size, 0).unwrap();
         batch
     };
     let seen = Mutex::new(0);
-    let mut run = |batches: &[TokenBatch]| observer.observe(batches, &|_, _, _| *seen.lock().unwrap() += 1);
+    let mut run = |batches: &[TokenBatch]| {
+        observer.observe(batches, &|_, _, _| {
+            *seen.lock().unwrap() += 1;
+            Ok(())
+        })
+    };
     for (rows, tokens) in [(1, 33), (65, 32)] {
         let error = run(&[batch(rows, tokens)]).unwrap_err();
         let text = error.to_string();

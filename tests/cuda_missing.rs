@@ -1,7 +1,8 @@
 //! The CUDA side on a machine without it: exact errors, no panic; and the names of cubins, which need no GPU.
 
 use trt_embed::Error;
-use trt_embed::cuda::{CudaError, Device, Source, find_nvrtc, kernel_sources};
+use trt_embed::backend::gpu::kernel_sources;
+use trt_embed::cuda::{CudaError, Device, Source, find_nvrtc};
 
 /// Whether this machine has a driver, asked without the code under test.
 fn has_driver() -> bool {

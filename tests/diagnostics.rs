@@ -88,8 +88,9 @@ mod with_tensorrt {
     use super::*;
     use serde_json::json;
     use std::fs;
+    use trt_embed::NoProgress;
     use trt_embed::backend::tensorrt::{
-        Arithmetic, BuildSettings, EngineFile, Library, Manifest, NoProgress, Products, Speed, build_plan, header_version,
+        Arithmetic, BuildSettings, EngineFile, Library, Manifest, Products, Speed, build_plan, header_version,
     };
     use trt_embed::cuda::Device;
 

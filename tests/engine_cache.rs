@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
+use trt_embed::Progress;
 use trt_embed::backend::tensorrt::{
-    Arithmetic, Build, BuildProgress, BuildSettings, Cache, CacheKey, EngineFile, Machine, Manifest, Model, Source,
+    Arithmetic, Build, BuildSettings, Cache, CacheKey, EngineFile, Machine, Manifest, Model, Source,
 };
 use trt_embed::files::{AtomicFile, discard_unfinished};
 use trt_embed::graph::Precision;
@@ -76,7 +77,7 @@ fn note(path: &Path, line: &str) {
 /// Notes that it waits.
 struct Waits(PathBuf);
 
-impl BuildProgress for Waits {
+impl Progress for Waits {
     fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
         note(&self.0.join("notes"), phase);
     }

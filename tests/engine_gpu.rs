@@ -9,16 +9,16 @@ use prost::Message;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use trt_embed::Error;
 use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildProgress, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, NoProgress,
-    Source, build_engine, build_fastest, cached_engine, load_engine,
+    Arithmetic, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Source, build_engine,
+    build_fastest, cached_engine, load_engine,
 };
 use trt_embed::cuda::Device;
 use trt_embed::graph::onnx::{self, AttributeProto, Dim, ElementType, NodeProto, ValueInfoProto};
 use trt_embed::graph::{Precision, export_to_folder};
 use trt_embed::model::ModelFolder;
 use trt_embed::quantization::{Calibration, CalibrationSettings, Samples, calibrate};
+use trt_embed::{Error, NoProgress, Progress, Setting};
 
 /// A bucket of several rows and a wide profile, up to the fixture's longest text.
 const PROFILES: [&str; 2] = ["8x24", "1x1:2x32:4x208"];
@@ -64,7 +64,7 @@ impl Place {
 
     fn calibration(&self) -> Calibration {
         let samples = Samples::of_all_lengths(&self.folder).unwrap();
-        calibrate(&self.folder, &samples, &CalibrationSettings::default(), &|_, _| ()).unwrap()
+        calibrate(&self.folder, &samples, &CalibrationSettings::default(), &NoProgress).unwrap()
     }
 
     fn build(&self, request: &EngineRequest<'_>) -> trt_embed::Result<EngineFile> {
@@ -249,7 +249,7 @@ fn a_foreign_graph_builds_runs_and_is_told_from_ours() {
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn a_stopped_build_leaves_nothing() {
     struct Stop(AtomicBool);
-    impl BuildProgress for Stop {
+    impl Progress for Stop {
         fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
             self.0.fetch_or(phase == "exporting the graph", Ordering::SeqCst);
         }
@@ -367,6 +367,6 @@ fn fp32_is_built_where_nothing_faster_passes_and_none_is_an_error() {
     request.keep_float = &names;
     let phases = Phases::default();
     let error = place.build_fastest(&request, &phases).unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "--keep-float", .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: Setting::KeepFloat, .. }), "{error}");
     assert!(!phases.has("building the engine"));
 }

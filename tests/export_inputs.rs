@@ -51,7 +51,7 @@ impl Reference {
 
 fn graph(folder: &str, precision: Precision, inputs: Inputs) -> trt_embed::Result<Graph> {
     let model = ModelFolder::open(fixture(folder)).unwrap();
-    Graph::with_inputs(&model.config, &model.weights().unwrap(), precision, None, inputs)
+    Graph::with_inputs(&model.architecture().unwrap(), precision, None, inputs)
 }
 
 /// Runs `graph` on these inputs, `[batch, seq]` each.
@@ -106,7 +106,7 @@ fn default_inputs_are_the_graph_as_it_always_was() {
     for folder in ["bert", "mpnet"] {
         let model = ModelFolder::open(fixture(folder)).unwrap();
         for precision in [Precision::Fp32, Precision::Fp16] {
-            let plain = Graph::new(&model.config, &model.weights().unwrap(), precision).unwrap();
+            let plain = Graph::new(&model.architecture().unwrap(), precision).unwrap();
             let same = graph(folder, precision, Inputs::default()).unwrap();
             assert_eq!(same.digest_hex(), plain.digest_hex());
             assert!(same.encode().unwrap() == plain.encode().unwrap());
@@ -119,5 +119,5 @@ fn default_inputs_are_the_graph_as_it_always_was() {
 #[test]
 fn a_model_without_token_types_refuses_them() {
     let error = graph("mpnet", Precision::Fp32, Inputs::default().with_token_types()).unwrap_err().to_string();
-    assert!(error.contains("--token-types") && error.contains("mpnet has no token types"), "{error}");
+    assert!(error.contains("token_types") && error.contains("mpnet has no token types"), "{error}");
 }

@@ -7,11 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use trt_embed::backend::Backend;
 use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildSettings, Cache, EngineFile, EngineRequest, Gate, Library, NoProgress, build_engine, cached_engine,
+    Arithmetic, BuildSettings, Cache, EngineFile, EngineRequest, Gate, Library, build_engine, cached_engine,
 };
 use trt_embed::cuda::{CudaError, Device, DeviceBuffer};
 use trt_embed::model::ModelFolder;
-use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Error};
+use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Error, NoProgress, Setting};
 
 const MODEL: &str = "tests/fixtures/mpnet";
 
@@ -100,7 +100,7 @@ fn texts_beyond_every_profile_and_unknown_devices_are_errors() {
     let error = builder(&path).device(99).build().unwrap_err();
     assert!(matches!(error, Error::Cuda(CudaError::NoSuchDevice { ordinal: 99, .. })), "{error}");
     let error = Embedder::builder(MODEL).backend(BackendChoice::Cpu).engine(&path).build().unwrap_err();
-    assert!(matches!(error, Error::Setting { setting: "--engine", .. }), "{error}");
+    assert!(matches!(error, Error::Setting { setting: Setting::Engine, .. }), "{error}");
     // The engine is of this model, not of another.
     let error = Embedder::builder("tests/fixtures/bert").engine(&path).build().unwrap_err();
     assert!(matches!(error, Error::EngineMismatch { .. }), "{error}");
@@ -112,7 +112,7 @@ fn a_limit_that_the_engine_does_not_serve_is_refused_at_opening() {
     let (_out, path) = engine();
     for (tokens, parts) in [(65, ["65", "64"]), (208, ["208", "64"])] {
         let error = builder(&path).max_tokens(tokens).build().unwrap_err();
-        assert!(matches!(error, Error::Setting { setting: "--max-tokens", .. }), "{error}");
+        assert!(matches!(error, Error::Setting { setting: Setting::MaxTokens, .. }), "{error}");
         assert!(parts.iter().all(|part| error.to_string().contains(part)), "{error}");
     }
     let long = vec!["word"; 150].join(" ");

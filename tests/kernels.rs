@@ -1,16 +1,14 @@
 //! The kernels, streams, graphs and memory on a GPU, against an f64 oracle.
 //!
-//! Run on a machine with a GPU: `cargo test --features tensorrt --test kernels -- --ignored`.
+//! Run on a machine with a GPU: `cargo test --features cuda,internals --test kernels -- --ignored`.
 
 #[path = "common/counting.rs"]
 mod counting;
 
 use counting::allocations;
 use half::f16;
-use trt_embed::cuda::{
-    CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Hidden, HostMemory, Integers, Kernels, PinnedBuffer, PoolJob,
-    PoolPlan, PoolShape, StageJob, Stream,
-};
+use trt_embed::backend::gpu::{Hardware, Hidden, Integers, Kernels, PoolJob, PoolPlan, PoolShape, StageJob, StagedRows};
+use trt_embed::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer, Stream};
 use trt_embed::pooling::PoolingMode;
 
 const MODES: [PoolingMode; 6] = [
@@ -171,6 +169,12 @@ impl Gpu {
 
     /// Pools on the GPU into a poisoned output, checks that nothing beyond it was written, and returns `[batch, dim]`.
     fn pool(&mut self, case: &Case, plan: Option<PoolPlan>) -> Vec<f32> {
+        self.pool_from(case, None, plan)
+    }
+
+    /// As [`Gpu::pool`], of rows that begin at `starts`.
+    fn pool_from(&mut self, case: &Case, starts: Option<&[i32]>, plan: Option<PoolPlan>) -> Vec<f32> {
+        let starts = starts.map(|starts| self.buffer(starts));
         let lengths = self.buffer(&case.lengths);
         let skip = self.buffer(&[case.skip]);
         let skip = (case.skip != 0).then_some(&skip);
@@ -187,7 +191,15 @@ impl Gpu {
             full_buffer = self.buffer(&case.hidden);
             Hidden::F32(&full_buffer)
         };
-        let job = PoolJob { hidden, lengths: &lengths, skip, out: &out, modes: &case.modes, shape: case.shape };
+        let job = PoolJob {
+            hidden,
+            starts: starts.as_ref(),
+            lengths: &lengths,
+            skip,
+            out: &out,
+            modes: &case.modes,
+            shape: case.shape,
+        };
         match plan {
             None => self.kernels.pool(&mut self.stream, &job),
             Some(plan) => self.kernels.pool_planned(&mut self.stream, &job, |_, _| plan),
@@ -222,7 +234,7 @@ impl Gpu {
 }
 
 fn shape(batch: usize, seq: usize, hidden: usize) -> PoolShape {
-    PoolShape { batch, seq, hidden, dim: hidden, normalise: false }
+    PoolShape { batch, seq, tokens: batch * seq, hidden, dim: hidden, normalise: false }
 }
 
 #[test]
@@ -295,7 +307,7 @@ fn rows_wider_than_a_block_are_tiled() {
 fn every_launch_shape_gives_the_same_pooling() {
     let mut gpu = Gpu::open();
     let mut random = Random(4);
-    let hardware = gpu.device.hardware();
+    let hardware = Hardware::of(gpu.device.properties());
     let largest = if hardware.clusters { 8 } else { 1 };
     for (hidden, half) in [(768, true), (768, false), (24, true), (4096, true)] {
         for mode in MODES {
@@ -383,51 +395,122 @@ fn normalise_scales_every_row() {
     }
 }
 
+/// Starts of rows of random lengths up to `longest`, and the ids of their tokens, `tokens` at most.
+fn ragged(random: &mut Random, rows: usize, longest: usize, tokens: usize) -> (Vec<i32>, Vec<i32>) {
+    let mut starts = vec![0];
+    for _ in 0..rows {
+        let end = starts[starts.len() - 1] as usize;
+        starts.push(tokens.min(end + random.between(0, longest)) as i32);
+    }
+    let ids = (0..starts[rows]).map(|_| random.next() as i32).collect();
+    (starts, ids)
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU and NVRTC"]
-fn staged_tokens_become_ids_masks_and_lengths_of_either_width() {
+fn staged_rows_become_ids_masks_and_lengths_of_either_width() {
     const PAD: i32 = 7;
     let mut gpu = Gpu::open();
     let mut random = Random(8);
     for (batch, seq) in [(1, 1), (3, 7), (200, 512), (5000, 301)] {
-        let lengths: Vec<i32> = (0..batch).map(|_| random.between(0, seq + 3) as i32 - 1).collect();
-        let mut staged = gpu.device.pinned::<i32>(1 + batch + batch * seq, HostMemory::WriteCombined).unwrap();
-        let ids: Vec<i32> = (0..batch * seq).map(|_| random.next() as i32).collect();
+        let cells = batch * seq;
+        let (starts, ids) = ragged(&mut random, batch, seq, cells);
+        let mut staged = gpu.device.pinned::<i32>(2 + batch + cells, HostMemory::WriteCombined).unwrap();
         staged.write(0, &[5]).unwrap();
-        staged.write(1, &lengths).unwrap();
-        staged.write(1 + batch, &ids).unwrap();
-        let (skip, lengths_out) = (gpu.buffer(&[-1_i32]), gpu.buffer(&vec![-1_i32; batch + 1]));
-        let narrow = [gpu.buffer(&vec![-2_i32; batch * seq + 1]), gpu.buffer(&vec![-2_i32; batch * seq + 1])];
-        let wide = [gpu.buffer(&vec![-2_i64; batch * seq + 1]), gpu.buffer(&vec![-2_i64; batch * seq + 1])];
+        staged.write(1, &starts).unwrap();
+        staged.write(2 + batch, &ids).unwrap();
+        // What stands behind the ids is nobody's.
+        staged.fill(2 + batch + ids.len(), cells - ids.len(), -3).unwrap();
+        let (skip, lengths) = (gpu.buffer(&[-1_i32]), gpu.buffer(&vec![-1_i32; batch + 1]));
+        let packed_starts = gpu.buffer(&vec![-1_i32; batch + 1]);
+        let narrow = [gpu.buffer(&vec![-2_i32; cells + 1]), gpu.buffer(&vec![-2_i32; cells + 1])];
+        let wide = [gpu.buffer(&vec![-2_i64; cells + 1]), gpu.buffer(&vec![-2_i64; cells + 1])];
         let mapped = staged.mapped().unwrap();
-        let job = |ids, mask| StageJob { staged: &mapped, skip: &skip, lengths: &lengths_out, ids, mask, batch, seq, pad: PAD };
-        let first = job(Integers::I32(&narrow[0]), Some(Integers::I64(&wide[1])));
-        gpu.kernels.stage(&mut gpu.stream, &first).unwrap();
-        let second = job(Integers::I64(&wide[0]), Some(Integers::I32(&narrow[1])));
-        gpu.kernels.stage(&mut gpu.stream, &second).unwrap();
-        let read_lengths = gpu.read(&lengths_out);
-        assert_eq!(gpu.read(&skip), [5]);
-        for (found, length) in read_lengths.iter().zip(&lengths) {
-            assert_eq!(*found, (*length).clamp(0, seq as i32));
+        let real: Vec<i32> = starts.windows(2).map(|ends| ends[1] - ends[0]).collect();
+        let both = [StagedRows::Padded(seq), StagedRows::Packed { starts: &packed_starts, tokens: cells }];
+        for rows in both {
+            let job = |ids, mask| StageJob { staged: &mapped, skip: &skip, lengths: &lengths, ids, mask, batch, rows, pad: PAD };
+            let first = job(Integers::I32(&narrow[0]), Some(Integers::I64(&wide[1])));
+            gpu.kernels.stage(&mut gpu.stream, &first).unwrap();
+            let second = job(Integers::I64(&wide[0]), Some(Integers::I32(&narrow[1])));
+            gpu.kernels.stage(&mut gpu.stream, &second).unwrap();
+            let read_lengths = gpu.read(&lengths);
+            assert_eq!(gpu.read(&skip), [5]);
+            assert_eq!((&read_lengths[..batch], read_lengths[batch]), (real.as_slice(), -1));
+            let (narrow, wide) =
+                (narrow.each_ref().map(|buffer| gpu.read(buffer)), wide.each_ref().map(|buffer| gpu.read(buffer)));
+            for i in 0..cells {
+                let place = match rows {
+                    StagedRows::Padded(_) => {
+                        Some(starts[i / seq] as usize + i % seq).filter(|_| ((i % seq) as i32) < real[i / seq])
+                    }
+                    _ => Some(i).filter(|&i| i < ids.len()),
+                };
+                let id = place.map_or(PAD, |place| ids[place]);
+                let token = i32::from(place.is_some());
+                assert_eq!((narrow[0][i], wide[0][i]), (id, i64::from(id)), "id {i} of {batch}x{seq}, {rows:?}");
+                assert_eq!((narrow[1][i], wide[1][i]), (token, i64::from(token)), "mask {i} of {batch}x{seq}, {rows:?}");
+            }
+            for end in narrow.map(|values| i64::from(values[cells])).into_iter().chain(wide.map(|values| values[cells])) {
+                assert_eq!(end, -2, "wrote beyond ids or mask");
+            }
+            // Without a mask, and refused where a buffer is one value short.
+            let (exact, short) = (gpu.device.alloc::<i32>(cells).unwrap(), gpu.device.alloc::<i32>(cells - 1).unwrap());
+            let refused = StageJob { ids: Integers::I32(&short), mask: None, ..first };
+            gpu.kernels.stage(&mut gpu.stream, &StageJob { ids: Integers::I32(&exact), ..refused }).unwrap();
+            let error = gpu.kernels.stage(&mut gpu.stream, &refused).unwrap_err();
+            assert!(matches!(error, CudaError::Argument { call: "stage", .. }), "{error}");
+            gpu.stream.synchronize().unwrap();
         }
-        assert_eq!(read_lengths[batch], -1, "wrote beyond the lengths");
-        let (narrow, wide) = (narrow.each_ref().map(|buffer| gpu.read(buffer)), wide.each_ref().map(|buffer| gpu.read(buffer)));
-        for i in 0..batch * seq {
-            let token = ((i % seq) as i32) < lengths[i / seq];
-            let id = if token { ids[i] } else { PAD };
-            assert_eq!((narrow[0][i], wide[0][i]), (id, i64::from(id)), "id {i} of {batch}x{seq}");
-            assert_eq!((narrow[1][i], wide[1][i]), (i32::from(token), i64::from(token)), "mask {i} of {batch}x{seq}");
+        let read_starts = gpu.read(&packed_starts);
+        assert_eq!((&read_starts[..batch], read_starts[batch]), (&starts[..batch], -1));
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and NVRTC"]
+fn starts_that_are_none_are_taken_into_the_tokens() {
+    let mut gpu = Gpu::open();
+    let (batch, seq) = (4, 8);
+    let mut staged = gpu.device.pinned::<i32>(2 + batch + batch * seq, HostMemory::WriteCombined).unwrap();
+    staged.write(0, &[0, -5, i32::MAX, 3, i32::MIN, 1000]).unwrap();
+    let (skip, lengths, starts) = (gpu.buffer(&[-1]), gpu.buffer(&vec![-1; batch]), gpu.buffer(&vec![-1; batch]));
+    let (ids, mapped) = (gpu.buffer(&vec![-2_i32; batch * seq]), staged.mapped().unwrap());
+    for rows in [StagedRows::Padded(seq), StagedRows::Packed { starts: &starts, tokens: batch * seq }] {
+        let ids = Integers::I32(&ids);
+        let job = StageJob { staged: &mapped, skip: &skip, lengths: &lengths, ids, mask: None, batch, rows, pad: 0 };
+        gpu.kernels.stage(&mut gpu.stream, &job).unwrap();
+        // From 0 to 32 (8 in a row of 8), from 32 to 3, from 3 to 0, from 0 to 32.
+        let most = if matches!(rows, StagedRows::Padded(_)) { 8 } else { 32 };
+        assert_eq!(gpu.read(&lengths), [most, 0, 0, most], "{rows:?}");
+    }
+    assert_eq!(gpu.read(&starts), [0, 32, 3, 0]);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and NVRTC"]
+fn packed_rows_are_pooled_as_padded_ones() {
+    let mut gpu = Gpu::open();
+    let mut random = Random(21);
+    for (batch, seq, hidden) in [(1, 1, 8), (5, 37, 768), (64, 200, 384)] {
+        for mode in MODES {
+            let sizes = PoolShape { normalise: true, ..shape(batch, seq, hidden) };
+            let case = Case::random(&mut random, sizes, &[mode], batch % 2 == 0);
+            let padded = gpu.pool(&case, None);
+            // The real tokens side by side, and poison behind them that no row may read.
+            let (mut starts, mut states) = (Vec::new(), Vec::new());
+            for (row, &length) in case.lengths.iter().enumerate() {
+                starts.push((states.len() / hidden) as i32);
+                states.extend_from_slice(&case.hidden[row * seq * hidden..][..length as usize * hidden]);
+            }
+            let tokens = states.len() / hidden;
+            states.resize((tokens + 3) * hidden, f32::NAN);
+            let packed = Case { shape: PoolShape { tokens, ..sizes }, hidden: states, ..case };
+            assert_eq!(gpu.pool_from(&packed, Some(&starts), None), padded, "{mode:?} {batch}x{seq}x{hidden}");
+            // Rows that would begin or end outside are cut there.
+            let outside: Vec<i32> = starts.iter().map(|start| start + tokens as i32).collect();
+            assert!(gpu.pool_from(&packed, Some(&outside), None)[hidden..].iter().all(|&value| value == 0.0));
         }
-        for end in narrow.map(|values| i64::from(values[batch * seq])).into_iter().chain(wide.map(|values| values[batch * seq])) {
-            assert_eq!(end, -2, "wrote beyond ids or mask");
-        }
-        // Without a mask, and refused where a buffer is one value short.
-        let (exact, short) = (gpu.buffer(&ids), gpu.device.alloc::<i32>(batch * seq - 1).unwrap());
-        let refused = StageJob { ids: Integers::I32(&short), mask: None, ..first };
-        gpu.kernels.stage(&mut gpu.stream, &StageJob { ids: Integers::I32(&exact), ..refused }).unwrap();
-        let error = gpu.kernels.stage(&mut gpu.stream, &refused).unwrap_err();
-        assert!(matches!(error, CudaError::Argument { call: "stage", .. }), "{error}");
-        gpu.stream.synchronize().unwrap();
     }
 }
 
@@ -435,7 +518,7 @@ fn staged_tokens_become_ids_masks_and_lengths_of_either_width() {
 #[ignore = "needs an NVIDIA GPU and NVRTC"]
 fn arguments_that_do_not_fit_are_errors_before_any_launch() {
     let mut gpu = Gpu::open();
-    let sizes = PoolShape { batch: 2, seq: 4, hidden: 16, dim: 16, normalise: true };
+    let sizes = PoolShape { batch: 2, seq: 4, tokens: 8, hidden: 16, dim: 16, normalise: true };
     let hidden = gpu.device.alloc::<f32>(2 * 4 * 16 + 1).unwrap();
     let lengths = gpu.buffer(&[4, 4]);
     let out = gpu.device.alloc::<f32>(2 * 16).unwrap();
@@ -445,7 +528,7 @@ fn arguments_that_do_not_fit_are_errors_before_any_launch() {
                        modes: &[PoolingMode],
                        sizes,
                        what: &str| {
-        let job = PoolJob { hidden: Hidden::F32(hidden), lengths, skip: None, out, modes, shape: sizes };
+        let job = PoolJob { hidden: Hidden::F32(hidden), starts: None, lengths, skip: None, out, modes, shape: sizes };
         match gpu.kernels.pool(&mut gpu.stream, &job) {
             Err(CudaError::Argument { call: "pool", reason }) => assert!(reason.contains(what), "{reason} does not say {what}"),
             other => panic!("{other:?}, but {what}"),
@@ -456,15 +539,24 @@ fn arguments_that_do_not_fit_are_errors_before_any_launch() {
     refused(&hidden, &lengths, &out, mean, PoolShape { dim: 17, ..sizes }, "dim 17");
     refused(&hidden, &lengths, &out, mean, PoolShape { dim: 0, ..sizes }, "dim 0");
     refused(&hidden, &lengths, &out, &[], sizes, "0 modes");
-    refused(&hidden, &lengths, &out, mean, PoolShape { batch: 3, ..sizes }, "hidden holds");
+    refused(&hidden, &lengths, &out, mean, PoolShape { batch: 3, tokens: 12, ..sizes }, "hidden holds");
     refused(&hidden, &lengths, &out, mean, PoolShape { seq: usize::MAX, ..sizes }, "tokens");
-    refused(&hidden, &lengths, &out, mean, PoolShape { batch: usize::MAX, ..sizes }, "hidden holds");
+    refused(&hidden, &lengths, &out, mean, PoolShape { tokens: 7, ..sizes }, "7 hidden states are not 2 rows of 4");
+    refused(&hidden, &lengths, &out, mean, PoolShape { batch: usize::MAX, ..sizes }, "hidden states are not");
     refused(&hidden, &lengths.slice(0..1).unwrap(), &out, mean, sizes, "lengths holds 1");
     refused(&hidden, &lengths, &out.slice(0..31).unwrap(), mean, sizes, "out holds 31");
     refused(&hidden.slice(1..129).unwrap(), &lengths, &out, mean, sizes, "not aligned");
-    let mut bad = PoolPlan::choose(gpu.device.hardware(), 2, 4, 16, 4);
+    let mut bad = PoolPlan::choose(Hardware::of(gpu.device.properties()), 2, 4, 16, 4);
     bad.groups = 1000;
-    let job = PoolJob { hidden: Hidden::F32(&hidden), lengths: &lengths, skip: None, out: &out, modes: mean, shape: sizes };
+    let job = PoolJob {
+        hidden: Hidden::F32(&hidden),
+        starts: None,
+        lengths: &lengths,
+        skip: None,
+        out: &out,
+        modes: mean,
+        shape: sizes,
+    };
     let result = gpu.kernels.pool_planned(&mut gpu.stream, &job, |_, _| bad);
     assert!(matches!(result, Err(CudaError::Argument { .. })), "{result:?}");
     gpu.stream.synchronize().unwrap();
@@ -491,7 +583,10 @@ fn a_graph_replays_with_fresh_input_and_keeps_what_it_uses() {
                 stream.copy_to_device(&hidden_in, &hidden, 3 * 20 * 64)?;
                 let modes = &[PoolingMode::Mean];
                 let hidden = Hidden::F32(&hidden);
-                kernels.pool(stream, &PoolJob { hidden, lengths: &lengths, skip: None, out: &out, modes, shape: sizes })?;
+                kernels.pool(
+                    stream,
+                    &PoolJob { hidden, starts: None, lengths: &lengths, skip: None, out: &out, modes, shape: sizes },
+                )?;
                 stream.copy_to_host(&out, &mut vectors, 3 * 64)
             })
             .unwrap()
@@ -544,6 +639,7 @@ fn a_kernel_reads_and_writes_mapped_host_memory() {
     let (lengths, mapped) = (lengths.mapped().unwrap(), out.mapped().unwrap());
     let job = PoolJob {
         hidden: Hidden::F32(&hidden),
+        starts: None,
         lengths: &lengths,
         skip: Some(&skip),
         out: &mapped,
@@ -711,6 +807,7 @@ fn a_warm_call_allocates_nothing() {
     let kernels = gpu.kernels.clone();
     let job = PoolJob {
         hidden: Hidden::F16(&hidden),
+        starts: None,
         lengths: &lengths,
         skip: None,
         out: &out,

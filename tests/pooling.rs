@@ -1,16 +1,16 @@
 //! Pooling, Dense modules and normalisation against f64 oracles written from sentence-transformers' formulas.
 
 use proptest::prelude::*;
-use trt_embed::Error;
 use trt_embed::model::{Dense, DenseActivation, Residual};
-use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling, apply_dense, check_finite, cut_and_scale, pool};
+use trt_embed::pooling::{Head, HiddenRows, Pooling, PoolingMode, Scaling, apply_dense, check_finite, cut_and_scale, pool};
 use trt_embed::tokens::TokenBatch;
+use trt_embed::{Error, Setting};
 
 /// Half a unit in the last place of f32, relative: the error of one rounding.
 const ROUNDING: f64 = f32::EPSILON as f64 / 2.0;
 
 fn batch(lengths: &[u32], seq: usize, skip: u32) -> TokenBatch {
-    TokenBatch::from_padded(vec![0; lengths.len() * seq], lengths.to_vec(), seq, skip).unwrap()
+    TokenBatch::from_padded(&vec![0; lengths.len() * seq], lengths, seq, skip).unwrap()
 }
 
 /// Reproducible values, roughly normal around an offset (hidden states are not centred).
@@ -68,7 +68,13 @@ fn check(lengths: &[u32], seq: usize, hidden_size: usize, skip: u32, modes: &[Po
     let pooling = Pooling::new(modes.iter().copied(), skip == 0).unwrap();
     let width = pooling.width(hidden_size);
     let mut out = vec![f32::NAN; lengths.len() * width];
-    pool(&hidden, &batch, hidden_size, &pooling, &mut out).unwrap();
+    pool(&hidden, HiddenRows::Padded(seq), &batch, hidden_size, &pooling, &mut out).unwrap();
+    // The same rows side by side.
+    let row = |(row, &length): (usize, &u32)| &hidden[row * seq * hidden_size..][..length as usize * hidden_size];
+    let packed = lengths.iter().enumerate().map(row).collect::<Vec<_>>().concat();
+    let mut out_of_packed = vec![f32::NAN; out.len()];
+    pool(&packed, HiddenRows::Packed, &batch, hidden_size, &pooling, &mut out_of_packed).unwrap();
+    assert_eq!(out_of_packed, out);
     for (row, &length) in lengths.iter().enumerate() {
         for (place, &mode) in modes.iter().enumerate() {
             for component in 0..hidden_size {
@@ -121,11 +127,11 @@ proptest! {
         let hidden = values(lengths.len() * seq * hidden_size, seed);
         let head = Head::new(Pooling::new(PoolingMode::ALL, true).unwrap(), Vec::new(), hidden_size, None, Scaling::AfterCut).unwrap();
         let mut together = vec![0.0; lengths.len() * head.dim];
-        head.apply(&hidden, &batch(&lengths, seq, 0), &mut together).unwrap();
+        head.apply(&hidden, HiddenRows::Padded(seq), &batch(&lengths, seq, 0), &mut together).unwrap();
         for (row, &length) in lengths.iter().enumerate() {
             let states = &hidden[row * seq * hidden_size..][..length as usize * hidden_size];
             let mut alone = vec![0.0; head.dim];
-            head.apply(states, &batch(&[length], length as usize, 0), &mut alone).unwrap();
+            head.apply(states, HiddenRows::Packed, &batch(&[length], length as usize, 0), &mut alone).unwrap();
             prop_assert_eq!(&together[row * head.dim..][..head.dim], alone);
         }
     }
@@ -229,7 +235,7 @@ fn prompt_positions_still_count_in_the_weights() {
     // Tokens 1, 10, 100 with the first left out: (2 * 10 + 3 * 100) / (2 + 3).
     let pooling = Pooling::new([PoolingMode::WeightedMean], false).unwrap();
     let mut out = [0.0];
-    pool(&[1.0, 10.0, 100.0], &batch(&[3], 3, 1), 1, &pooling, &mut out).unwrap();
+    pool(&[1.0, 10.0, 100.0], HiddenRows::Packed, &batch(&[3], 3, 1), 1, &pooling, &mut out).unwrap();
     assert_eq!(out, [64.0]);
 }
 
@@ -239,7 +245,7 @@ fn modes_are_concatenated_as_given() {
     let modes = [PoolingMode::Mean, PoolingMode::LastToken, PoolingMode::Cls, PoolingMode::Mean];
     let pooling = Pooling::new(modes, true).unwrap();
     let mut out = [0.0; 4];
-    pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
+    pool(&hidden, HiddenRows::Padded(3), &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
     assert_eq!(out, [3.0, 6.0, 1.0, 3.0]);
 }
 
@@ -251,7 +257,7 @@ fn a_nan_among_the_tokens_is_not_hidden() {
             let mut hidden = [1.0, 2.0, 3.0];
             hidden[place] = f32::NAN;
             let mut out = [0.0];
-            pool(&hidden, &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
+            pool(&hidden, HiddenRows::Padded(3), &batch(&[3], 3, 0), 1, &pooling, &mut out).unwrap();
             let read = match mode {
                 PoolingMode::Cls => place == 0,
                 PoolingMode::LastToken => place == 2,
@@ -277,7 +283,7 @@ fn a_row_without_tokens_gives_zeros_and_stays_zero() {
     let head = Head::new(Pooling::new(PoolingMode::ALL, false).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
     for (lengths, skip) in [([0, 2], 0), ([2, 3], 2)] {
         let mut out = vec![f32::NAN; 2 * head.dim];
-        head.apply(&values(2 * 3 * 3, 7), &batch(&lengths, 3, skip), &mut out).unwrap();
+        head.apply(&values(2 * 3 * 3, 7), HiddenRows::Padded(3), &batch(&lengths, 3, skip), &mut out).unwrap();
         assert_eq!(out[..head.dim], vec![0.0; head.dim]);
         assert!(out[head.dim..].iter().all(|x| x.is_finite() && *x != 0.0));
         check_finite(&out, head.dim, &[0, 1]).unwrap();
@@ -287,7 +293,7 @@ fn a_row_without_tokens_gives_zeros_and_stays_zero() {
 #[test]
 fn an_empty_batch_gives_nothing() {
     let head = Head::new(Pooling::new([PoolingMode::Mean], true).unwrap(), Vec::new(), 3, None, Scaling::AfterCut).unwrap();
-    head.apply(&[], &TokenBatch::default(), &mut []).unwrap();
+    head.apply(&[], HiddenRows::Packed, &TokenBatch::default(), &mut []).unwrap();
 }
 
 #[test]
@@ -307,13 +313,16 @@ fn buffers_of_another_length_are_refused_and_left_alone() {
         other => panic!("{other:?}"),
     };
     for wrong in [0, 23, 25, 48] {
-        input(pool(&vec![0.0; wrong], &batch, 3, &pooling, &mut [7.0; 12]), wrong);
-        input(head.apply(&vec![0.0; wrong], &batch, &mut [7.0; 2]), wrong);
+        input(pool(&vec![0.0; wrong], HiddenRows::Padded(4), &batch, 3, &pooling, &mut [7.0; 12]), wrong);
+        input(head.apply(&vec![0.0; wrong], HiddenRows::Padded(4), &batch, &mut [7.0; 2]), wrong);
+        input(pool(&vec![0.0; wrong], HiddenRows::Packed, &batch, 3, &pooling, &mut [7.0; 12]), wrong);
     }
+    // The longest row has 4 tokens: rows of 3 cannot hold it.
+    input(pool(&[0.0; 18], HiddenRows::Padded(3), &batch, 3, &pooling, &mut [7.0; 12]), 18);
     for wrong in [0, 1, 3, 11, 13] {
         let mut out = vec![7.0; wrong];
-        output(pool(&hidden, &batch, 3, &pooling, &mut out), wrong);
-        output(head.apply(&hidden, &batch, &mut out), wrong);
+        output(pool(&hidden, HiddenRows::Padded(4), &batch, 3, &pooling, &mut out), wrong);
+        output(head.apply(&hidden, HiddenRows::Padded(4), &batch, &mut out), wrong);
         output(apply_dense(&layer, &pooled, &mut out), wrong);
         output(cut_and_scale(&pooled, 6, 1, Scaling::AfterCut, &mut out), wrong);
         assert!(out.iter().all(|&value| value == 7.0));
@@ -348,12 +357,15 @@ fn a_head_whose_parts_were_changed_is_checked_again() {
         let mut head = whole.clone();
         change(&mut head);
         let out = &mut out[..head.dim];
-        assert!(matches!(head.apply(&[1.0; 3], &batch(&[1], 1, 0), out), Err(Error::Setting { .. })), "{head:?}");
+        assert!(
+            matches!(head.apply(&[1.0; 3], HiddenRows::Packed, &batch(&[1], 1, 0), out), Err(Error::Setting { .. })),
+            "{head:?}"
+        );
     }
     // Without a mode there is nothing to pool, and nothing to panic over.
     let mut none = whole.pooling;
     none.modes.clear();
-    pool(&[1.0; 3], &batch(&[1], 1, 0), 3, &none, &mut []).unwrap();
+    pool(&[1.0; 3], HiddenRows::Packed, &batch(&[1], 1, 0), 3, &none, &mut []).unwrap();
 }
 
 #[test]
@@ -371,17 +383,20 @@ fn a_head_chains_its_steps() {
     let head = Head::new(mean(), vec![layer.clone()], 2, Some(2), Scaling::AfterCut).unwrap();
     assert_eq!((head.pooled_width(), head.width(), head.dim), (2, 3, 2));
     let mut out = [0.0; 2];
-    head.apply(&[1.0, 3.0, 3.0, 5.0], &batch(&[2], 2, 0), &mut out).unwrap();
+    head.apply(&[1.0, 3.0, 3.0, 5.0], HiddenRows::Packed, &batch(&[2], 2, 0), &mut out).unwrap();
     let norm = 34f64.sqrt();
     assert_eq!(out, [(3.0 / norm) as f32, (5.0 / norm) as f32]);
 
     for dim in [0, 4, usize::MAX] {
         let error = Head::new(mean(), vec![layer.clone()], 2, Some(dim), Scaling::AfterCut).unwrap_err();
-        assert!(matches!(&error, Error::Setting { setting: "--dim", reason } if reason.contains(&dim.to_string())), "{error}");
+        assert!(
+            matches!(&error, Error::Setting { setting: Setting::Dim, reason } if reason.contains(&dim.to_string())),
+            "{error}"
+        );
     }
     assert!(matches!(
         Head::new(mean(), vec![layer.clone()], 3, None, Scaling::AfterCut).unwrap_err(),
-        Error::Setting { setting: "Dense", .. }
+        Error::Setting { setting: Setting::Dense, .. }
     ));
     for broken in [
         Dense { weight: vec![0.0; 5], ..layer.clone() },
@@ -422,5 +437,5 @@ fn mode_names() {
         let error = wrong.parse::<PoolingMode>().unwrap_err().to_string();
         assert!(error.contains(&format!("\"{wrong}\"")) && error.contains("weightedmean"), "{error}");
     }
-    assert!(matches!(Pooling::new([], true).unwrap_err(), Error::Setting { setting: "--pooling", .. }));
+    assert!(matches!(Pooling::new([], true).unwrap_err(), Error::Setting { setting: Setting::Pooling, .. }));
 }

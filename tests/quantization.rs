@@ -26,14 +26,14 @@ fn batch(model: &ModelFolder) -> TokenBatch {
     let rows: Vec<Vec<u32>> =
         (1..8u32).map(|n| (0..2 * n).map(|i| (i * 37 + n) % model.config.vocab_size as u32).collect()).collect();
     let mut batch = TokenBatch::default();
-    batch.refill(&rows, model.config.pad_token_id, model.config.vocab_size, 0).unwrap();
+    batch.refill(&rows, model.config.vocab_size, 0).unwrap();
     batch
 }
 
 /// Every tensor's largest magnitude over the batch, padding included.
 fn ranges(model: &ModelFolder) -> Quantization {
     let mut quantization = Quantization::default();
-    let observed = backend(model, Graph::observed(&model.config, &model.weights().unwrap()).unwrap());
+    let observed = backend(model, Graph::observed(&model.architecture().unwrap()).unwrap());
     observed
         .observe(&batch(model), &mut |name, values| {
             let amax = values.iter().fold(0f32, |amax, value| amax.max(value.abs()));
@@ -45,13 +45,13 @@ fn ranges(model: &ModelFolder) -> Quantization {
 
 fn hidden(model: &ModelFolder, graph: Graph) -> Vec<f32> {
     let batch = batch(model);
-    let mut hidden = vec![0.0; batch.batch() * batch.seq() * model.config.hidden_size];
+    let mut hidden = vec![0.0; batch.ids().len() * model.config.hidden_size];
     backend(model, graph).hidden(&batch, &mut hidden).unwrap();
     hidden
 }
 
 fn quantized(model: &ModelFolder, quantization: &Quantization) -> trt_embed::Result<Graph> {
-    Graph::quantized(&model.config, &model.weights()?, Precision::Fp32, quantization)
+    Graph::quantized(&model.architecture()?, Precision::Fp32, quantization)
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -63,7 +63,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 fn every_linear_is_listed_and_fed_by_what_can_be_observed() {
     for name in MODELS {
         let model = model(name);
-        let graph = Graph::observed(&model.config, &model.weights().unwrap()).unwrap();
+        let graph = Graph::observed(&model.architecture().unwrap()).unwrap();
         assert_eq!(graph.linears().len(), 6 * model.config.num_hidden_layers);
         assert_eq!(graph.observed_tensors().len(), 4 * model.config.num_hidden_layers);
         let outputs: BTreeSet<&str> = graph.outputs().collect();
@@ -78,7 +78,7 @@ fn every_linear_is_listed_and_fed_by_what_can_be_observed() {
 fn int8_is_near_fp32_and_not_equal_and_smoothing_too() {
     for name in MODELS {
         let model = model(name);
-        let reference = hidden(&model, Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap());
+        let reference = hidden(&model, Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap());
         let plain = ranges(&model);
         let mut smooth = plain.clone();
         let graph = quantized(&model, &plain).unwrap();
@@ -99,7 +99,7 @@ fn int8_is_near_fp32_and_not_equal_and_smoothing_too() {
 #[test]
 fn all_linears_in_float_are_the_fp32_graph_and_each_one_changes_it() {
     let model = model("bert");
-    let reference = hidden(&model, Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap());
+    let reference = hidden(&model, Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap());
     let mut quantization = ranges(&model);
     let all: BTreeSet<String> =
         quantized(&model, &quantization).unwrap().linears().iter().map(|linear| linear.name.clone()).collect();
@@ -133,7 +133,7 @@ fn ranges_that_cannot_be_used_are_named() {
     let fault = |change: &dyn Fn(&mut Quantization), precision| {
         let mut bad = good.clone();
         change(&mut bad);
-        let error = Graph::quantized(&model.config, &model.weights().unwrap(), precision, &bad).unwrap_err();
+        let error = Graph::quantized(&model.architecture().unwrap(), precision, &bad).unwrap_err();
         assert!(error.to_string().contains(&tensor), "{error}");
         assert!(matches!(error, Error::Calibration { .. }), "{error:?}");
     };
@@ -146,7 +146,7 @@ fn ranges_that_cannot_be_used_are_named() {
     fault(&|bad| bad.ranges.get_mut(&tensor).unwrap().smoothing = Some(vec![1.0]), Precision::Fp32);
     let mut small = good.clone();
     small.ranges.get_mut(&tensor).unwrap().amax = 0.008;
-    Graph::quantized(&model.config, &model.weights().unwrap(), Precision::Fp16, &small).unwrap();
+    Graph::quantized(&model.architecture().unwrap(), Precision::Fp16, &small).unwrap();
 
     let mut unknown = good;
     unknown.float.insert("encoder.layer.9.nothing".into());

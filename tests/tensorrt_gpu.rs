@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildProgress, BuildSettings, Context, Direction, Element, Engine, Library, NoProgress, Runtime, build_plan,
+    Arithmetic, BuildSettings, Context, Direction, Element, Engine, Library, Runtime, build_plan,
 };
 use trt_embed::cuda::{Device, DeviceBuffer, Stream};
-use trt_embed::{Error, Result};
+use trt_embed::{Error, NoProgress, Progress, Result};
 
 const ONNX: &[u8] = include_bytes!("fixtures/tensorrt/tiny.onnx");
 const HIDDEN: usize = 4;
@@ -272,7 +272,7 @@ fn a_damaged_plan_and_a_foreign_graph_are_errors() {
 #[ignore = "needs an NVIDIA GPU and TensorRT"]
 fn a_cancelled_build_says_so() {
     struct Cancel(AtomicUsize);
-    impl BuildProgress for Cancel {
+    impl Progress for Cancel {
         fn step_done(&self, _: &str, _: u32) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }

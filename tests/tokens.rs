@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use trt_embed::Error;
 use trt_embed::model::{TokenizerFiles, TokenizerModel};
 use trt_embed::tokens::{BatchPlan, TokenBatch, Tokenized, Tokenizer, TokenizerSettings, batches_from_ids};
+use trt_embed::{Error, Setting};
 
 const VOCAB: [&str; 24] = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "on", "mat", "##s", "##at", "a", "query", ":", ",", "中",
@@ -81,8 +81,8 @@ fn roomy() -> BatchPlan {
 fn restore(tokenized: &Tokenized) -> Vec<Vec<u32>> {
     let mut rows = vec![None; tokenized.tokens.len()];
     for batch in &tokenized.batches {
-        for ((ids, &length), &row) in batch.ids().chunks(batch.seq()).zip(batch.lengths()).zip(batch.rows()) {
-            let ids = ids[..length as usize].iter().map(|&id| id as u32).collect();
+        for (place, &row) in batch.rows().iter().enumerate() {
+            let ids = batch.row(place).iter().map(|&id| id as u32).collect();
             assert!(rows[row].replace(ids).is_none(), "text {row} appears twice");
         }
     }
@@ -110,8 +110,8 @@ fn the_files_truncation_and_padding_are_overridden() {
     assert_eq!(restore(&tokenized), [vec![2, 5, 6, 7, 8, 5, 9, 15, 5, 6, 10, 3], vec![2, 6, 3]]);
     assert_eq!((tokenized.tokens, tokenized.truncated), (vec![12, 3], 0));
     let batch = &tokenized.batches[0];
-    assert_eq!((batch.batch(), batch.seq(), batch.skip()), (2, 12, 0));
-    assert_eq!(batch.ids()[12..], [2, 6, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!((batch.batch(), batch.longest(), batch.skip()), (2, 12, 0));
+    assert_eq!((batch.starts(), batch.row(1)), ([0, 12, 15].as_slice(), [2, 6, 3].as_slice()));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn special_tokens_without_room_are_an_error() {
     for (post_processor, added) in post_processors() {
         let json = tokenizer_json(&post_processor, None).to_string();
         let error = Tokenizer::from_bytes(json.as_bytes(), settings(added.max(1) - 1)).unwrap_err();
-        assert!(matches!(error, Error::Setting { setting: "--max-tokens", .. }), "{error}");
+        assert!(matches!(error, Error::Setting { setting: Setting::MaxTokens, .. }), "{error}");
     }
 }
 
@@ -147,11 +147,12 @@ fn special_tokens_without_room_are_an_error() {
 fn an_empty_text_has_its_special_tokens() {
     let tokenizer = open(&tokenizer_json(&bert_processing(), None), settings(8));
     assert_eq!(encode(&tokenizer, &[""]), [vec![2, 3]]);
-    // Without special tokens nothing is left, but the rectangle keeps a column.
+    // Without special tokens nothing is left; a rectangle of it keeps a column.
     let tokenizer = open(&tokenizer_json(&Value::Null, None), settings(8));
     let tokenized = tokenizer.encode(&[""], &roomy()).unwrap();
     let batch = &tokenized.batches[0];
-    assert_eq!((batch.ids(), batch.lengths(), batch.seq()), ([0].as_slice(), [0].as_slice(), 1));
+    assert_eq!((batch.ids(), batch.starts(), batch.longest()), ([].as_slice(), [0, 0].as_slice(), 1));
+    assert_eq!(batch.padded(9), (vec![9], vec![0]));
 }
 
 #[test]
@@ -210,7 +211,7 @@ fn ids_outside_the_table_name_the_text() {
     let tokenizer = open(&tokenizer_json(&bert_processing(), None), TokenizerSettings::new(8, PAD, 9));
     let error = tokenizer.encode(&["the cat", "sat on", "the mat"], &roomy()).unwrap_err();
     assert!(matches!(error, Error::TokenId { id: 9, text: 2, vocab_size: 9 }), "{error}");
-    let error = batches_from_ids(&[vec![u32::MAX]], PAD, usize::MAX, 0, &roomy()).unwrap_err();
+    let error = batches_from_ids(&[vec![u32::MAX]], usize::MAX, 0, &roomy()).unwrap_err();
     assert!(matches!(error, Error::TokenId { id: u32::MAX, text: 0, .. }), "{error}");
 }
 
@@ -363,20 +364,26 @@ proptest! {
     ) {
         // Ids tell the row and the place in it.
         let rows: Vec<Vec<u32>> = lengths.iter().enumerate().map(|(row, &n)| (0..n).map(|i| (row * 64 + i + 1) as u32).collect()).collect();
-        let batches = batches_from_ids(&rows, PAD, 64 * 64, skip, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
+        let batches = batches_from_ids(&rows, 64 * 64, skip, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
         let mut order = Vec::new();
         for batch in &batches {
-            let (ids, lengths, seq, places) = (batch.ids(), batch.lengths(), batch.seq(), batch.rows());
+            let (lengths, places): (Vec<u32>, _) = (batch.lengths().collect(), batch.rows());
+            let (longest, tokens) = (batch.longest(), batch.batch() * batch.longest());
             prop_assert_eq!(batch.batch(), places.len());
-            prop_assert_eq!(ids.len(), batch.batch() * seq);
             prop_assert_eq!(batch.skip(), skip);
             prop_assert!(batch.batch() >= 1 && batch.batch() <= max_batch.max(1));
-            prop_assert!(ids.len() <= batch_tokens || batch.batch() == 1);
-            prop_assert_eq!(seq, lengths.iter().max().map_or(1, |&longest| (longest as usize).max(1)));
-            for ((row, &length), &place) in ids.chunks(seq).zip(lengths).zip(places) {
-                let (real, padding) = row.split_at(length as usize);
-                prop_assert!(real.iter().map(|&id| id as u32).eq(rows[place].iter().copied()));
-                prop_assert!(padding.iter().all(|&id| id == PAD as i32));
+            prop_assert!(tokens <= batch_tokens || batch.batch() == 1);
+            prop_assert_eq!(longest, lengths.iter().max().map_or(1, |&longest| (longest as usize).max(1)));
+            prop_assert_eq!(batch.starts().len(), batch.batch() + 1);
+            let size = batch.size();
+            prop_assert_eq!((size.rows, size.longest, size.tokens), (batch.batch(), longest, batch.ids().len()));
+            let (ids, mask) = batch.padded(-1);
+            prop_assert_eq!((ids.len(), mask.len()), (tokens, tokens));
+            for (row, &place) in places.iter().enumerate() {
+                prop_assert!(batch.row(row).iter().map(|&id| id as u32).eq(rows[place].iter().copied()));
+                let (real, padding) = ids[row * longest..][..longest].split_at(rows[place].len());
+                prop_assert!(real == batch.row(row) && padding.iter().all(|&id| id == -1));
+                prop_assert!(mask[row * longest..][..longest].iter().zip(0..).all(|(&mask, t)| mask == i32::from(t < real.len())));
                 order.push(place);
             }
         }
@@ -396,8 +403,8 @@ proptest! {
         parallelism in 1usize..6,
     ) {
         let rows: Vec<Vec<u32>> = lengths.iter().map(|&n| vec![1; n]).collect();
-        let batches = batches_from_ids(&rows, PAD, 2, 0, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
-        let found = batches.iter().map(|batch| batch.ids().len()).max().unwrap();
+        let batches = batches_from_ids(&rows, 2, 0, &BatchPlan::new(max_batch, batch_tokens, parallelism)).unwrap();
+        let found = batches.iter().map(|batch| batch.batch() * batch.longest()).max().unwrap();
 
         let mut sorted = lengths;
         sorted.sort_unstable_by(|a, b| b.cmp(a));
@@ -434,7 +441,7 @@ proptest! {
 fn a_small_load_is_shared_among_the_workers() {
     let rows = vec![vec![1; 10]; 8];
     let sizes = |parallelism| -> Vec<usize> {
-        let batches = batches_from_ids(&rows, PAD, 2, 0, &BatchPlan::new(64, 1 << 20, parallelism)).unwrap();
+        let batches = batches_from_ids(&rows, 2, 0, &BatchPlan::new(64, 1 << 20, parallelism)).unwrap();
         batches.iter().map(TokenBatch::batch).collect()
     };
     assert_eq!(sizes(1), [8]);
@@ -445,29 +452,45 @@ fn a_small_load_is_shared_among_the_workers() {
 }
 
 #[test]
-fn a_rectangle_whose_parts_do_not_belong_together_is_refused() {
-    let whole = TokenBatch::from_padded(vec![5, 6, 7, 8, PAD as i32, PAD as i32], vec![3, 1], 3, 1).unwrap();
-    assert_eq!((whole.ids(), whole.lengths(), whole.seq()), ([5, 6, 7, 8, 0, 0].as_slice(), [3, 1].as_slice(), 3));
-    assert_eq!((whole.rows(), whole.skip(), whole.batch()), ([0, 1].as_slice(), 1, 2));
+fn rows_whose_parts_do_not_belong_together_are_refused() {
+    let whole = TokenBatch::from_ragged(vec![5, 6, 7, 8], vec![0, 3, 4], 1).unwrap();
+    assert_eq!((whole.row(0), whole.row(1), whole.row(2)), ([5, 6, 7].as_slice(), [8].as_slice(), [].as_slice()));
+    assert_eq!((whole.rows(), whole.skip(), whole.batch(), whole.longest()), ([0, 1].as_slice(), 1, 2, 3));
     let mut refilled = TokenBatch::default();
-    refilled.refill(&[vec![5, 6, 7], vec![8]], PAD, 9, 1).unwrap();
+    refilled.refill(&[vec![5, 6, 7], vec![8]], 9, 1).unwrap();
     assert_eq!(refilled, whole);
-    assert_eq!(TokenBatch::from_padded(vec![], vec![], 1, 0).unwrap(), TokenBatch::default());
-    TokenBatch::from_padded(vec![1, 2], vec![0, 0], 1, u32::MAX).unwrap();
+    // What stands behind a row's tokens is nobody's.
+    assert_eq!(TokenBatch::from_padded(&[5, 6, 7, 8, -1, i32::MAX], &[3, 1], 3, 1).unwrap(), whole);
+    for none in [TokenBatch::from_ragged(vec![], vec![0], 0), TokenBatch::from_padded(&[], &[], 1, 0)] {
+        assert_eq!(none.unwrap(), TokenBatch::default());
+    }
+    assert_eq!(TokenBatch::default().starts(), [0]);
+    TokenBatch::from_padded(&[1, 2], &[0, 0], 1, u32::MAX).unwrap();
+    TokenBatch::from_padded(&[], &[0], 0, 0).unwrap();
 
-    type Parts = (Vec<i32>, Vec<u32>, usize, &'static [&'static str]);
-    let faults: [Parts; 8] = [
+    type Ragged = (Vec<i32>, Vec<u32>, &'static [&'static str]);
+    let ragged: [Ragged; 6] = [
+        (vec![5], vec![], &["starts at None"]),
+        (vec![5], vec![1], &["starts at Some(1)"]),
+        (vec![5; 3], vec![0, 2, 1, 3], &["row 1", "starts at 2", "ends at 1"]),
+        (vec![5; 3], vec![0, 2], &["ends at 2", "3 ids"]),
+        (vec![5; 3], vec![0, 4], &["ends at 4", "3 ids"]),
+        (vec![5, 6, -8, 7], vec![0, 2, 4], &["-8", "row 1", "negative"]),
+    ];
+    type Padded = (Vec<i32>, Vec<u32>, usize, &'static [&'static str]);
+    let padded: [Padded; 7] = [
         (vec![5, 6, 7], vec![3, 1], 3, &["3 ids", "2 rows of 3"]),
         (vec![5; 7], vec![3, 1], 3, &["7 ids"]),
         (vec![], vec![1], 1, &["0 ids", "1 rows of 1"]),
         (vec![5], vec![], 1, &["1 ids", "0 rows"]),
         (vec![5; 6], vec![3, 4], 3, &["row 1", "4 tokens", "rows of 3"]),
         (vec![5, 6, 7, -8, 0, 0], vec![3, 1], 3, &["-8", "row 1", "negative"]),
-        (vec![], vec![0], 0, &["0 tokens wide"]),
         (vec![5; 2], vec![1, 1], usize::MAX, &["2 ids"]),
     ];
-    for (ids, lengths, seq, parts) in faults {
-        let error = TokenBatch::from_padded(ids, lengths, seq, 0).unwrap_err();
+    let ragged = ragged.into_iter().map(|(ids, starts, parts)| (TokenBatch::from_ragged(ids, starts, 0), parts));
+    let padded = padded.into_iter().map(|(ids, lengths, seq, parts)| (TokenBatch::from_padded(&ids, &lengths, seq, 0), parts));
+    for (refused, parts) in ragged.chain(padded) {
+        let error = refused.unwrap_err();
         assert!(matches!(error, Error::TokenBatch { .. }), "{error}");
         assert!(parts.iter().all(|part| error.to_string().contains(part)), "no {parts:?} in {error}");
     }
@@ -476,18 +499,16 @@ fn a_rectangle_whose_parts_do_not_belong_together_is_refused() {
 #[test]
 fn a_refill_that_fails_leaves_no_half_a_batch() {
     let mut batch = TokenBatch::default();
-    batch.refill(&[vec![1, 2, 3]], PAD, 10, 2).unwrap();
+    batch.refill(&[vec![1, 2, 3]], 10, 2).unwrap();
     for rows in [vec![vec![1, 2], vec![3, 10]], vec![vec![1, u32::MAX]]] {
-        assert!(matches!(batch.refill(&rows, PAD, 10, 0), Err(Error::TokenId { .. })));
+        assert!(matches!(batch.refill(&rows, 10, 0), Err(Error::TokenId { .. })));
         assert_eq!(batch, TokenBatch::default());
     }
-    assert!(matches!(batch.refill(&[vec![1]], 10, 10, 0), Err(Error::TokenId { id: 10, .. })));
-    assert_eq!(batch, TokenBatch::default());
 }
 
 #[test]
 fn ids_are_checked_against_the_table_of_who_runs_them() {
-    let batches = batches_from_ids(&[vec![1], vec![4, 9, 2], vec![7]], PAD, 10, 0, &roomy()).unwrap();
+    let batches = batches_from_ids(&[vec![1], vec![4, 9, 2], vec![7]], 10, 0, &roomy()).unwrap();
     let [batch] = batches.as_slice() else { panic!("{batches:?}") };
     batch.check_ids(10).unwrap();
     for (vocab_size, id, text) in [(9, 9, 1), (8, 9, 1), (4, 4, 1), (0, 4, 1)] {
@@ -498,8 +519,8 @@ fn ids_are_checked_against_the_table_of_who_runs_them() {
             other => panic!("{other:?}"),
         }
     }
-    // Padding is looked up as well.
-    let padded = TokenBatch::from_padded(vec![1, 30, 2, 3], vec![1, 2], 2, 0).unwrap();
-    assert!(matches!(padded.check_ids(30), Err(Error::TokenId { id: 30, text: 0, .. })));
+    // An id at the beginning of a row after one without tokens.
+    let after_empty = TokenBatch::from_ragged(vec![1, 30], vec![0, 1, 1, 2], 0).unwrap();
+    assert!(matches!(after_empty.check_ids(30), Err(Error::TokenId { id: 30, text: 2, .. })));
     TokenBatch::default().check_ids(0).unwrap();
 }

@@ -322,7 +322,7 @@ fn mixed(embedder: &Embedder, texts: usize) -> Result<MixedReport> {
     Ok(MixedReport {
         texts: texts.len(),
         tokens,
-        padded_tokens: tokenized.batches.iter().map(|batch| (batch.batch() * batch.seq()) as u64).sum(),
+        padded_tokens: tokenized.batches.iter().map(|batch| (batch.batch() * batch.longest()) as u64).sum(),
         tokenise_s,
         total_s,
         sentences_per_s: texts.len() as f64 / total_s,

@@ -136,7 +136,7 @@ pub fn report(_: &Embedder) -> Result<Option<GpuReport>> {
 pub fn times(embedder: &Embedder, batch: usize, seq: usize) -> Result<Option<GpuTimes>> {
     let Some(gpu) = embedder.gpu() else { return Ok(None) };
     // More rows than one batch holds are several calls.
-    let most = gpu.profiles().iter().filter(|range| range.max.seq >= seq).map(|range| range.max.batch).max().unwrap_or(0);
+    let most = gpu.profiles().iter().filter(|range| range.max.longest >= seq).map(|range| range.max.rows).max().unwrap_or(0);
     if batch > most {
         return Ok(None);
     }

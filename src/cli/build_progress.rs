@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use trt_embed::backend::tensorrt::{BuildProgress, Library};
+use trt_embed::backend::tensorrt::Library;
 
 /// A watched build: a spinner with the running phase and the time on a terminal, a line a phase elsewhere.
 pub struct Watch {
@@ -50,7 +50,7 @@ impl Watch {
     }
 }
 
-impl BuildProgress for Watch {
+impl trt_embed::Progress for Watch {
     fn phase_started(&self, name: &str, parent: Option<&str>, steps: u32) {
         let mut phases = self.phases();
         let depth = begin(&mut phases, name, parent, steps);

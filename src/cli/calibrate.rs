@@ -97,12 +97,7 @@ pub fn run(args: Args) -> Result<()> {
     check_calibration(&samples, &settings)?;
     let mut observer = observer(&args, &model, &samples)?;
     let bar = progress::texts(Some(0), true);
-    let tell = |done: usize, total: usize| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-        bar.set_message(format!("{done} of {total} texts"));
-    };
-    let calibration = calibrate_with(observer.as_mut(), &model, &samples, &settings, &tell)?;
+    let calibration = calibrate_with(observer.as_mut(), &model, &samples, &settings, &progress::Counted(&bar))?;
     bar.finish_and_clear();
     calibration.write(&args.output)?;
     output::print(&format!(

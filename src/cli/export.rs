@@ -103,6 +103,6 @@ fn export(model: &ModelFolder, args: &Args) -> trt_embed::Result<Export> {
             Some(calibration.quantization(args.keep_float.clone()))
         }
     };
-    let graph = Graph::with_inputs(&model.config, &model.weights()?, precision, quantization.as_ref(), inputs)?;
+    let graph = Graph::with_inputs(&model.architecture()?, precision, quantization.as_ref(), inputs)?;
     graph.export_to_folder(model, &args.output)
 }

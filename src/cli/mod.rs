@@ -14,6 +14,7 @@ mod embed;
 mod export;
 mod input;
 mod inspect;
+mod message;
 mod mix;
 mod npy;
 mod output;
@@ -123,7 +124,7 @@ pub fn run() -> ExitCode {
         // `trt-embed … | head`: the reader has what it wanted.
         Err(error) if error.is::<output::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
-            say(&flatten(&error));
+            say(&message::of_chain(&error));
             if error.is::<Usage>() {
                 say("see `trt-embed --help` or `trt-embed VERB --help`");
                 ExitCode::from(2)
@@ -142,36 +143,12 @@ fn say(message: &str) {
     let _ = writeln!(std::io::stderr(), "trt-embed: {message}");
 }
 
-/// The error and its causes on one line; a cause that the message before it already spells out is left out.
-fn flatten(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if line.is_empty() {
-            line = cause;
-        } else if !line.contains(&cause) {
-            line.push_str(": ");
-            line.push_str(&cause);
-        }
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context;
 
     #[test]
     fn the_argument_definitions_are_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn causes_are_joined_once() {
-        let io = || std::io::Error::other("disk on fire");
-        let repeated = anyhow::Error::new(io()).context("cannot write a: disk on fire");
-        assert_eq!(flatten(&repeated), "cannot write a: disk on fire");
-        let chained = Err::<(), _>(io()).context("cannot write a").unwrap_err();
-        assert_eq!(flatten(&chained), "cannot write a: disk on fire");
     }
 }

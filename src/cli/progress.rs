@@ -36,16 +36,31 @@ fn spin(bar: ProgressBar, message: String) -> ProgressBar {
     bar
 }
 
-/// One bar a file that the hub sends, and a spinner or a line for each slow step.
-pub fn downloads() -> Arc<dyn trt_embed::Progress> {
-    Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default(), step: Mutex::default() })
+/// A phase's steps, which are texts, on a bar.
+pub struct Counted<'a>(pub &'a ProgressBar);
+
+impl trt_embed::Progress for Counted<'_> {
+    fn phase_started(&self, _: &str, _: Option<&str>, steps: u32) {
+        self.0.set_length(u64::from(steps));
+    }
+
+    fn step_done(&self, _: &str, step: u32) {
+        let (done, total) = (u64::from(step) + 1, self.0.length().unwrap_or(0));
+        self.0.set_position(done);
+        self.0.set_message(format!("{done} of {total} texts"));
+    }
 }
 
-/// Bars of downloads under way, by file name, and of the step under way.
+/// One bar a file that the hub sends, and a spinner or a line for each phase of a build.
+pub fn downloads() -> Arc<dyn trt_embed::Progress> {
+    Arc::new(Downloads { bars: MultiProgress::new(), by_file: Mutex::default(), phases: Mutex::default() })
+}
+
+/// Bars of downloads under way, by file name, and of the phases under way.
 struct Downloads {
     bars: MultiProgress,
     by_file: Mutex<HashMap<String, ProgressBar>>,
-    step: Mutex<Option<ProgressBar>>,
+    phases: Mutex<Vec<(String, ProgressBar)>>,
 }
 
 impl trt_embed::Progress for Downloads {
@@ -73,16 +88,23 @@ impl trt_embed::Progress for Downloads {
         }
     }
 
-    fn step(&self, what: Option<&str>) {
-        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bar) = step.take() {
-            bar.finish_and_clear();
+    fn phase_started(&self, phase: &str, parent: Option<&str>, _: u32) {
+        // The phases within TensorRT's own are for those who build on purpose.
+        if parent.is_some() {
+            return;
         }
-        let Some(what) = what else { return };
         if !std::io::stderr().is_terminal() {
-            return super::say(what);
+            return super::say(phase);
         }
-        *step = Some(spin(self.bars.add(ProgressBar::new_spinner()), what.to_owned()));
+        let bar = spin(self.bars.add(ProgressBar::new_spinner()), phase.to_owned());
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push((phase.to_owned(), bar));
+    }
+
+    fn phase_finished(&self, phase: &str) {
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = phases.iter().rposition(|(name, _)| name == phase) {
+            phases.remove(place).1.finish_and_clear();
+        }
     }
 }
 

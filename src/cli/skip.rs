@@ -2,7 +2,7 @@
 
 use super::input::{Fault, OnError, Texts};
 use super::output::{OutputFile, Target, reason};
-use super::{Usage, say};
+use super::{Usage, message, say};
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use std::io::{BufWriter, Write};
@@ -37,7 +37,7 @@ pub fn is_about_texts(error: &Error) -> bool {
 
 /// Why a text that was run alone cannot be used.
 pub fn reason_alone(error: &Error) -> String {
-    text_fault(error).map_or_else(|| error.to_string(), |(_, reason)| reason)
+    text_fault(error).map_or_else(|| message::of(error), |(_, reason)| reason)
 }
 
 /// `error` of a call with `texts`, which stand at `rows` of `input`, with the place of the text that it is about. `call` is that call, with

@@ -4,7 +4,6 @@
 use super::error::{CudaError, Result, driver, visible_devices};
 use super::library::start_driver;
 use super::memory::{DeviceBuffer, DeviceValue, HostMemory, PinnedBuffer};
-use super::plan::Hardware;
 use super::stream::{Event, Stream};
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, result};
@@ -116,11 +115,6 @@ impl Device {
     /// What the device is.
     pub fn properties(&self) -> &Properties {
         &self.0.properties
-    }
-
-    /// What the choice of a launch shape needs to know.
-    pub fn hardware(&self) -> Hardware {
-        Hardware { multiprocessors: self.0.properties.multiprocessors, clusters: self.0.properties.clusters }
     }
 
     /// Free and total memory now.

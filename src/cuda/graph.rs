@@ -3,8 +3,8 @@
 
 use super::device::Device;
 use super::error::{Result, driver};
+use super::held::Held;
 use super::memory::{HostBlock, Keep};
-use super::stream::Held;
 use cudarc::driver::sys::{CUgraph, CUgraphExec, CUgraphInstantiate_flags};
 use cudarc::driver::{CudaStream, DriverError, result};
 use std::sync::Arc;
@@ -73,7 +73,7 @@ impl Graph {
     }
 
     pub(super) fn hosts(&self) -> &[Arc<HostBlock>] {
-        self.0.held.hosts()
+        &self.0.held.hosts
     }
 
     pub(super) fn keep(&self) -> Keep {

@@ -12,24 +12,24 @@ use std::sync::Arc;
 /// Threads of the simple kernels' blocks.
 const SIMPLE_BLOCK: u32 = 256;
 /// Most blocks of the simple kernels, which stride over the rest.
-pub(super) const SIMPLE_GRID: usize = 4096;
+pub(crate) const SIMPLE_GRID: usize = 4096;
 
 /// How many blocks of what.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Grid {
-    pub(super) x: u32,
-    pub(super) y: u32,
+pub(crate) struct Grid {
+    pub(crate) x: u32,
+    pub(crate) y: u32,
     /// Threads of a block.
-    pub(super) block: u32,
+    pub(crate) block: u32,
     /// Blocks of a cluster; 1 for none.
-    pub(super) cluster: u32,
+    pub(crate) cluster: u32,
     /// Bytes of dynamic shared memory.
-    pub(super) shared: u32,
+    pub(crate) shared: u32,
 }
 
 impl Grid {
     /// Blocks enough for `total` values, a thread each, up to [`SIMPLE_GRID`], which then stride.
-    pub(super) fn simple(total: usize) -> Self {
+    pub(crate) fn simple(total: usize) -> Self {
         let blocks = total.div_ceil(SIMPLE_BLOCK as usize).clamp(1, SIMPLE_GRID);
         Self { x: blocks as u32, y: 1, block: SIMPLE_BLOCK, cluster: 1, shared: 0 }
     }
@@ -37,7 +37,7 @@ impl Grid {
 
 /// A kernel's parameters, without the heap. Each has 8 bytes of its own; the driver reads as many as the kernel declares, from
 /// the start, which on little-endian machines is right for 4-byte values too.
-pub(super) struct Parameters {
+pub(crate) struct Parameters {
     values: [u64; Self::MOST],
     count: usize,
 }
@@ -45,20 +45,24 @@ pub(super) struct Parameters {
 impl Parameters {
     const MOST: usize = 16;
 
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { values: [0; Self::MOST], count: 0 }
     }
 
     fn push(&mut self, value: u64) {
-        self.values[self.count] = value; // at most 14 parameters in this file
+        self.values[self.count] = value; // at most 16 parameters, which are the kernels' own
         self.count += 1;
     }
 
-    pub(super) fn address(&mut self, address: u64) {
+    pub(crate) fn address(&mut self, address: u64) {
         self.push(address);
     }
 
-    pub(super) fn int(&mut self, n: i32) {
+    pub(crate) fn long(&mut self, n: u64) {
+        self.push(n);
+    }
+
+    pub(crate) fn int(&mut self, n: i32) {
         self.push(u64::from(n.cast_unsigned()));
     }
 
@@ -76,7 +80,7 @@ impl Parameters {
 /// # Safety
 /// The parameters are the kernel's own, in number, order and type, and the addresses among them hold what it reads and writes
 /// under this grid until the stream has run it. The function's module stays loaded as long.
-pub(super) unsafe fn launch(
+pub(crate) unsafe fn launch(
     function: &Function,
     grid: Grid,
     stream: sys::CUstream,
@@ -113,7 +117,7 @@ pub(super) unsafe fn launch(
 }
 
 /// A loaded cubin.
-pub(super) struct Module {
+pub(crate) struct Module {
     raw: sys::CUmodule,
     device: Device,
 }
@@ -124,7 +128,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 /// A kernel, with the module that it lives in.
-pub(super) struct Function {
+pub(crate) struct Function {
     raw: sys::CUfunction,
     _module: Arc<Module>,
 }
@@ -135,7 +139,7 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Module {
-    pub(super) fn compile(device: &Device, cache: &CubinCache, source: &Source<'_>) -> Result<Arc<Self>> {
+    pub(crate) fn compile(device: &Device, cache: &CubinCache, source: &Source<'_>) -> Result<Arc<Self>> {
         let (major, minor) = device.properties().compute_capability;
         let arch = format!("sm_{major}{minor}");
         let newest = device.properties().driver_cuda.0;
@@ -148,7 +152,7 @@ impl Module {
         Ok(Arc::new(Self { raw, device: device.clone() }))
     }
 
-    pub(super) fn function(self: &Arc<Self>, name: &CStr) -> Result<Function> {
+    pub(crate) fn function(self: &Arc<Self>, name: &CStr) -> Result<Function> {
         self.device.bind()?;
         // SAFETY: the module is loaded and lives as long as the function (the Arc).
         let raw = unsafe { result::module::get_function(self.raw, CString::from(name)) }

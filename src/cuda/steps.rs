@@ -14,7 +14,7 @@ const NAMES_SINCE: (u32, u32) = (12, 3);
 
 /// The steps of `graph`, which was captured on `stream`, each after all that it waits for: of a kernel its name as the compiler wrote it,
 /// else in brackets what the step does.
-pub(super) fn names(graph: &Graph, stream: &mut Stream) -> Result<Vec<String>> {
+pub(crate) fn step_names(graph: &Graph, stream: &mut Stream) -> Result<Vec<String>> {
     let (major, minor) = stream.device().properties().driver_cuda;
     if (major, minor) < NAMES_SINCE {
         let dotted = |(major, minor): (u32, u32)| format!("{major}.{minor}");
@@ -23,9 +23,9 @@ pub(super) fn names(graph: &Graph, stream: &mut Stream) -> Result<Vec<String>> {
     steps(graph, stream)?.into_iter().map(name).collect()
 }
 
-/// Microseconds of each step of `graph`, in the order of [`names`]: medians of `runs` runs, one step after the other, with an event
+/// Microseconds of each step of `graph`, in the order of [`step_names`]: medians of `runs` runs, one step after the other, with an event
 /// between them. `graph` itself is launched no more afterwards: the events become a part of it.
-pub(super) fn times(graph: Graph, stream: &mut Stream, runs: usize) -> Result<Vec<f64>> {
+pub(crate) fn step_times(graph: Graph, stream: &mut Stream, runs: usize) -> Result<Vec<f64>> {
     let steps = steps(&graph, stream)?;
     let events = (0..=steps.len()).map(|_| stream.device().event()).collect::<Result<Vec<_>>>()?;
     let mut before = record(&graph, &[], &events[0])?;

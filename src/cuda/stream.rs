@@ -5,8 +5,8 @@ use super::counters::{SYNCHRONISATIONS, count};
 use super::device::Device;
 use super::error::{CudaError, Result, driver};
 use super::graph::Graph;
+use super::held::Held;
 use super::memory::{self, DeviceBuffer, DeviceValue, HostBlock, Keep, PinnedBuffer};
-use super::steps;
 use cudarc::driver::sys::{CUevent, CUevent_flags, CUstream, CUstreamCaptureMode};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result};
 use std::any::Any;
@@ -24,20 +24,6 @@ pub struct Stream {
     capturing: Option<Held>,
     stream: Arc<CudaStream>,
     device: Device,
-}
-
-/// What work of the device uses.
-#[derive(Default)]
-pub(super) struct Held {
-    keeps: Vec<Keep>,
-    hosts: Vec<Arc<HostBlock>>,
-}
-
-impl Held {
-    /// Host memory that the work touches.
-    pub(super) fn hosts(&self) -> &[Arc<HostBlock>] {
-        &self.hosts
-    }
 }
 
 impl Stream {
@@ -231,25 +217,6 @@ impl Stream {
         graph.enqueue().map_err(driver("launch a graph"))
     }
 
-    /// What `graph` runs, step by step, each after all that it waits for: of a kernel its name as the compiler wrote it, else in brackets
-    /// what the step does.
-    ///
-    /// # Errors
-    /// [`CudaError::DriverTooOld`] for drivers before CUDA 12.3; [`CudaError::Argument`] for another stream's graph, or within a
-    /// capture.
-    pub fn step_names(&mut self, graph: &Graph) -> Result<Vec<String>> {
-        steps::names(graph, self)
-    }
-
-    /// Microseconds of each step of `graph`, in the order of [`Stream::step_names`], medians of `runs` runs. Steps run one after the
-    /// other with an event between them, which makes each about a microsecond longer than it is in the graph.
-    ///
-    /// # Errors
-    /// [`CudaError::Argument`] for another stream's graph, or within a capture; what the driver says.
-    pub fn step_times(&mut self, graph: Graph, runs: usize) -> Result<Vec<f64>> {
-        steps::times(graph, self, runs)
-    }
-
     pub(super) fn check_graph(&self, call: &'static str, graph: &Graph) -> Result<()> {
         if self.capturing.is_some() || !graph.belongs_to(&self.stream) {
             let reason = "a graph is used on the stream that captured it, outside a capture".to_owned();
@@ -258,7 +225,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) fn cu(&self) -> CUstream {
+    pub(crate) fn cu(&self) -> CUstream {
         self.stream.cu_stream()
     }
 
@@ -294,7 +261,7 @@ impl Stream {
         Ok(())
     }
 
-    pub(super) fn check_device(&self, call: &'static str, device: &Device) -> Result<()> {
+    pub(crate) fn check_device(&self, call: &'static str, device: &Device) -> Result<()> {
         if !self.device.same(device) {
             let (own, other) = (self.device.properties().ordinal, device.properties().ordinal);
             let reason = format!("a buffer of GPU {other} on a stream of GPU {own}");

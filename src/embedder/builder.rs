@@ -1,13 +1,14 @@
 //! Settings of an embedder, and making one of them.
 
-use super::{BackendChoice, Embedder, Info, Normalize, Progress};
-use crate::backend::Backend;
-#[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::BuildSettings;
+use super::{BackendChoice, Embedder, Info, Normalize};
+use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
-use crate::tokens::{BatchPlan, MAX_TOKENS, Tokenizer, TokenizerSettings};
-use crate::{Error, Result};
+use crate::scheduler::Scheduler;
+#[cfg(feature = "tensorrt")]
+use crate::tensorrt::BuildSettings;
+use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
+use crate::{Error, Progress, Result, Setting};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -42,14 +43,14 @@ enum PromptChoice {
 struct Executor {
     backend: Arc<dyn Backend>,
     #[cfg(feature = "tensorrt")]
-    gpu: Option<Arc<crate::backend::gpu::GpuBackend>>,
+    gpu: Option<Arc<crate::gpu::GpuBackend>>,
     engine: Option<PathBuf>,
     reason: Option<String>,
 }
 
 #[cfg(feature = "tensorrt")]
 impl Executor {
-    fn of_gpu(gpu: crate::backend::gpu::GpuBackend, engine: PathBuf) -> Self {
+    fn of_gpu(gpu: crate::gpu::GpuBackend, engine: PathBuf) -> Self {
         let gpu = Arc::new(gpu);
         Self { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None }
     }
@@ -136,7 +137,7 @@ impl EmbedderBuilder {
     }
 
     /// Most batches that the CPU backend runs at a time, each on a thread, for all callers together; as many as there are cores where not
-    /// set. Callers beyond them wait in the order they came.
+    /// set. Callers beyond them wait for their turn. Calls of many texts are tokenised on at most as many threads, on every backend.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
@@ -150,7 +151,7 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Runs this engine file, which `trt-embed build` made of the model, with TensorRT. Without it the engine is taken from the cache, or
+    /// Runs this engine file, which was built of the model, with TensorRT. Without it the engine is taken from the cache, or
     /// built into it.
     #[must_use]
     pub fn engine(mut self, file: impl Into<PathBuf>) -> Self {
@@ -180,7 +181,7 @@ impl EmbedderBuilder {
         self
     }
 
-    /// Hears of slow steps.
+    /// Hears of slow work and may stop it: the model's download, and an engine's build.
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = Some(progress);
@@ -216,12 +217,13 @@ impl EmbedderBuilder {
             TokenizerSettings {
                 skip_prompt: !pooling.include_prompt,
                 prompt: prompt.clone(),
+                threads: Some(self.thread_count()),
                 ..TokenizerSettings::of_model(&folder, max_tokens)
             },
         )
         .map_err(|error| match error {
             // The folder's own limit is at fault, not a setting of the caller's.
-            Error::Setting { setting: MAX_TOKENS, reason } if self.max_tokens.is_none() => {
+            Error::Setting { setting: Setting::MaxTokens, reason } if self.max_tokens.is_none() => {
                 Error::Config { path: folder.encoder.clone(), reason: format!("max_seq_length or model_max_length: {reason}") }
             }
             other => other,
@@ -231,9 +233,7 @@ impl EmbedderBuilder {
         let limits = backend.limits();
         if limits.max_seq < max_tokens {
             let longest = limits.max_seq;
-            log::warn!(
-                "the engine serves texts of up to {longest} tokens, longer ones fail; cut them with --max-tokens {longest}"
-            );
+            log::warn!("the engine serves texts of up to {longest} tokens, longer ones fail; cut them at {longest} tokens");
         }
         let plan = BatchPlan {
             max_batch: self.batch_size.map_or(limits.max_batch, |rows| rows.clamp(1, limits.max_batch)),
@@ -261,10 +261,17 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
+            scheduler: Arc::new(Scheduler::new(limits.parallelism)),
             #[cfg(feature = "tensorrt")]
             gpu: executor.gpu,
             plan,
         })
+    }
+
+    /// Threads asked for, else the cores there are.
+    fn thread_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.unwrap_or_else(cores).max(1)
     }
 
     fn prompt_text(&self, folder: &ModelFolder) -> Result<Option<String>> {
@@ -281,7 +288,7 @@ impl EmbedderBuilder {
             None => Ok(folder.max_tokens()),
             Some(tokens) if (1..=limit).contains(&tokens) => Ok(tokens),
             Some(tokens) => Err(Error::Setting {
-                setting: MAX_TOKENS,
+                setting: Setting::MaxTokens,
                 reason: format!("{tokens} is outside 1..={limit}, which the model's positions serve"),
             }),
         }
@@ -291,7 +298,7 @@ impl EmbedderBuilder {
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
         match (self.backend, &self.engine) {
             (BackendChoice::Cpu, Some(file)) => Err(Error::Setting {
-                setting: "--engine",
+                setting: Setting::Engine,
                 reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
             }),
             #[cfg(feature = "tensorrt")]
@@ -325,9 +332,7 @@ impl EmbedderBuilder {
 
     #[cfg(feature = "cpu")]
     fn cpu(&self, folder: &ModelFolder, head: Head, max_tokens: usize, reason: Option<String>) -> Result<Executor> {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = self.threads.unwrap_or(cores).max(1);
-        let backend = crate::backend::CpuBackend::new(&folder.config, folder.weights()?, head, max_tokens, threads)?;
+        let backend = crate::cpu::CpuBackend::new(folder.architecture()?, head, max_tokens, self.thread_count())?;
         Ok(Executor {
             backend: Arc::new(backend),
             #[cfg(feature = "tensorrt")]
@@ -345,7 +350,7 @@ pub(super) fn prompt_by_name(prompts: &Prompts, name: &str) -> Result<Option<Str
             0 => "the model has no prompts".into(),
             _ => format!("the model has {}", prompts.by_name.keys().cloned().collect::<Vec<_>>().join(", ")),
         };
-        return Err(Error::Setting { setting: "--prompt", reason: format!("\"{name}\" is not known; {known}") });
+        return Err(Error::Setting { setting: Setting::PromptName, reason: format!("\"{name}\" is not known; {known}") });
     };
     Ok(Some(text.clone()).filter(|text| !text.is_empty()))
 }

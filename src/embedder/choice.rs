@@ -2,9 +2,9 @@
 
 use crate::Result;
 #[cfg(feature = "tensorrt")]
-use crate::backend::tensorrt::Library;
-#[cfg(feature = "tensorrt")]
 use crate::cuda::Device;
+#[cfg(feature = "tensorrt")]
+use crate::tensorrt::Library;
 #[cfg(feature = "tensorrt")]
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ fn on_gpu(_: usize) -> Result<ChosenBackend> {
 /// What is said where a build without TensorRT is asked for it.
 #[cfg(not(feature = "tensorrt"))]
 pub(super) fn no_tensorrt() -> crate::Error {
-    let reason = "this build has no TensorRT support; use --backend cpu, or build with --features tensorrt".into();
+    let reason = "this build has no TensorRT support; choose the backend `cpu`, or build with the feature `tensorrt`".into();
     crate::Error::Backend { backend: "tensorrt", reason }
 }
 
@@ -82,7 +82,7 @@ fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
 
 #[cfg(not(feature = "cpu"))]
 fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
-    let lacks = "this build lacks the feature `cpu`; build it with --features cpu";
+    let lacks = "this build lacks the feature `cpu`; build it with that feature";
     let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
     Err(crate::Error::Backend { backend: "cpu", reason })
 }

@@ -1,17 +1,15 @@
 //! Opening a model on TensorRT: from an engine file or the cache to lanes that are ready.
 
-use super::Progress;
-use crate::Result;
-use crate::backend::gpu::parity::Padding;
-use crate::backend::gpu::{GpuBackend, GpuSettings};
-use crate::backend::tensorrt::{
-    BuildProgress, BuildSettings, Cache, EngineFile, EngineRequest, Library, Manifest, Runtime, TensorRtEncoder, cached_engine,
-    machine,
-};
+use crate::compare::Padding;
 use crate::cuda::Device;
+use crate::gpu::{GpuBackend, GpuSettings};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
+use crate::tensorrt::{
+    BuildSettings, Cache, EngineFile, EngineRequest, Library, Manifest, Runtime, TensorRtEncoder, cached_engine, machine,
+};
 use crate::trace::stage;
+use crate::{NoProgress, Progress, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -65,7 +63,8 @@ pub(super) fn open_cached(
     let mut wanted = EngineRequest::new(folder);
     wanted.settings = request.build.clone();
     wanted.max_tokens = request.max_tokens;
-    let (file, path) = cached_engine(library, device, &Cache::from_env()?, &wanted, &Steps(request.progress))?;
+    let progress: &dyn Progress = request.progress.map_or(&NoProgress, |progress| &**progress);
+    let (file, path) = cached_engine(library, device, &Cache::from_env()?, &wanted, progress)?;
     Ok((start(found, file, request, folder, head)?, path))
 }
 
@@ -84,22 +83,4 @@ fn start(
         settings.lanes = lanes;
     }
     GpuBackend::new(Arc::new(encoder), head, Padding::of_model(folder), &settings)
-}
-
-/// A build's phases as an embedder's progress.
-struct Steps<'a>(Option<&'a Arc<dyn Progress>>);
-
-impl BuildProgress for Steps<'_> {
-    fn phase_started(&self, phase: &str, parent: Option<&str>, _: u32) {
-        // The phases within a phase are for those who build on purpose.
-        if let (Some(progress), None) = (self.0, parent) {
-            progress.step(Some(phase));
-        }
-    }
-
-    fn phase_finished(&self, _: &str) {
-        if let Some(progress) = self.0 {
-            progress.step(None);
-        }
-    }
 }

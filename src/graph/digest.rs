@@ -80,7 +80,7 @@ mod tests {
 
     fn graph(folder: &Path, precision: Precision) -> Graph {
         let model = ModelFolder::open(folder).unwrap();
-        Graph::new(&model.config, &model.weights().unwrap(), precision).unwrap()
+        Graph::new(&model.architecture().unwrap(), precision).unwrap()
     }
 
     fn fixture() -> &'static Path {

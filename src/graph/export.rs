@@ -57,8 +57,7 @@ const COMPANIONS: [&str; 7] = [
 /// # Errors
 /// A weight that is missing, misshapen or too large for `precision`; a file that cannot be written.
 pub fn export_to_folder(model: &ModelFolder, precision: Precision, folder: &Path) -> Result<Export> {
-    let weights = model.weights()?;
-    Graph::new(&model.config, &weights, precision)?.export_to_folder(model, folder)
+    Graph::new(&model.architecture()?, precision)?.export_to_folder(model, folder)
 }
 
 impl Graph {
@@ -264,7 +263,7 @@ mod tests {
 
     fn graph(precision: Precision) -> Graph {
         let model = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
-        Graph::new(&model.config, &model.weights().unwrap(), precision).unwrap()
+        Graph::new(&model.architecture().unwrap(), precision).unwrap()
     }
 
     #[test]
@@ -328,7 +327,7 @@ mod tests {
             std::fs::copy(fixture, folder.path().join(name)).unwrap();
         }
         let model = ModelFolder::open(folder.path()).unwrap();
-        let graph = || Graph::new(&model.config, &model.weights().unwrap(), Precision::Fp32).unwrap();
+        let graph = || Graph::new(&model.architecture().unwrap(), Precision::Fp32).unwrap();
         let (first, second) = (graph(), graph());
         first.encode().unwrap();
         // As a write in place leaves it.
@@ -345,7 +344,7 @@ mod tests {
         {
             use crate::pooling::Head;
             let head = Head::of_model(&model).unwrap();
-            let opened = crate::backend::CpuBackend::from_graph(second, head, 16, 1).map(drop);
+            let opened = crate::cpu::CpuBackend::from_graph(second, head, 16, 1).map(drop);
             assert!(matches!(opened, Err(Error::FileChanged { .. })), "{opened:?}");
         }
         #[cfg(not(feature = "cpu"))]

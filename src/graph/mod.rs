@@ -1,25 +1,26 @@
-//! Encoder graphs: configuration and weights to ONNX. Knows no executor and no device.
+//! The ONNX writer: an [`Architecture`] to a graph. Knows no family, no executor and no device.
 //!
 //! The contract of every exported graph: inputs `input_ids` and `attention_mask`, INT32 `[batch, sequence]`, rows padded on
 //! the right; output `last_hidden_state` `[batch, sequence, hidden]`; opset 17 (see
-//! [`Graph::quantized`] for INT8). Other programs may be given other [`Inputs`]. To add a family, write one file beside
-//! `mpnet.rs` and name it in `Graph::build`.
+//! [`Graph::quantized`] for INT8). Other programs may be given other [`Inputs`]. What a graph cannot have
+//! is refused by name ([`Error::NotInGraph`]).
 
-mod bert;
-mod blocks;
+mod activation;
+mod builder;
 mod constant;
 mod digest;
+mod encoder;
 mod export;
-mod mpnet;
 pub mod onnx;
 mod quantization;
+mod supported;
 
 pub use export::{Export, ExportedFile, export_to_folder};
 pub use quantization::{Linear, Quantization, Range, Role};
 
-use crate::model::{EncoderConfig, Family, Weights};
-use crate::{Error, Result};
-use blocks::Builder;
+use crate::model::Architecture;
+use crate::{Error, Result, Setting};
+use builder::Builder;
 use constant::Constant;
 use onnx::{Dim, ModelProto};
 use serde::{Deserialize, Serialize};
@@ -63,7 +64,7 @@ impl FromStr for Precision {
         match text {
             "fp32" => Ok(Self::Fp32),
             "fp16" => Ok(Self::Fp16),
-            _ => Err(Error::Setting { setting: "--precision", reason: format!("\"{text}\" is not one of fp32, fp16") }),
+            _ => Err(Error::Setting { setting: Setting::Precision, reason: format!("\"{text}\" is not one of fp32, fp16") }),
         }
     }
 }
@@ -114,12 +115,12 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Builds the encoder's graph. Weights are checked now and read when the graph is written.
+    /// Builds the encoder's graph. Weights are read when the graph is written.
     ///
     /// # Errors
-    /// A tensor that is missing or misshapen, see [`Weights::tensor`].
-    pub fn new(config: &EncoderConfig, weights: &Weights, precision: Precision) -> Result<Self> {
-        Self::build(Builder::new(config, weights, precision), config, weights)
+    /// [`Error::NotInGraph`] for what the model computes and a graph cannot.
+    pub fn new(architecture: &Architecture, precision: Precision) -> Result<Self> {
+        encoder::write(architecture, Builder::new(architecture, precision))
     }
 
     /// Rows of the token embedding table: ids are below this.
@@ -142,27 +143,19 @@ impl Graph {
     /// # Errors
     /// As those; [`Error::Setting`] for token types of a model that has none.
     pub fn with_inputs(
-        config: &EncoderConfig,
-        weights: &Weights,
+        architecture: &Architecture,
         precision: Precision,
         quantization: Option<&Quantization>,
         inputs: Inputs,
     ) -> Result<Self> {
-        if inputs.token_types && config.family != Family::Bert {
-            let reason = format!("{} has no token types; leave it out", config.family.name());
-            return Err(Error::Setting { setting: "--token-types", reason });
+        if inputs.token_types && architecture.embeddings.token_types.is_none() {
+            let reason = format!("{} has no token types; leave it out", architecture.name);
+            return Err(Error::Setting { setting: Setting::TokenTypes, reason });
         }
-        let builder = Builder::new(config, weights, precision).with_inputs(inputs);
+        let builder = Builder::new(architecture, precision).with_inputs(inputs);
         match quantization {
-            None => Self::build(builder, config, weights),
-            Some(quantization) => Self::build_quantized(builder, config, weights, quantization),
-        }
-    }
-
-    fn build(builder: Builder<'_>, config: &EncoderConfig, weights: &Weights) -> Result<Self> {
-        match config.family {
-            Family::MpNet => mpnet::build(builder, config, weights),
-            Family::Bert => bert::build(builder, config, weights),
+            None => encoder::write(architecture, builder),
+            Some(quantization) => Self::write_quantized(architecture, builder, quantization),
         }
     }
 }

@@ -5,12 +5,12 @@
 //! MatMul; and one pair of Q and DQ on a tensor for all linears that it feeds. Biases, softmax, LayerNorm, activations, embeddings
 //! and the residual branches stay as they are.
 
-use super::blocks::Builder;
+use super::builder::Builder;
 use super::constant::Values;
 use super::onnx::{AttributeProto, ElementType, ValueInfoProto};
-use super::{Dim, Graph, Precision};
-use crate::model::{EncoderConfig, TensorView, Weights};
-use crate::{Error, Result};
+use super::{Dim, Graph, Precision, encoder};
+use crate::model::{Architecture, TensorView};
+use crate::{Error, Result, Setting};
 use half::f16;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,26 +95,20 @@ impl Graph {
     /// # Errors
     /// [`Error::Calibration`] for a tensor without a range, or a range that gives no usable scale; [`Error::Setting`] for a name in
     /// [`Quantization::float`] that is no linear; whatever [`Graph::new`] finds.
-    pub fn quantized(
-        config: &EncoderConfig,
-        weights: &Weights,
-        precision: Precision,
-        quantization: &Quantization,
-    ) -> Result<Self> {
-        Self::build_quantized(Builder::new(config, weights, precision), config, weights, quantization)
+    pub fn quantized(architecture: &Architecture, precision: Precision, quantization: &Quantization) -> Result<Self> {
+        Self::write_quantized(architecture, Builder::new(architecture, precision), quantization)
     }
 
-    pub(super) fn build_quantized<'w>(
-        builder: Builder<'w>,
-        config: &EncoderConfig,
-        weights: &'w Weights,
-        quantization: &'w Quantization,
+    pub(super) fn write_quantized<'q>(
+        architecture: &Architecture,
+        builder: Builder<'q>,
+        quantization: &'q Quantization,
     ) -> Result<Self> {
-        let graph = Self::build(builder.quantized(quantization), config, weights)?;
+        let graph = encoder::write(architecture, builder.quantized(quantization))?;
         if let Some(unknown) = quantization.float.iter().find(|name| graph.linears.iter().all(|linear| linear.name != **name)) {
             let known: Vec<&str> = graph.linears.iter().map(|linear| linear.name.as_str()).collect();
             let reason = format!("\"{unknown}\" is no linear of this model; its linears are {}", known.join(", "));
-            return Err(Error::Setting { setting: "--keep-float", reason });
+            return Err(Error::Setting { setting: Setting::KeepFloat, reason });
         }
         Ok(graph)
     }
@@ -124,8 +118,8 @@ impl Graph {
     ///
     /// # Errors
     /// As [`Graph::new`].
-    pub fn observed(config: &EncoderConfig, weights: &Weights) -> Result<Self> {
-        let mut graph = Self::new(config, weights, Precision::Fp32)?;
+    pub fn observed(architecture: &Architecture) -> Result<Self> {
+        let mut graph = Self::new(architecture, Precision::Fp32)?;
         let outputs = graph.observed_tensors().into_iter().map(|(name, channels)| {
             let dims = [Dim::Named("batch"), Dim::Named("sequence"), Dim::Fixed(channels)];
             ValueInfoProto::tensor(name, ElementType::Float32, &dims)

@@ -4,7 +4,7 @@
 
 use super::adapter_config::{CONFIG_FILE, LoraConfig, MERGE, ModuleKind, base_model};
 use super::json::config_error;
-use super::stored::{encoder_part, kind_of_module};
+use super::stored::{encoder_part, without_prefix};
 use super::tensors::TensorFile;
 use super::weights::{INDEX_FILE, SINGLE_FILE};
 use crate::model::{Family, TensorView};
@@ -92,6 +92,7 @@ struct Product {
 type Parts = BTreeMap<Part, String>;
 
 struct Reader<'a> {
+    family: Family,
     config: LoraConfig,
     file: TensorFile,
     modules: BTreeMap<String, Parts>,
@@ -125,8 +126,8 @@ impl Adapter {
         }
         let file = TensorFile::open(&path)?;
         let bytes = file.len();
-        let mut reader = Reader { config, file, modules: BTreeMap::new(), base, changes: HashMap::new() };
-        reader.sort(family)?;
+        let mut reader = Reader { family, config, file, modules: BTreeMap::new(), base, changes: HashMap::new() };
+        reader.sort()?;
         reader.check_targets()?;
         reader.read_modules()?;
         reader.check_saved()?;
@@ -201,13 +202,13 @@ impl Reader<'_> {
     }
 
     /// Every tensor goes to its module; one that is not understood is an error.
-    fn sort(&mut self, family: Family) -> Result<()> {
+    fn sort(&mut self) -> Result<()> {
         let mut names: Vec<String> = self.file.names().map(str::to_owned).collect();
         names.sort_unstable();
         let mut heads = Vec::new();
         for stored in names {
             let name = stored.strip_prefix(PREFIX).unwrap_or(&stored);
-            let name = name.strip_prefix(family.name()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name);
+            let name = without_prefix(name, self.family);
             if name.split('.').next().is_some_and(|first| HEADS.contains(&first)) {
                 heads.push(stored);
                 continue;
@@ -218,7 +219,8 @@ impl Reader<'_> {
             {
                 continue;
             }
-            let Some((module, part)) = place(name).filter(|(module, _)| self.base.contains_key(&format!("{module}.weight")))
+            let Some((module, part)) =
+                place(name, self.family).filter(|(module, _)| self.base.contains_key(&format!("{module}.weight")))
             else {
                 let reason =
                     format!("tensor \"{stored}\" belongs to no module of the encoder, or is of a kind that is not merged");
@@ -250,7 +252,7 @@ impl Reader<'_> {
     /// peft starts a target without tensors at random, and leaves out tensors of what is no target.
     fn check_targets(&self) -> Result<()> {
         for module in self.base.keys().filter_map(|name| name.strip_suffix(".weight")) {
-            let kind = kind_of_module(module);
+            let kind = self.kind_of(module);
             let stored = self.modules.get(module).and_then(|parts| {
                 let low = [Part::A, Part::B, Part::BiasOfB, Part::EmbeddingA, Part::EmbeddingB];
                 low.iter().find_map(|part| parts.get(part))
@@ -275,6 +277,12 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What peft takes a module of the encoder for.
+    fn kind_of(&self, module: &str) -> ModuleKind {
+        // Only modules of the encoder are in `base`, and all of its layers.
+        self.family.definition().modules.kind(module, usize::MAX).unwrap_or(ModuleKind::Linear)
     }
 
     fn has(&self, module: &str, part: Part) -> bool {
@@ -325,7 +333,7 @@ impl Reader<'_> {
 
     /// The two matrices of `module`.
     fn product(&self, module: &str, parts: &Parts) -> Result<Option<Product>> {
-        let transposed = kind_of_module(module) == ModuleKind::Embedding;
+        let transposed = self.kind_of(module) == ModuleKind::Embedding;
         let (pair, others) = match transposed {
             false => ([Part::A, Part::B], [Part::EmbeddingA, Part::EmbeddingB]),
             true => ([Part::EmbeddingA, Part::EmbeddingB], [Part::A, Part::B]),
@@ -412,8 +420,8 @@ impl Reader<'_> {
 
 /// The module and the part of it that the adapter's tensor `name` is. peft's names may have the adapter's own name within, which is
 /// `default`, and say that a module is replaced as a whole.
-fn place(name: &str) -> Option<(String, Part)> {
-    let name = encoder_part(name)?.replacen(".default", "", 1).replacen(".modules_to_save", "", 1);
+fn place(name: &str, family: Family) -> Option<(String, Part)> {
+    let name = encoder_part(name, family)?.replacen(".default", "", 1).replacen(".modules_to_save", "", 1);
     SUFFIXES.into_iter().find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?.to_owned(), part)))
 }
 

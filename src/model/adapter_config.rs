@@ -31,9 +31,6 @@ macro_rules! merge_after {
 /// What helps where an adapter cannot be merged here.
 pub(super) const MERGE: &str = merge_after!("");
 
-/// peft's own default for BERT; it has none for MPNet.
-const BERT_TARGETS: [&str; 2] = ["query", "value"];
-
 const VARIANT: &str = merge_after!("this variant of LoRA is not merged here; ");
 const TRAINING: &str = "of training alone";
 const INITIAL: &str = "how training began; the stored tensors count";
@@ -174,14 +171,14 @@ impl LoraConfig {
             return Err(json.field_error("peft_type", "\"LORA\" is expected"));
         }
         let pattern = |text: &str| regex(&json, text);
-        let targets = match json.get("target_modules") {
-            None if family == Family::Bert => Modules::Names(BERT_TARGETS.map(str::to_owned).to_vec()),
-            None => {
+        let targets = match (json.get("target_modules"), family.definition().lora_targets) {
+            (None, Some(names)) => Modules::Names(names.iter().map(|name| (*name).to_owned()).collect()),
+            (None, None) => {
                 return Err(
                     json.field_error("target_modules", "peft has no default for this family; the modules' names are expected")
                 );
             }
-            Some(_) => modules(&json, "target_modules")?,
+            (Some(_), _) => modules(&json, "target_modules")?,
         };
         let numbered = !matches!(targets, Modules::Names(_));
         let layers = layers(&json)?;

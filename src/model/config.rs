@@ -1,56 +1,20 @@
 //! `config.json` of the encoder: the sizes that the graph and the weights are checked against.
 
-use crate::model::config_keys::{BERT_CONFIG, MPNET_CONFIG};
+use crate::model::families::{Family, OwnConfig};
 use crate::model::json::{config_error, read_value, shown};
-use crate::model::schema::{JsonObject, Schema};
+use crate::model::schema::JsonObject;
+use crate::model::{Architecture, Weights};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Bounds of the sizes in config.json: far above any model, and low enough that the product of two cannot overflow.
-const MAX_WIDTH: usize = 1 << 16;
+pub(super) const MAX_WIDTH: usize = 1 << 16;
 const MAX_INTERMEDIATE: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_POSITIONS: usize = 1 << 20;
-const MAX_BUCKETS: usize = 1 << 12;
-
-/// Fewer buckets leave transformers' `relative_position_bucket` without an exact bucket (it divides by a quarter of them).
-const MIN_BUCKETS: usize = 4;
-
-/// `padding_idx` of transformers' `MPNetEmbeddings`: a constant there, whatever config.json says.
-const MPNET_PADDING: u32 = 1;
-
-/// The encoder families that this crate exports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Family {
-    /// `model_type: "mpnet"`: relative position bias shared by all layers, positions from `pad_token_id + 1`.
-    MpNet,
-    /// `model_type: "bert"`: absolute positions from 0, token type 0 added to every token.
-    Bert,
-}
-
-impl Family {
-    /// Every family, in the order in which messages list them.
-    pub const ALL: [Self; 2] = [Self::MpNet, Self::Bert];
-
-    /// The keys of its config.json.
-    fn schema(self) -> &'static Schema {
-        match self {
-            Self::MpNet => &MPNET_CONFIG,
-            Self::Bert => &BERT_CONFIG,
-        }
-    }
-
-    /// `model_type` in config.json, which is also the prefix of tensor names in checkpoints that carry a head.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MpNet => "mpnet",
-            Self::Bert => "bert",
-        }
-    }
-}
 
 /// `hidden_act` of the feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,10 +41,12 @@ pub enum Activation {
 }
 
 /// The sizes of an encoder, checked for consistency when read.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// What only one family has is kept with it, and enters the [`Architecture`].
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EncoderConfig {
-    /// Which graph to build.
+    /// Which tensors the encoder has, and what is computed with them.
     pub family: Family,
     /// Width of a hidden state.
     pub hidden_size: usize,
@@ -92,20 +58,57 @@ pub struct EncoderConfig {
     pub intermediate_size: usize,
     /// Rows of the token embedding table.
     pub vocab_size: usize,
-    /// Rows of the position embedding table.
+    /// Positions that the encoder knows, those included that no token takes.
     pub max_position_embeddings: usize,
-    /// Epsilon of every LayerNorm.
+    /// Epsilon of every norm.
     pub layer_norm_eps: f64,
     /// The padding token's id.
     pub pad_token_id: u32,
     /// Activation of the feed-forward part.
     pub activation: Activation,
-    /// Rows of the token type table (BERT; 0 for MPNet).
-    pub type_vocab_size: usize,
-    /// Buckets of the relative position bias (MPNet; 0 for BERT).
-    pub relative_attention_num_buckets: usize,
     /// `tokenizer_class`, which counts where tokenizer_config.json names none.
     pub tokenizer_class: Option<String>,
+    /// The first token's position.
+    first_position: usize,
+    position_padding: Option<u32>,
+    /// What only the family has.
+    own: Arc<dyn OwnConfig>,
+}
+
+/// How a family's config.json calls what all encoders have, and the values of absent ones.
+pub(super) struct SizeKeys {
+    pub hidden_size: (&'static str, usize),
+    pub num_hidden_layers: (&'static str, usize),
+    pub num_attention_heads: (&'static str, usize),
+    pub intermediate_size: (&'static str, usize),
+    pub vocab_size: (&'static str, usize),
+    pub max_position_embeddings: (&'static str, usize),
+    pub layer_norm_eps: (&'static str, f64),
+    pub activation: (&'static str, &'static str),
+}
+
+impl SizeKeys {
+    /// BERT's own, which most families took over.
+    pub const BERT: Self = Self {
+        hidden_size: ("hidden_size", 768),
+        num_hidden_layers: ("num_hidden_layers", 12),
+        num_attention_heads: ("num_attention_heads", 12),
+        intermediate_size: ("intermediate_size", 3072),
+        vocab_size: ("vocab_size", 30522),
+        max_position_embeddings: ("max_position_embeddings", 512),
+        layer_norm_eps: ("layer_norm_eps", 1e-12),
+        activation: ("hidden_act", "gelu"),
+    };
+}
+
+/// How a family counts positions.
+pub(super) struct Positions {
+    /// The padding token's id.
+    pub pad_token_id: u32,
+    /// The first token's position.
+    pub first: usize,
+    /// See [`EncoderConfig::position_padding`].
+    pub padding: Option<u32>,
 }
 
 /// Names in `transformers.activations.ACT2FN`, and what each is.
@@ -128,15 +131,7 @@ const ACTIVATIONS: [(&str, Activation); 15] = [
 ];
 
 impl EncoderConfig {
-    /// The same encoder with the tanh approximation in the place of GELU.
-    pub fn with_tanh_gelu(&self) -> Self {
-        match self.activation {
-            Activation::Gelu => Self { activation: Activation::GeluTanh, ..self.clone() },
-            _ => self.clone(),
-        }
-    }
-
-    /// Reads and checks `config.json`. An absent field has the value that transformers' `MPNetConfig` or `BertConfig` gives it.
+    /// Reads and checks `config.json`. An absent field has the value that transformers' configuration of the family gives it.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Config`] with the field and its value, [`Error::UnknownFamily`].
@@ -151,77 +146,77 @@ impl EncoderConfig {
             return Err(Error::NotFound { what: "config.json".to_owned(), path: path.to_path_buf(), next });
         };
         let family = read_family(path, &value)?;
-        let mut json = JsonObject::new(path, value, family.schema())?;
+        let definition = family.definition();
+        let mut json = JsonObject::new(path, value, &definition.keys)?;
         if let Some((over, field)) = over {
             json = json.overlaid(over, field)?;
         }
-        let size = |field, default, max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
-        let hidden_size = size("hidden_size", 768, MAX_WIDTH)?;
-        let num_attention_heads = size("num_attention_heads", 12, MAX_WIDTH)?;
+        (definition.read)(family, &json)
+    }
+
+    /// Reads what all encoders have under the names `keys`.
+    pub(super) fn read_sizes(
+        family: Family,
+        json: &JsonObject,
+        keys: &SizeKeys,
+        positions: Positions,
+        own: Arc<dyn OwnConfig>,
+    ) -> Result<Self> {
+        let size = |(field, default), max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
+        let hidden_size = size(keys.hidden_size, MAX_WIDTH)?;
+        let num_attention_heads = size(keys.num_attention_heads, MAX_WIDTH)?;
         if hidden_size % num_attention_heads != 0 {
-            return Err(json.error(format!(
-                "hidden_size is {hidden_size}, which num_attention_heads ({num_attention_heads}) does not divide"
-            )));
+            let (width, heads) = (keys.hidden_size.0, keys.num_attention_heads.0);
+            let reason = format!("{width} is {hidden_size}, which {heads} ({num_attention_heads}) does not divide");
+            return Err(json.error(reason));
         }
-        let default_vocab = match family {
-            Family::MpNet => 30527,
-            Family::Bert => 30522,
-        };
         let config = Self {
             family,
             hidden_size,
-            num_hidden_layers: size("num_hidden_layers", 12, MAX_LAYERS)?,
+            num_hidden_layers: size(keys.num_hidden_layers, MAX_LAYERS)?,
             num_attention_heads,
-            intermediate_size: size("intermediate_size", 3072, MAX_INTERMEDIATE)?,
-            vocab_size: size("vocab_size", default_vocab, MAX_VOCAB)?,
-            max_position_embeddings: size("max_position_embeddings", 512, MAX_POSITIONS)?,
-            layer_norm_eps: read_eps(&json)?,
-            pad_token_id: read_pad(&json, family)?,
-            activation: read_activation(&json)?,
-            type_vocab_size: match family {
-                Family::MpNet => 0,
-                Family::Bert => size("type_vocab_size", 2, MAX_WIDTH)?,
-            },
-            relative_attention_num_buckets: match family {
-                Family::MpNet => json.size("relative_attention_num_buckets", MIN_BUCKETS..=MAX_BUCKETS)?.unwrap_or(32),
-                Family::Bert => 0,
-            },
+            intermediate_size: size(keys.intermediate_size, MAX_INTERMEDIATE)?,
+            vocab_size: size(keys.vocab_size, MAX_VOCAB)?,
+            max_position_embeddings: size(keys.max_position_embeddings, MAX_POSITIONS)?,
+            layer_norm_eps: read_eps(json, keys.layer_norm_eps)?,
+            pad_token_id: positions.pad_token_id,
+            activation: read_activation(json, keys.activation)?,
             tokenizer_class: json.string("tokenizer_class")?.map(str::to_owned),
+            first_position: positions.first,
+            position_padding: positions.padding,
+            own,
         };
-        config.check(&json)?;
+        if config.pad_token_id as usize >= config.vocab_size {
+            let (pad, vocab) = (config.pad_token_id, config.vocab_size);
+            return Err(json.error(format!("pad_token_id is {pad}, {} only {vocab}", keys.vocab_size.0)));
+        }
         Ok(config)
     }
 
-    /// What spans several fields, or excludes a variant that the graph does not have.
-    fn check(&self, json: &JsonObject) -> Result<()> {
-        if self.pad_token_id as usize >= self.vocab_size {
-            return Err(json.error(format!("pad_token_id is {}, vocab_size only {}", self.pad_token_id, self.vocab_size)));
-        }
-        match self.family {
-            Family::MpNet if self.max_position_embeddings <= MPNET_PADDING as usize + 1 => Err(json.error(format!(
-                "max_position_embeddings is {}; MPNet's positions start at {}, so more rows are needed",
-                self.max_position_embeddings,
-                MPNET_PADDING + 1
-            ))),
-            Family::MpNet => Ok(()),
-            Family::Bert => Ok(()),
+    /// `pad_token_id`.
+    pub(super) fn read_pad(json: &JsonObject, default: u32) -> Result<u32> {
+        match json.size("pad_token_id", 0..=MAX_VOCAB)? {
+            None => Ok(default),
+            Some(pad) => u32::try_from(pad).map_err(|_| json.field_error("pad_token_id", "a token id is expected")),
         }
     }
 
-    /// The most tokens of one text that the position table serves (MPNet's positions start at `pad_token_id + 1`).
+    /// The encoder that this configuration and `weights` describe; its tensors stay in the mapped files.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, see [`Weights::tensor`].
+    pub fn architecture(&self, weights: &Weights) -> Result<Architecture> {
+        self.own.architecture(self, weights)
+    }
+
+    /// The most tokens of one text that positions serve.
     pub fn max_tokens(&self) -> usize {
-        match self.family {
-            Family::MpNet => self.max_position_embeddings.saturating_sub(self.pad_token_id as usize + 1),
-            Family::Bert => self.max_position_embeddings,
-        }
+        self.max_position_embeddings.saturating_sub(self.first_position)
     }
 
     /// The id by which the model counts positions: it takes none itself. A graph that counts tokens instead is wrong for a text with it.
     pub fn position_padding(&self) -> Option<u32> {
-        match self.family {
-            Family::MpNet => Some(self.pad_token_id),
-            Family::Bert => None,
-        }
+        self.position_padding
     }
 
     /// Width of one attention head.
@@ -232,12 +227,13 @@ impl EncoderConfig {
 
 /// `model_type`, before anything else of the file is held against the keys of a family.
 fn read_family(path: &Path, value: &Value) -> Result<Family> {
-    let known = Family::ALL.map(Family::name).join(", ");
+    let known = Family::all().map(Family::model_type).collect::<Vec<_>>().join(", ");
     match value.get("model_type") {
-        Some(Value::String(found)) => Family::ALL
-            .into_iter()
-            .find(|family| family.name() == found)
-            .ok_or_else(|| Error::UnknownFamily { path: path.to_path_buf(), found: found.clone(), known }),
+        Some(Value::String(found)) => Family::of_model_type(found).ok_or_else(|| Error::UnknownFamily {
+            path: path.to_path_buf(),
+            found: found.clone(),
+            known,
+        }),
         Some(other) if !other.is_null() => {
             Err(config_error(path, format!("model_type is {}; a string, one of {known}, is expected", shown(other))))
         }
@@ -246,30 +242,20 @@ fn read_family(path: &Path, value: &Value) -> Result<Family> {
     }
 }
 
-fn read_eps(json: &JsonObject) -> Result<f64> {
-    match json.number("layer_norm_eps")? {
-        None => Ok(1e-12),
+fn read_eps(json: &JsonObject, (field, default): (&str, f64)) -> Result<f64> {
+    match json.number(field)? {
+        None => Ok(default),
         // Above 1 it would drown every variance; no model has that.
         Some(eps) if (0.0..=1.0).contains(&eps) => Ok(eps),
-        Some(_) => Err(json.field_error("layer_norm_eps", "a number from 0 to 1 is expected")),
+        Some(_) => Err(json.field_error(field, "a number from 0 to 1 is expected")),
     }
 }
 
-fn read_pad(json: &JsonObject, family: Family) -> Result<u32> {
-    match family {
-        Family::MpNet => Ok(MPNET_PADDING),
-        Family::Bert => match json.size("pad_token_id", 0..=MAX_VOCAB)? {
-            None => Ok(0),
-            Some(pad) => u32::try_from(pad).map_err(|_| json.field_error("pad_token_id", "a token id is expected")),
-        },
-    }
-}
-
-fn read_activation(json: &JsonObject) -> Result<Activation> {
-    let name = json.string("hidden_act")?.unwrap_or("gelu");
+fn read_activation(json: &JsonObject, (field, default): (&str, &str)) -> Result<Activation> {
+    let name = json.string(field)?.unwrap_or(default);
     let found = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
     found.ok_or_else(|| {
         let known = ACTIVATIONS.map(|(name, _)| name).join(", ");
-        json.field_error("hidden_act", &format!("known: {known}"))
+        json.field_error(field, &format!("known: {known}"))
     })
 }

@@ -1,17 +1,19 @@
-//! What is done with every key of `config.json`: those that all encoders share, and those of each family.
+//! What is done with the keys of `config.json` that families share; those of one family stand in its own file.
 
-use super::schema::{Key, Schema, Unknown};
+use super::schema::Key;
 
-const TRAINING: &str = "of training alone";
+pub(super) const TRAINING: &str = "of training alone";
 const GENERATION: &str = "of text generation alone";
-const HEADS: &str = "of heads that are not read";
+pub(super) const HEADS: &str = "of heads that are not read";
 const ARITHMETIC: &str = "how the reference computes, not what";
 const TOKENIZER: &str = "the tokenizer's own files say";
 const ORIGIN: &str = "where the model comes from";
 
-/// Keys that mean the same in every family.
-const SHARED: &[Key] = &[
-    Key::honoured("model_type", "which family the encoder is of"),
+/// The key of every `config.json`.
+pub(super) const MODEL_TYPE: &[Key] = &[Key::honoured("model_type", "which family the encoder is of")];
+
+/// Keys of [`SizeKeys::BERT`](super::config::SizeKeys::BERT).
+pub(super) const SIZES: &[Key] = &[
     Key::honoured("hidden_size", "width of a hidden state (768)"),
     Key::honoured("num_hidden_layers", "transformer layers (12)"),
     Key::honoured("num_attention_heads", "attention heads (12); divides hidden_size"),
@@ -20,6 +22,10 @@ const SHARED: &[Key] = &[
     Key::honoured("max_position_embeddings", "rows of the position embedding table (512)"),
     Key::honoured("layer_norm_eps", "epsilon of every LayerNorm (1e-12)"),
     Key::honoured("hidden_act", "activation of the feed-forward part (gelu)"),
+];
+
+/// Keys that mean the same in every family.
+pub(super) const COMMON: &[Key] = &[
     Key::honoured("tokenizer_class", "read where tokenizer_config.json names no class"),
     Key::only("auto_map", &["{}"], "the model is computed by Python code of its own, which is not run"),
     Key::only("quantization_config", &["{}"], "quantised weights are not read; save the model in fp32, fp16 or bf16"),
@@ -104,34 +110,3 @@ const SHARED: &[Key] = &[
     Key::harmless("begin_suppress_tokens", GENERATION),
     Key::harmless("tf_legacy_loss", TRAINING),
 ];
-
-const BERT: &[Key] = &[
-    Key::honoured("pad_token_id", "id that fills the places behind a text in its batch; masked (0)"),
-    Key::honoured("type_vocab_size", "rows of the token type table, of which row 0 is used (2)"),
-    Key::only("is_causal", &["false"], "only encoders are supported"),
-    Key::only("position_embedding_type", &["\"absolute\""], "only \"absolute\" is supported"),
-    Key::harmless("pooler_fc_size", HEADS),
-    Key::harmless("pooler_num_attention_heads", HEADS),
-    Key::harmless("pooler_num_fc_layers", HEADS),
-    Key::harmless("pooler_size_per_head", HEADS),
-    Key::harmless("pooler_type", HEADS),
-    Key::harmless("directionality", TRAINING),
-    Key::harmless("summary_activation", HEADS),
-    Key::harmless("summary_first_dropout", HEADS),
-    Key::harmless("summary_last_dropout", HEADS),
-    Key::harmless("summary_proj_to_labels", HEADS),
-    Key::harmless("summary_type", HEADS),
-    Key::harmless("summary_use_proj", HEADS),
-    Key::harmless("classifier_activation", HEADS),
-];
-
-const MPNET: &[Key] = &[
-    Key::honoured("relative_attention_num_buckets", "buckets of the relative position bias (32)"),
-    Key::harmless("pad_token_id", "MPNet counts positions from padding id 1, whatever stands here"),
-    Key::harmless("type_vocab_size", "MPNet has no token types"),
-    Key::harmless("is_causal", "MPNet's attention sees all tokens, whatever stands here"),
-];
-
-pub(super) static BERT_CONFIG: Schema = Schema { title: "config.json of BERT", keys: &[SHARED, BERT], unknown: Unknown::Warn };
-
-pub(super) static MPNET_CONFIG: Schema = Schema { title: "config.json of MPNet", keys: &[SHARED, MPNET], unknown: Unknown::Warn };

@@ -1,14 +1,14 @@
 //! A model folder as sentence-transformers or plain Hugging Face lay it out.
 
+use super::pooling::{Pooling, PoolingMode, Scaling};
 use crate::model::adapter::check_not_alone;
 use crate::model::dense::Dense;
 use crate::model::json::config_error;
 use crate::model::modules::{ModuleKind, check_dropout, check_normalize, read_modules, read_pooling};
 use crate::model::sentence_transformers::{Prompts, WholeModel};
 use crate::model::transformer_module::{TextCall, TransformerModule};
-use crate::model::{EncoderConfig, TokenizerFiles, TokenizerModel, Weights};
+use crate::model::{Architecture, EncoderConfig, TokenizerFiles, TokenizerModel, Weights};
 use crate::notice::warn_once;
-use crate::pooling::{Pooling, PoolingMode, Scaling};
 use crate::similarity::Similarity;
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ impl ModelFolder {
         check_not_alone(encoder)?;
         let over = module.config_overrides.as_ref().map(|(json, field)| (json, *field));
         let config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
-        let model = TokenizerModel { model_type: config.family.name(), tokenizer_class: config.tokenizer_class.as_deref() };
+        let model = TokenizerModel { model_type: config.family.model_type(), tokenizer_class: config.tokenizer_class.as_deref() };
         let tokenizer = TokenizerFiles::read(encoder, model, &module.tokenizer_overrides)?;
         Ok(Self {
             root: encoder.to_path_buf(),
@@ -128,6 +128,14 @@ impl ModelFolder {
     /// See [`Weights::open`].
     pub fn weights(&self) -> Result<Weights> {
         Weights::open_layers(&self.encoder, self.config.family, self.config.num_hidden_layers)
+    }
+
+    /// The encoder: what is computed, with its weights, which stay in the mapped files.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::weights`] and [`EncoderConfig::architecture`].
+    pub fn architecture(&self) -> Result<Architecture> {
+        self.config.architecture(&self.weights()?)
     }
 
     /// The most tokens a text may have: min(`max_seq_length`, positions).

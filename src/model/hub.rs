@@ -1,11 +1,13 @@
 //! Models by hub id (`org/name[@revision]`), downloaded once into the cache that other Hugging Face tools share.
 
+mod address;
 mod cache;
 mod client;
 mod content;
 mod download;
 mod failure;
 mod needed;
+mod proxy;
 mod tls;
 
 use crate::model::HubId;

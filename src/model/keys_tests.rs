@@ -2,7 +2,7 @@
 
 use super::schema::{Action, Key, Schema, Unknown};
 use super::{
-    ModelFolder, adapter_config, config_keys, dense, modules, sentence_transformers, tokenizer_keys, transformer_module, weights,
+    Family, ModelFolder, adapter_config, dense, modules, sentence_transformers, tokenizer_keys, transformer_module, weights,
 };
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -65,9 +65,9 @@ fn tables() -> Vec<Table> {
         ("model_input_names", "[\"input_ids\", \"token_type_ids\"]"),
         ("padding_side", "\"up\""),
     ];
-    vec![
-        table(&config_keys::BERT_CONFIG, "bert", "config.json", &[], CONFIG),
-        table(&config_keys::MPNET_CONFIG, "mpnet", "config.json", &[], CONFIG),
+    // The folder of a family's fixture has the name of its model_type.
+    let families = Family::all().map(|family| table(&family.definition().keys, family.model_type(), "config.json", &[], CONFIG));
+    let others = vec![
         table(
             &modules::MODULE_KEYS,
             "bert",
@@ -190,7 +190,8 @@ fn tables() -> Vec<Table> {
             &[],
             &[("weight_map", "{\"a\": \"../b\"}")],
         ),
-    ]
+    ];
+    families.chain(others).collect()
 }
 
 /// The tables in the order of the documentation.

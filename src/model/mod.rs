@@ -2,9 +2,11 @@
 
 mod adapter;
 mod adapter_config;
+pub mod architecture;
 mod config;
 mod config_keys;
 mod dense;
+mod families;
 mod folder;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -15,6 +17,7 @@ mod mapped;
 mod misnamed;
 mod modules;
 mod pointer;
+mod pooling;
 mod schema;
 mod sentence_transformers;
 mod source;
@@ -27,11 +30,14 @@ mod tokenizer_token;
 mod transformer_module;
 mod weights;
 
-pub use config::{Activation, EncoderConfig, Family};
+pub use architecture::Architecture;
+pub use config::{Activation, EncoderConfig};
 pub use dense::{Dense, DenseActivation, Residual};
+pub use families::Family;
 pub use folder::ModelFolder;
 pub(crate) use mapped::Mapped;
 pub(crate) use pointer::read_file;
+pub use pooling::{Pooling, PoolingMode, Scaling};
 pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
 pub use tensors::TensorView;

@@ -1,9 +1,9 @@
 //! `modules.json` and the configurations of modules without weights, as sentence-transformers writes them (old and new spellings).
 
+use super::pooling::{Pooling, PoolingMode};
 use crate::model::json::{config_error, read_value, shown};
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use crate::notice::warn_once;
-use crate::pooling::{Pooling, PoolingMode};
 use crate::{Error, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;

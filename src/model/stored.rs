@@ -1,28 +1,11 @@
 //! Names of stored tensors: which belong to the encoder, under which spellings, and which tell that the model is another one.
 
-use super::adapter_config::ModuleKind;
 use crate::model::Family;
+use crate::model::adapter_config::ModuleKind;
 use crate::notice::warn_once;
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// Parts of a layer in either family; MPNet's attention has other names than BERT's.
-const LAYER_PARTS: [&str; 13] = [
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "attention.output.LayerNorm",
-    "attention.attn.q",
-    "attention.attn.k",
-    "attention.attn.v",
-    "attention.attn.o",
-    "attention.LayerNorm",
-    "intermediate.dense",
-    "output.dense",
-    "output.LayerNorm",
-];
 
 /// Parts of names that only other models have, and which. transformers drops such tensors with a warning and computes without them.
 const OTHER_MODELS: [(&str, &str); 27] = [
@@ -64,20 +47,24 @@ pub(super) fn spellings(name: &str, family: Family) -> Vec<String> {
         .map(|stem| format!("{stem}LayerNorm.gamma"))
         .or_else(|| name.strip_suffix("LayerNorm.bias").map(|stem| format!("{stem}LayerNorm.beta")));
     let mut all: Vec<String> = [Some(name.to_owned()), old].into_iter().flatten().collect();
-    all.extend(all.clone().into_iter().map(|name| format!("{}.{name}", family.name())));
+    all.extend(all.clone().into_iter().map(|name| format!("{}.{name}", family.definition().tensor_prefix)));
     all.sort_unstable();
     all
 }
 
 /// The encoder's tensor that `stored` spells; `None` for one of a head.
 pub(super) fn encoder_tensor(stored: &str, family: Family) -> Option<String> {
-    let name = stored.strip_prefix(family.name()).and_then(|rest| rest.strip_prefix('.')).unwrap_or(stored);
-    encoder_part(name)
+    encoder_part(without_prefix(stored, family), family)
+}
+
+/// `stored` without the family's prefix, where it has one.
+pub(super) fn without_prefix(stored: &str, family: Family) -> &str {
+    stored.strip_prefix(family.definition().tensor_prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or(stored)
 }
 
 /// `name`, which has no prefix, as transformers 5 spells it; `None` for a tensor of a head.
-pub(super) fn encoder_part(name: &str) -> Option<String> {
-    if !name.starts_with("embeddings.") && !name.starts_with("encoder.") {
+pub(super) fn encoder_part(name: &str, family: Family) -> Option<String> {
+    if !family.definition().modules.roots.iter().any(|root| name.starts_with(root)) {
         return None;
     }
     let new = |old: &str, new: &str| name.strip_suffix(old).map(|stem| format!("{stem}{new}"));
@@ -86,33 +73,13 @@ pub(super) fn encoder_part(name: &str) -> Option<String> {
     )
 }
 
-/// What peft takes a module of the encoder for.
-pub(super) fn kind_of_module(module: &str) -> ModuleKind {
-    if module.ends_with("LayerNorm") {
-        ModuleKind::Norm
-    } else if module.ends_with("_embeddings") || module.ends_with("relative_attention_bias") {
-        ModuleKind::Embedding
-    } else {
-        ModuleKind::Linear
-    }
-}
-
-/// The layer of `encoder.layer.NUMBER.…`.
-fn layer_of(name: &str) -> Option<(usize, &str)> {
-    let (number, part) = name.strip_prefix("encoder.layer.")?.split_once('.')?;
-    Some((number.parse().ok()?, part))
-}
-
-/// Whether the encoder of `layers` layers has the tensor `name`.
-pub(super) fn is_of_encoder(name: &str, layers: usize) -> bool {
-    let Some((module, "weight" | "bias")) = name.rsplit_once('.') else { return false };
-    match layer_of(module) {
-        Some((layer, part)) => layer < layers && LAYER_PARTS.contains(&part),
-        None => {
-            let table = ["embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.token_type_embeddings"];
-            module == "embeddings.LayerNorm"
-                || (name.ends_with(".weight") && (table.contains(&module) || module == "encoder.relative_attention_bias"))
-        }
+/// Whether the family's encoder of `layers` layers has the tensor `name`.
+pub(super) fn is_of_encoder(name: &str, family: Family, layers: usize) -> bool {
+    let Some((module, part)) = name.rsplit_once('.') else { return false };
+    match family.definition().modules.kind(module, layers) {
+        Some(ModuleKind::Embedding) => part == "weight",
+        Some(ModuleKind::Linear | ModuleKind::Norm) => part == "weight" || part == "bias",
+        None => false,
     }
 }
 
@@ -128,14 +95,16 @@ pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>, family: Fami
         if !seen.insert(name.clone()) {
             again.push(stored);
         }
-        if is_of_encoder(&name, layers) || matches!(name.as_str(), "embeddings.position_ids" | "embeddings.token_type_ids") {
+        if is_of_encoder(&name, family, layers)
+            || matches!(name.as_str(), "embeddings.position_ids" | "embeddings.token_type_ids")
+        {
             continue;
         }
         let of_other = name.split('.').find_map(|part| OTHER_MODELS.into_iter().find(|(other, _)| *other == part));
         if let Some((_, sign)) = of_other {
-            return Err(Error::OtherModel { name: stored.to_owned(), sign, path: folder.to_path_buf() });
+            return Err(Error::OtherModel { name: stored.to_owned(), sign, path: folder.to_path_buf(), known: Family::titles() });
         }
-        match layer_of(&name) {
+        match family.definition().modules.layer(&name) {
             Some((layer, _)) if layer >= layers => beyond.push(stored),
             _ => unused.push(stored),
         }

@@ -48,8 +48,8 @@ pub struct TensorView {
 enum Data {
     /// Little-endian values in a file.
     Mapped { map: Arc<Mapped>, range: Range<usize> },
-    /// Values made here.
-    Owned(Arc<[f32]>),
+    /// Values made here, and which of them.
+    Owned { values: Arc<[f32]>, range: Range<usize> },
 }
 
 impl TensorFile {
@@ -141,8 +141,9 @@ fn read_header(file: &[u8]) -> Result<(usize, HashMap<String, TensorInfo>), Stri
 
 impl TensorView {
     /// A tensor of its own; `values` `[shape.product()]`.
-    pub(super) fn owned(shape: Vec<usize>, values: Vec<f32>) -> Self {
-        Self { dtype: Dtype::F32, shape, data: Data::Owned(values.into()) }
+    pub(crate) fn owned(shape: Vec<usize>, values: Vec<f32>) -> Self {
+        let range = 0..values.len();
+        Self { dtype: Dtype::F32, shape, data: Data::Owned { values: values.into(), range } }
     }
 
     /// `shape.product() * dtype size` bytes, not necessarily aligned: little-endian as stored; of merged values in the machine's own
@@ -151,8 +152,25 @@ impl TensorView {
         match &self.data {
             // The range was checked against this very map.
             Data::Mapped { map, range } => map.get(range.clone()).unwrap_or_default(),
-            Data::Owned(values) => bytemuck::cast_slice(values),
+            Data::Owned { values, range } => bytemuck::cast_slice(values.get(range.clone()).unwrap_or_default()),
         }
+    }
+
+    /// `count` rows (along the first axis) from row `first` on, in place: as many of them as there are.
+    #[must_use]
+    pub fn rows(&self, first: usize, count: usize) -> Self {
+        let total = self.shape.first().copied().unwrap_or(0);
+        let (first, end) = (first.min(total), first.saturating_add(count).min(total));
+        let part = |range: &Range<usize>| {
+            let row = range.len() / total.max(1);
+            range.start + first * row..range.start + end * row
+        };
+        let data = match &self.data {
+            Data::Mapped { map, range } => Data::Mapped { map: Arc::clone(map), range: part(range) },
+            Data::Owned { values, range } => Data::Owned { values: Arc::clone(values), range: part(range) },
+        };
+        let shape = std::iter::once(end - first).chain(self.shape.iter().skip(1).copied()).collect();
+        Self { dtype: self.dtype, shape, data }
     }
 
     /// Whether the file is still as it was when it was opened.
@@ -162,14 +180,14 @@ impl TensorView {
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         match &self.data {
             Data::Mapped { map, .. } => map.check_unchanged(),
-            Data::Owned(_) => Ok(()),
+            Data::Owned { .. } => Ok(()),
         }
     }
 
     /// The values as f32, f64 rounded; borrowed when they are stored so and aligned.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        if let Data::Owned(values) = &self.data {
-            return Cow::Borrowed(values);
+        if let Data::Owned { values, range } = &self.data {
+            return Cow::Borrowed(values.get(range.clone()).unwrap_or_default());
         }
         let bytes = self.bytes();
         let pairs = || bytes.as_chunks::<2>().0.iter();

@@ -74,7 +74,7 @@ impl Weights {
         let names: BTreeSet<String> = self
             .tensor_names()
             .filter_map(|stored| encoder_tensor(stored, self.family))
-            .filter(|name| is_of_encoder(name, layers))
+            .filter(|name| is_of_encoder(name, self.family, layers))
             .collect();
         let shape = |name: &str| self.stored_name(name).and_then(|(stored, file)| Some(file.shape(&stored)?.to_vec()));
         names.into_iter().filter_map(|name| shape(&name).map(|shape| (name, shape))).collect()

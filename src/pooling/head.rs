@@ -1,11 +1,11 @@
 //! All that follows the encoder: pooling, Dense modules, the cut to fewer components, and normalisation.
 
-use super::{Pooling, pool};
+use super::{HiddenRows, pool};
 #[cfg(any(feature = "cpu", feature = "tensorrt"))]
 use crate::model::ModelFolder;
-use crate::model::{Dense, DenseActivation, Residual};
+use crate::model::{Dense, DenseActivation, Pooling, Residual, Scaling};
 use crate::tokens::TokenBatch;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use std::cell::Cell;
 
 /// Partial sums of a dot product: enough to fill the vector units, and they keep rounding errors small.
@@ -13,19 +13,6 @@ const LANES: usize = 16;
 
 /// Smallest norm that a vector is divided by: `eps` of `torch.nn.functional.normalize`.
 const MIN_NORM: f64 = 1e-12;
-
-/// Whether and when a vector is scaled to unit length, with respect to the cut to its first components.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scaling {
-    /// It stays as it is.
-    None,
-    /// The whole vector is scaled, then cut: what a model with a Normalize module and `truncate_dim` gives. A vector that was cut is
-    /// shorter than 1.
-    BeforeCut,
-    /// What is left by the cut is scaled: `encode(truncate_dim=.., normalize_embeddings=True)` of sentence-transformers.
-    AfterCut,
-}
 
 /// From hidden states to vectors: pooling, Dense modules, the first `dim` components, unit length.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,13 +66,13 @@ impl Head {
                 let reason = format!(
                     "module {place} maps {inputs} to {outputs} values with {weights} weights; it is given vectors of {width} values"
                 );
-                return Err(Error::Setting { setting: "Dense", reason });
+                return Err(Error::Setting { setting: Setting::Dense, reason });
             }
             width = layer.out_features;
         }
         if !(1..=width).contains(&self.dim) {
             let reason = format!("{} is outside 1 to {width}, the values of this model's vectors", self.dim);
-            return Err(Error::Setting { setting: "--dim", reason });
+            return Err(Error::Setting { setting: Setting::Dim, reason });
         }
         Ok(())
     }
@@ -101,18 +88,18 @@ impl Head {
     }
 
     /// Whether more follows the pooled vector than one pass of cutting and scaling can do.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     pub(crate) fn has_more_steps(&self) -> bool {
         !self.dense.is_empty() || (self.scaling == Scaling::BeforeCut && self.dim < self.pooled_width())
     }
 
-    /// Turns `hidden` `[batch, seq, hidden_size]` into vectors `out` `[batch, dim]`, in the batch's row order.
+    /// Turns `hidden`, whose rows lie as `rows` says, into vectors `out` `[batch, dim]`, in the batch's row order.
     ///
     /// # Errors
     /// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from `batch`;
     /// [`Error::Setting`] for a head whose parts do not fit together.
-    pub fn apply(&self, hidden: &[f32], batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.apply_to(batch.batch(), out, |pooled| pool(hidden, batch, self.hidden_size, &self.pooling, pooled))
+    pub fn apply(&self, hidden: &[f32], rows: HiddenRows, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
+        self.apply_to(batch.batch(), out, |pooled| pool(hidden, rows, batch, self.hidden_size, &self.pooling, pooled))
     }
 
     /// The steps after pooling, of the vectors `[rows, pooled_width]` that `pool` writes, to `out` `[rows, dim]`. What lies between is
@@ -166,7 +153,7 @@ pub fn apply_dense(dense: &Dense, input: &[f32], out: &mut [f32]) -> Result<()> 
     let (inputs, outputs) = (dense.in_features, dense.out_features);
     if !is_whole(dense) {
         let reason = format!("a module that maps {inputs} to {outputs} values has {} weights", dense.weight.len());
-        return Err(Error::Setting { setting: "Dense", reason });
+        return Err(Error::Setting { setting: Setting::Dense, reason });
     }
     check_output(out, rows_of("the input of a Dense module", input, inputs)?, outputs)?;
     // A row of weights is read from memory once and serves every text.
@@ -257,7 +244,7 @@ fn softplus(x: f32) -> f32 {
 pub fn cut_and_scale(values: &[f32], width: usize, dim: usize, scaling: Scaling, out: &mut [f32]) -> Result<()> {
     if !(1..=width).contains(&dim) {
         return Err(Error::Setting {
-            setting: "--dim",
+            setting: Setting::Dim,
             reason: format!("{dim} is outside 1 to {width}, the values of a vector"),
         });
     }

@@ -2,117 +2,23 @@
 
 mod head;
 
+pub use crate::model::{Pooling, PoolingMode, Scaling};
 pub(crate) use head::check_output;
-pub use head::{Head, Scaling, apply_dense, check_finite, cut_and_scale};
+pub use head::{Head, apply_dense, check_finite, cut_and_scale};
 
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
-use std::fmt;
-use std::str::FromStr;
 
-/// One way to make a vector of a text's hidden states. The order of the variants is the order in which sentence-transformers
-/// concatenates the modes that a `pooling_mode_*` flag of 1_Pooling/config.json switches on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum PoolingMode {
-    /// The first token (the first after the prompt when prompts are left out, as sentence-transformers does).
-    Cls,
-    /// The largest value of each component.
-    Max,
-    /// The mean.
-    Mean,
-    /// The sum over the square root of the number of tokens.
-    MeanSqrtLen,
-    /// The mean weighted by position (1, 2, 3, …). A prompt that is left out still counts in the positions.
-    WeightedMean,
-    /// The last token.
-    LastToken,
+/// How the hidden states of a batch's rows lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HiddenRows {
+    /// Side by side, `[tokens, hidden_size]`.
+    Packed,
+    /// Padded to this many tokens each, `[batch, width, hidden_size]`.
+    Padded(usize),
 }
 
-impl PoolingMode {
-    /// Every mode, in the order of the `pooling_mode_*` flags.
-    pub const ALL: [Self; 6] = [Self::Cls, Self::Max, Self::Mean, Self::MeanSqrtLen, Self::WeightedMean, Self::LastToken];
-
-    /// The name on the command line, which [`FromStr`] reads.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cls => "cls",
-            Self::Max => "max",
-            Self::Mean => "mean",
-            Self::MeanSqrtLen => "mean_sqrt_len",
-            Self::WeightedMean => "weightedmean",
-            Self::LastToken => "lasttoken",
-        }
-    }
-
-    /// The boolean of this mode in 1_Pooling/config.json as sentence-transformers before 6 writes it.
-    pub fn config_flag(self) -> &'static str {
-        match self {
-            Self::Cls => "pooling_mode_cls_token",
-            Self::Max => "pooling_mode_max_tokens",
-            Self::Mean => "pooling_mode_mean_tokens",
-            Self::MeanSqrtLen => "pooling_mode_mean_sqrt_len_tokens",
-            Self::WeightedMean => "pooling_mode_weightedmean_tokens",
-            Self::LastToken => "pooling_mode_lasttoken",
-        }
-    }
-}
-
-impl fmt::Display for PoolingMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for PoolingMode {
-    type Err = Error;
-
-    /// Reads [`PoolingMode::name`], or sentence-transformers' longer name `mean_sqrt_len_tokens`.
-    fn from_str(name: &str) -> Result<Self> {
-        let wanted = if name == "mean_sqrt_len_tokens" { "mean_sqrt_len" } else { name };
-        Self::ALL.into_iter().find(|mode| mode.name() == wanted).ok_or_else(|| Error::Setting {
-            setting: "--pooling",
-            reason: format!("\"{name}\" is not a pooling mode; known: {}", known_modes()),
-        })
-    }
-}
-
-fn known_modes() -> String {
-    PoolingMode::ALL.map(PoolingMode::name).join(", ")
-}
-
-/// The Pooling module: one or several modes, concatenated.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Pooling {
-    /// In the order of concatenation; never empty.
-    pub modes: Vec<PoolingMode>,
-    /// Whether the prompt's tokens count (`include_prompt`, true where absent).
-    pub include_prompt: bool,
-}
-
-impl Pooling {
-    /// Pools by `modes`, concatenated as given, which is how sentence-transformers 6 treats a `pooling_mode` list. Flags of older
-    /// configurations have the order of [`PoolingMode::ALL`].
-    ///
-    /// # Errors
-    /// [`Error::Setting`] when there is no mode.
-    pub fn new(modes: impl IntoIterator<Item = PoolingMode>, include_prompt: bool) -> Result<Self> {
-        let modes: Vec<_> = modes.into_iter().collect();
-        if modes.is_empty() {
-            let reason = format!("no mode given; choose one or several of {}", known_modes());
-            return Err(Error::Setting { setting: "--pooling", reason });
-        }
-        Ok(Self { modes, include_prompt })
-    }
-
-    /// Width of the pooled vector for hidden states of `hidden_size`.
-    pub fn width(&self, hidden_size: usize) -> usize {
-        self.modes.len().saturating_mul(hidden_size)
-    }
-}
-
-/// Pools `hidden` `[batch, seq, hidden_size]` into `out` `[batch, pooling.width(hidden_size)]`.
+/// Pools `hidden`, whose rows lie as `rows` says, into `out` `[batch, pooling.width(hidden_size)]`.
 ///
 /// The tokens of a row are its positions `batch.skip .. length`; values elsewhere are never read. Semantics are those of
 /// `Pooling._forward_padded` in sentence-transformers 6.2 for right-padded rows. A row without tokens gives zeros; there
@@ -121,24 +27,42 @@ impl Pooling {
 ///
 /// # Errors
 /// [`Error::InputLength`] and [`Error::OutputLength`] where the lengths of `hidden` or `out` do not follow from the other arguments.
-pub fn pool(hidden: &[f32], batch: &TokenBatch, hidden_size: usize, pooling: &Pooling, out: &mut [f32]) -> Result<()> {
-    let (rows, seq, width) = (batch.batch(), batch.seq(), pooling.width(hidden_size));
-    let row_len = seq.saturating_mul(hidden_size);
-    let expected = rows.saturating_mul(row_len);
+pub fn pool(
+    hidden: &[f32],
+    rows: HiddenRows,
+    batch: &TokenBatch,
+    hidden_size: usize,
+    pooling: &Pooling,
+    out: &mut [f32],
+) -> Result<()> {
+    let (count, width) = (batch.batch(), pooling.width(hidden_size));
+    let states = match rows {
+        HiddenRows::Padded(tokens) => count.saturating_mul(tokens.max(batch.size().longest)),
+        HiddenRows::Packed => batch.ids().len(),
+    };
+    let expected = states.saturating_mul(hidden_size);
     if hidden.len() != expected {
-        let shape = format!("{rows} texts x {seq} tokens x {hidden_size}");
+        let shape = match rows {
+            HiddenRows::Padded(tokens) => format!("{count} texts x {tokens} tokens x {hidden_size}"),
+            HiddenRows::Packed => format!("{states} tokens x {hidden_size}"),
+        };
         return Err(Error::InputLength { what: "hidden states", expected, found: hidden.len(), shape });
     }
-    check_output(out, rows, width)?;
+    check_output(out, count, width)?;
     if hidden.is_empty() || out.is_empty() {
         out.fill(0.0);
         return Ok(());
     }
     let mut sum = vec![0f64; hidden_size];
-    for ((states, &length), pooled) in hidden.chunks_exact(row_len).zip(batch.lengths()).zip(out.chunks_exact_mut(width)) {
-        let end = length as usize;
-        let start = (batch.skip() as usize).min(end);
-        let tokens = &states[start * hidden_size..end * hidden_size];
+    for (row, ((&first, length), pooled)) in
+        batch.starts().iter().zip(batch.lengths()).zip(out.chunks_exact_mut(width)).enumerate()
+    {
+        let first = match rows {
+            HiddenRows::Padded(tokens) => row * tokens,
+            HiddenRows::Packed => first as usize,
+        };
+        let start = (batch.skip() as usize).min(length as usize);
+        let tokens = &hidden[(first + start) * hidden_size..(first + length as usize) * hidden_size];
         for (&mode, part) in pooling.modes.iter().zip(pooled.chunks_exact_mut(hidden_size)) {
             if tokens.is_empty() {
                 part.fill(0.0);

@@ -3,7 +3,7 @@
 use crate::files::AtomicFile;
 use crate::graph::{Graph, Precision, Quantization, Range};
 use crate::model::ModelFolder;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,11 +61,11 @@ impl CalibrationSettings {
             && !(percentile > 0.0 && percentile <= 100.0)
         {
             let reason = format!("{percentile} is not above 0 and at most 100");
-            return Err(Error::Setting { setting: "--percentile", reason });
+            return Err(Error::Setting { setting: Setting::Percentile, reason });
         }
         match self.smoothing {
             Some(alpha) if !(0.0..=1.0).contains(&alpha) => {
-                Err(Error::Setting { setting: "--smooth-quant", reason: format!("{alpha} is not between 0 and 1") })
+                Err(Error::Setting { setting: Setting::Smoothing, reason: format!("{alpha} is not between 0 and 1") })
             }
             _ => Ok(()),
         }
@@ -108,11 +108,11 @@ impl ModelIdentity {
     /// # Errors
     /// As [`Graph::new`].
     pub fn of(model: &ModelFolder) -> Result<Self> {
-        let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
         // `.` has no name of its own.
         let root = model.root.canonicalize().unwrap_or_else(|_| model.root.clone());
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { name, family: model.config.family.name().into(), digest: graph.digest_hex() })
+        Ok(Self { name, family: model.config.family.model_type().into(), digest: graph.digest_hex() })
     }
 }
 

@@ -1,12 +1,12 @@
 //! How true an INT8 graph is to its model, which linears cost most, and which must stay in float.
 
 use super::{Calibration, Samples};
-use crate::backend::{Backend, CpuBackend};
 use crate::graph::{Graph, Linear, Precision, Quantization, Role};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Result};
+use crate::{cpu::CpuBackend, executor::Backend};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -85,13 +85,13 @@ impl<'m> Reference<'m> {
             return Err(Error::Calibration { reason: "there are no texts to compare INT8 with fp32; give some".into() });
         }
         let batches = texts.batches(model, &BatchPlan::new(BATCH_ROWS, BATCH_TOKENS, 1))?;
-        let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
+        let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
         let vectors = vectors(model, graph, &batches)?;
         Ok(Self { model, batches, vectors })
     }
 
     fn compare(&self, quantization: &Quantization) -> Result<Cosines> {
-        let graph = Graph::quantized(&self.model.config, &self.model.weights()?, Precision::Fp32, quantization)?;
+        let graph = Graph::quantized(&self.model.architecture()?, Precision::Fp32, quantization)?;
         let found = vectors(self.model, graph, &self.batches)?;
         let cosines: Vec<f64> = self.vectors.iter().zip(&found).map(|(a, b)| cosine(a, b)).collect();
         let min = cosines.iter().copied().fold(f64::INFINITY, f64::min);
@@ -142,7 +142,7 @@ pub fn sensitivity(model: &ModelFolder, calibration: &Calibration, texts: &Sampl
 
 fn measure(reference: &Reference<'_>, calibration: &Calibration) -> Result<Vec<GroupReport>> {
     let model = reference.model;
-    let graph = Graph::new(&model.config, &model.weights()?, Precision::Fp32)?;
+    let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
     let all: BTreeSet<String> = graph.linears().iter().map(|linear| linear.name.clone()).collect();
     let mut reports = groups(graph.linears())
         .into_iter()

@@ -3,9 +3,9 @@
 use super::histogram::Histogram;
 use super::{Calibration, CalibrationSettings, MIN_SAMPLES, ModelIdentity, Samples};
 use crate::graph::{Graph, Precision, Range};
-use crate::model::ModelFolder;
+use crate::model::{Architecture, ModelFolder};
 use crate::tokens::{BatchPlan, TokenBatch};
-use crate::{Error, Result};
+use crate::{Error, Progress, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,14 +13,16 @@ use std::sync::{Mutex, PoisonError};
 
 /// Tokens of one batch, padding included: its tensors, the wide ones of the feed-forward part first of all, are held at once.
 const BATCH_TOKENS: usize = 512;
+/// What progress calls the measuring.
+const PHASE: &str = "calibrating";
 /// Rows of one batch.
 const BATCH_ROWS: usize = 64;
 /// The smallest smoothing factor and reach that divisions take: channels that are always 0 are left as they are.
 const SMALLEST: f32 = 1e-5;
 
-/// Hears of a tensor: the batch that gave it, its name and its values `[batch, seq, channels]`. Called from any thread, from several at
-/// the same time.
-pub type Visit<'v> = dyn Fn(&TokenBatch, &str, &[f32]) + Sync + 'v;
+/// Hears of a tensor: the batch that gave it, its name and its values `[batch, longest, channels]`. Called from any thread, from several at
+/// the same time. An error ends the observation.
+pub type Visit<'v> = dyn Fn(&TokenBatch, &str, &[f32]) -> Result<()> + Sync + 'v;
 
 /// Shows the tensors that feed linears, on whatever executor.
 pub trait Observer {
@@ -34,13 +36,13 @@ pub trait Observer {
     /// Which work is done side by side is the executor's choice: on the CPU batches are, on a GPU the looking at one batch's tensors.
     ///
     /// # Errors
-    /// The executor's failure.
+    /// The executor's failure; the first error of `visit`, after which no further batch is begun.
     fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()>;
 }
 
 /// Observes on the CPU, on all cores.
 #[cfg(feature = "cpu")]
-pub struct CpuObserver(crate::backend::CpuBackend);
+pub struct CpuObserver(crate::cpu::CpuBackend);
 
 #[cfg(feature = "cpu")]
 impl CpuObserver {
@@ -49,8 +51,8 @@ impl CpuObserver {
     /// # Errors
     /// As [`Graph::observed`]; [`Error::Backend`].
     pub fn new(model: &ModelFolder) -> Result<Self> {
-        let graph = Graph::observed(&model.config, &model.weights()?)?;
-        Ok(Self(crate::backend::CpuBackend::from_graph(
+        let graph = Graph::observed(&model.architecture()?)?;
+        Ok(Self(crate::cpu::CpuBackend::from_graph(
             graph,
             crate::pooling::Head::of_model(model)?,
             model.config.max_tokens(),
@@ -62,7 +64,15 @@ impl CpuObserver {
 #[cfg(feature = "cpu")]
 impl Observer for CpuObserver {
     fn observe(&mut self, batches: &[TokenBatch], visit: &Visit<'_>) -> Result<()> {
-        let run = |batch: &TokenBatch| self.0.observe(batch, &mut |name, values| visit(batch, name, values));
+        let run = |batch: &TokenBatch| {
+            let mut seen = Ok(());
+            self.0.observe(batch, &mut |name, values| {
+                if seen.is_ok() {
+                    seen = visit(batch, name, values);
+                }
+            })?;
+            seen
+        };
         batches.par_iter().try_for_each(run)
     }
 }
@@ -76,7 +86,7 @@ pub fn calibrate(
     model: &ModelFolder,
     samples: &Samples,
     settings: &CalibrationSettings,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Calibration> {
     check_calibration(samples, settings)?;
     calibrate_with(&mut CpuObserver::new(model)?, model, samples, settings, progress)
@@ -84,36 +94,52 @@ pub fn calibrate(
 
 /// Measures `model`'s ranges over the real tokens of `samples`: in one pass, or with smoothing in two.
 ///
-/// `progress` is told the texts done and their number in all passes, from any thread.
+/// `progress` hears of one phase, whose steps are the texts of all passes, and may stop it between batches.
 ///
 /// # Errors
-/// As [`check_calibration`]; [`Error::Calibration`] for a tensor whose values are all 0 or not finite; the observer's failure.
+/// As [`check_calibration`]; [`Error::Calibration`] for a tensor whose values are all 0 or not finite; [`Error::Cancelled`]; the observer's
+/// failure.
 pub fn calibrate_with(
     observer: &mut dyn Observer,
     model: &ModelFolder,
     samples: &Samples,
     settings: &CalibrationSettings,
-    progress: &(dyn Fn(usize, usize) + Sync),
+    progress: &dyn Progress,
 ) -> Result<Calibration> {
     check_calibration(samples, settings)?;
-    let weights = model.weights()?;
-    let graph = Graph::new(&model.config, &weights, Precision::Fp32)?;
+    let passes = if settings.smoothing.is_some() { 2 } else { 1 };
+    progress.phase_started(PHASE, None, u32::try_from(passes * samples.len()).unwrap_or(u32::MAX));
+    let measured = measure(observer, model, samples, settings, progress);
+    progress.phase_finished(PHASE);
+    measured
+}
+
+fn measure(
+    observer: &mut dyn Observer,
+    model: &ModelFolder,
+    samples: &Samples,
+    settings: &CalibrationSettings,
+    progress: &dyn Progress,
+) -> Result<Calibration> {
+    let architecture = model.architecture()?;
+    let graph = Graph::new(&architecture, Precision::Fp32)?;
     let tensors = graph.observed_tensors();
     let batches = samples.batches(model, &observer.plan())?;
-    let passes = if settings.smoothing.is_some() { 2 } else { 1 };
-    let total = passes * samples.len();
     // A text is done when all its tensors are.
     let seen = AtomicUsize::new(0);
     let tell = |batch: &TokenBatch| {
         let seen = seen.fetch_add(batch.batch(), Ordering::Relaxed) + batch.batch();
-        progress(seen / tensors.len().max(1), total);
+        if let Some(last) = (seen / tensors.len().max(1)).checked_sub(1) {
+            progress.step_done(PHASE, u32::try_from(last).unwrap_or(u32::MAX));
+        }
+        if progress.cancelled() { Err(Error::Cancelled { what: "the calibration" }) } else { Ok(()) }
     };
 
     let smoothing = match settings.smoothing {
         None => HashMap::new(),
         Some(alpha) => {
             let reach = over_tensors(observer, &batches, &tensors, &channel_reach, &wider, &tell)?;
-            smoothing_factors(model, &graph, &reach, alpha)?
+            smoothing_factors(&architecture, &graph, &reach, alpha)
         }
     };
     let count = |tensor: &Seen<'_>| {
@@ -177,8 +203,8 @@ struct Seen<'a> {
 impl Seen<'_> {
     /// The values of each row's real tokens, `[tokens, channels]`.
     fn real_rows(&self) -> impl Iterator<Item = &[f32]> {
-        let rows = self.values.chunks_exact((self.batch.seq() * self.channels).max(1)).zip(self.batch.lengths());
-        rows.map(|(row, &length)| &row[..length as usize * self.channels])
+        let rows = self.values.chunks_exact((self.batch.longest() * self.channels).max(1)).zip(self.batch.lengths());
+        rows.map(|(row, length)| &row[..length as usize * self.channels])
     }
 }
 
@@ -189,12 +215,12 @@ fn over_tensors<T: Send>(
     tensors: &[(&str, usize)],
     measure: &(dyn Fn(&Seen<'_>) -> T + Sync),
     join: &(dyn Fn(T, T) -> T + Sync),
-    tell: &(dyn Fn(&TokenBatch) + Sync),
+    tell: &(dyn Fn(&TokenBatch) -> Result<()> + Sync),
 ) -> Result<BTreeMap<String, T>> {
     let all: HashMap<&str, (usize, Mutex<Option<T>>)> =
         tensors.iter().map(|&(name, channels)| (name, (channels, Mutex::new(None)))).collect();
     observer.observe(batches, &|batch, name, values| {
-        let Some((channels, joined)) = all.get(name) else { return };
+        let Some((channels, joined)) = all.get(name) else { return Ok(()) };
         // Before the lock: what follows is short.
         let more = measure(&Seen { name, channels: *channels, batch, values });
         let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +229,7 @@ fn over_tensors<T: Send>(
             None => more,
         });
         drop(joined);
-        tell(batch);
+        tell(batch)
     })?;
     let whole = |(name, (_, joined)): (&str, (usize, Mutex<Option<T>>))| {
         Some((name.to_owned(), joined.into_inner().unwrap_or_else(PoisonError::into_inner)?))
@@ -231,17 +257,16 @@ fn widen(reach: &mut [f32], values: &[f32]) {
 
 /// `max|X_j|^alpha / max|W_j|^(1-alpha)` for each channel j, W being all weights that the tensor feeds.
 fn smoothing_factors(
-    model: &ModelFolder,
+    architecture: &Architecture,
     graph: &Graph,
     reach: &BTreeMap<String, Vec<f32>>,
     alpha: f32,
-) -> Result<HashMap<String, Vec<f32>>> {
-    let weights = model.weights()?;
+) -> HashMap<String, Vec<f32>> {
     let mut columns: HashMap<&str, Vec<f32>> = HashMap::new();
-    for linear in graph.linears() {
-        let view = weights.tensor(&format!("{}.weight", linear.name), &[linear.outputs, linear.inputs])?;
+    // Both list them in the order in which they run.
+    for (linear, stored) in graph.linears().iter().zip(architecture.linears()) {
         let reach = columns.entry(&linear.input).or_insert_with(|| vec![0.0; linear.inputs]);
-        view.to_f32().chunks_exact(linear.inputs.max(1)).for_each(|row| widen(reach, row));
+        stored.weight.to_f32().chunks_exact(linear.inputs.max(1)).for_each(|row| widen(reach, row));
     }
     let factors = reach.iter().filter_map(|(name, reach)| {
         let columns = columns.get(name.as_str())?;
@@ -254,5 +279,5 @@ fn smoothing_factors(
         };
         Some((name.clone(), reach.iter().zip(columns).map(factor).collect()))
     });
-    Ok(factors.collect())
+    factors.collect()
 }

@@ -2,7 +2,7 @@
 
 use crate::model::ModelFolder;
 use crate::tokens::{BatchPlan, TokenBatch, Tokenizer, TokenizerSettings, batches_from_ids};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// Fewest samples that a calibration takes. Texts of some ten tokens then give about 10^5 values of each tensor: the percentile 99.999
 /// rests on one of them, and fewer texts would leave ranges to chance altogether.
@@ -34,7 +34,7 @@ impl Samples {
         for (row, ids) in rows.iter().enumerate() {
             if !(1..=limit).contains(&ids.len()) {
                 let reason = format!("row index {row} (from 0) has {} ids; 1 to {limit} are accepted", ids.len());
-                return Err(Error::Setting { setting: "ids", reason });
+                return Err(Error::Setting { setting: Setting::Ids, reason });
             }
             let vocab_size = model.config.vocab_size;
             if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab_size) {
@@ -51,7 +51,7 @@ impl Samples {
     #[cfg(feature = "tensorrt")]
     pub fn of_all_lengths(model: &ModelFolder) -> Result<Self> {
         let settings = TokenizerSettings::of_model(model, model.max_tokens());
-        let rows = crate::backend::gpu::parity::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer, settings)?)?;
+        let rows = crate::compare::rows_of_all_lengths(&Tokenizer::open(&model.tokenizer, settings)?)?;
         Ok(Self { rows })
     }
 
@@ -87,6 +87,6 @@ impl Samples {
 
     /// Batches as `plan` wants them, longest rows first.
     pub(super) fn batches(&self, model: &ModelFolder, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
-        batches_from_ids(&self.rows, model.config.pad_token_id, model.config.vocab_size, 0, plan)
+        batches_from_ids(&self.rows, model.config.vocab_size, 0, plan)
     }
 }

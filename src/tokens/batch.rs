@@ -1,108 +1,153 @@
-//! Batches: rows of ids sorted by length and cut into padded rectangles of similar cost.
+//! Batches: rows of ids sorted by length and cut into groups of similar cost.
 
 use super::cost::ShapeCosts;
+use super::size::BatchSize;
 use crate::{Error, Result};
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A rectangle of token ids, padded on the right, and where each row belongs.
+/// Rows of token ids side by side, without padding, and where each row belongs. A rectangle is what some executors make of it.
 ///
-/// Whole by construction: there are `batch * seq` ids, none of them negative, and no row has more tokens than it is wide. Whether the ids
-/// are in an executor's embedding table is checked there, at every call.
+/// Whole by construction: rows begin where the one before ends, the last ends with the ids, and no id is negative. Whether the ids are in an
+/// executor's embedding table is checked there, at every call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenBatch {
     ids: Vec<i32>,
-    lengths: Vec<u32>,
-    seq: usize,
+    /// Where each row begins, and where the last one ends; empty without rows, so that an empty batch has no memory.
+    starts: Vec<u32>,
     rows: Vec<usize>,
     skip: u32,
-    /// Every id, padding's included, is below this.
+    longest: usize,
+    /// Every id is below this.
     ids_end: usize,
 }
 
 impl TokenBatch {
-    /// Takes a rectangle that is padded already, its rows in the caller's order: `ids` `[batch, seq]`, row-major, of which each row's
-    /// first `lengths` `[batch]` are real tokens. See [`TokenBatch::skip`].
+    /// Takes rows that lie side by side, in the caller's order: row r of `ids` `[tokens]` goes from `starts[r]` to `starts[r + 1]`, so that
+    /// there is one start more than rows. See [`TokenBatch::skip`].
     ///
     /// # Errors
-    /// [`Error::TokenBatch`] where the parts do not belong together, for a negative id, and for `seq` 0.
-    pub fn from_padded(ids: Vec<i32>, lengths: Vec<u32>, seq: usize, skip: u32) -> Result<Self> {
+    /// [`Error::TokenBatch`] where the starts do not cut `ids` into rows, and for a negative id.
+    pub fn from_ragged(ids: Vec<i32>, mut starts: Vec<u32>, skip: u32) -> Result<Self> {
         let refused = |reason: String| Err(Error::TokenBatch { reason });
-        let rows = lengths.len();
-        if seq == 0 {
-            return refused("rows are 0 tokens wide; the least is 1, for texts without tokens too".into());
+        if starts.first() != Some(&0) {
+            return refused(format!("the first row starts at {:?}, not at 0", starts.first()));
         }
-        if rows.checked_mul(seq) != Some(ids.len()) {
-            return refused(format!("{} ids are not {rows} rows of {seq}", ids.len()));
+        if let Some(row) = starts.windows(2).position(|pair| pair[0] > pair[1]) {
+            return refused(format!("row {row} starts at {} and ends at {}", starts[row], starts[row + 1]));
         }
-        if let Some(row) = lengths.iter().position(|&length| length as usize > seq) {
-            return refused(format!("row {row} has {} tokens in rows of {seq}", lengths[row]));
+        let end = starts.last().map_or(0, |&end| end as usize);
+        if end != ids.len() {
+            return refused(format!("the last row ends at {end}, there are {} ids", ids.len()));
         }
         if let Some(place) = ids.iter().position(|&id| id < 0) {
-            return refused(format!("id {} in row {} is negative", ids[place], place / seq));
+            let row = starts.partition_point(|&start| start as usize <= place) - 1;
+            return refused(format!("id {} in row {row} is negative", ids[place]));
         }
+        let longest = starts.windows(2).map(|pair| (pair[1] - pair[0]) as usize).max().unwrap_or(0);
         let ids_end = ids.iter().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { ids, lengths, seq, rows: (0..rows).collect(), skip, ids_end })
+        let rows = (0..starts.len() - 1).collect();
+        if starts.len() == 1 {
+            starts.clear();
+        }
+        Ok(Self { ids, starts, rows, skip, longest, ids_end })
+    }
+
+    /// Takes the rows of a rectangle in the caller's order: `ids` `[batch, seq]`, row-major, of which each row's first `lengths` `[batch]`
+    /// are real tokens. What stands behind them is not looked at. See [`TokenBatch::skip`].
+    ///
+    /// # Errors
+    /// [`Error::TokenBatch`] where the parts do not belong together, and for a negative id among the real tokens.
+    pub fn from_padded(ids: &[i32], lengths: &[u32], seq: usize, skip: u32) -> Result<Self> {
+        let rows = lengths.len();
+        if rows.checked_mul(seq) != Some(ids.len()) {
+            return Err(Error::TokenBatch { reason: format!("{} ids are not {rows} rows of {seq}", ids.len()) });
+        }
+        if let Some(row) = lengths.iter().position(|&length| length as usize > seq) {
+            return Err(Error::TokenBatch { reason: format!("row {row} has {} tokens in rows of {seq}", lengths[row]) });
+        }
+        let (mut real, mut starts) = (Vec::with_capacity(ids.len()), vec![0]);
+        for (row, &length) in lengths.iter().enumerate() {
+            real.extend_from_slice(&ids[row * seq..][..length as usize]);
+            starts.push(token_count(real.len())?);
+        }
+        Self::from_ragged(real, starts, skip)
     }
 
     /// Takes `rows` as one batch in the caller's order, in the memory that the batch has already.
     ///
     /// # Errors
-    /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`); the batch then has no rows.
-    pub fn refill(&mut self, rows: &[impl AsRef<[u32]>], pad_token_id: u32, vocab_size: usize, skip: u32) -> Result<()> {
+    /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`), [`Error::TokenBatch`] for 2^32 tokens; the batch then
+    /// has no rows.
+    pub fn refill(&mut self, rows: &[impl AsRef<[u32]>], vocab_size: usize, skip: u32) -> Result<()> {
         self.clear();
-        self.seq = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0).max(1);
         self.skip = skip;
-        let filled = id_as_i32(pad_token_id, 0, vocab_size)
-            .and_then(|pad| rows.iter().enumerate().try_for_each(|(place, row)| self.push(row.as_ref(), place, pad, vocab_size)));
+        let filled = rows.iter().enumerate().try_for_each(|(place, row)| self.push(row.as_ref(), place, vocab_size));
         if filled.is_err() {
             self.clear();
         }
         filled
     }
 
-    /// Adds a row, padded to the batch's width, which it must not exceed.
-    fn push(&mut self, row: &[u32], place: usize, pad: i32, vocab_size: usize) -> Result<()> {
-        let end = self.ids.len() + self.seq;
+    /// Adds a row.
+    fn push(&mut self, row: &[u32], place: usize, vocab_size: usize) -> Result<()> {
         for &id in row {
             self.ids.push(id_as_i32(id, place, vocab_size)?);
             self.ids_end = self.ids_end.max(id as usize + 1);
         }
-        if self.ids.len() < end {
-            self.ids_end = self.ids_end.max(pad as usize + 1);
-            self.ids.resize(end, pad);
+        if self.starts.is_empty() {
+            self.starts.push(0);
         }
-        self.lengths.push(row.len() as u32);
+        self.starts.push(token_count(self.ids.len())?);
+        self.longest = self.longest.max(row.len());
         self.rows.push(place);
         Ok(())
     }
 
     fn clear(&mut self) {
         self.ids.clear();
-        self.lengths.clear();
+        self.starts.clear();
         self.rows.clear();
-        (self.seq, self.skip, self.ids_end) = (1, 0, 0);
+        (self.skip, self.longest, self.ids_end) = (0, 0, 0);
     }
 
     /// Number of rows.
     pub fn batch(&self) -> usize {
-        self.lengths.len()
+        self.rows.len()
     }
 
-    /// Width of the rectangle: at least that of the longest row, at least 1.
-    pub fn seq(&self) -> usize {
-        self.seq
+    /// Tokens of the longest row, at least 1: how wide a rectangle of the rows is.
+    pub fn longest(&self) -> usize {
+        self.longest.max(1)
     }
 
-    /// `[batch, seq]`, row-major; what stands behind a row's tokens is padding.
+    /// Rows, tokens of the longest one, and tokens in all.
+    pub fn size(&self) -> BatchSize {
+        BatchSize { rows: self.batch(), longest: self.longest(), tokens: self.ids.len() }
+    }
+
+    /// The ids of all rows side by side, `[tokens]`.
     pub fn ids(&self) -> &[i32] {
         &self.ids
     }
 
-    /// Real tokens of each row, `[batch]`. The attention mask follows from it. A row without tokens has a vector of zeros.
-    pub fn lengths(&self) -> &[u32] {
-        &self.lengths
+    /// Where each row begins in [`TokenBatch::ids`], and where the last one ends, `[batch + 1]`.
+    pub fn starts(&self) -> &[u32] {
+        if self.starts.is_empty() { &[0] } else { &self.starts }
+    }
+
+    /// The ids of row `row`; none for a row that there is not.
+    pub fn row(&self, row: usize) -> &[i32] {
+        match self.starts.get(row..row.saturating_add(2)) {
+            Some(&[start, end]) => &self.ids[start as usize..end as usize],
+            _ => &[],
+        }
+    }
+
+    /// Tokens of each row, `[batch]`. A row without tokens has a vector of zeros.
+    pub fn lengths(&self) -> impl ExactSizeIterator<Item = u32> + '_ {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0])
     }
 
     /// Place of each row in the caller's order, `[batch]`.
@@ -116,13 +161,22 @@ impl TokenBatch {
         self.skip
     }
 
-    /// 1 at tokens, 0 at padding, `[batch, seq]`, row-major.
-    pub fn attention_mask(&self) -> Vec<i32> {
-        let row = |&length: &u32| (0..self.seq).map(move |place| i32::from(place < length as usize));
-        self.lengths.iter().flat_map(row).collect()
+    /// The rows as a rectangle `[batch, longest]`, row-major: ids with `pad` behind each row's tokens, and the attention mask, 1 at tokens
+    /// and 0 at padding.
+    pub fn padded(&self, pad: i32) -> (Vec<i32>, Vec<i32>) {
+        let cells = self.batch() * self.longest();
+        let (mut ids, mut mask) = (Vec::with_capacity(cells), Vec::with_capacity(cells));
+        for row in 0..self.batch() {
+            let (tokens, end) = (self.row(row), ids.len() + self.longest());
+            ids.extend_from_slice(tokens);
+            mask.resize(ids.len(), 1);
+            ids.resize(end, pad);
+            mask.resize(end, 0);
+        }
+        (ids, mask)
     }
 
-    /// Checks that every id, padding's too, is in an embedding table of `vocab_size` rows.
+    /// Checks that every id is in an embedding table of `vocab_size` rows.
     ///
     /// # Errors
     /// [`Error::TokenId`] for the first that is not.
@@ -130,21 +184,20 @@ impl TokenBatch {
         if self.ids_end <= vocab_size {
             return Ok(());
         }
-        let outside = self.ids.iter().zip(0..).find(|(id, _)| **id as usize >= vocab_size);
-        let Some((&id, place)) = outside else { return Ok(()) };
-        let row = place / self.seq;
-        Err(Error::TokenId { id: id.unsigned_abs(), text: self.rows.get(row).copied().unwrap_or(row), vocab_size })
+        let Some(place) = self.ids.iter().position(|&id| id as usize >= vocab_size) else { return Ok(()) };
+        let row = self.starts.partition_point(|&start| start as usize <= place) - 1;
+        Err(Error::TokenId { id: self.ids[place].unsigned_abs(), text: self.rows.get(row).copied().unwrap_or(row), vocab_size })
     }
 }
 
 impl Default for TokenBatch {
     /// No rows.
     fn default() -> Self {
-        Self { ids: Vec::new(), lengths: Vec::new(), seq: 1, rows: Vec::new(), skip: 0, ids_end: 0 }
+        Self { ids: Vec::new(), starts: Vec::new(), rows: Vec::new(), skip: 0, longest: 0, ids_end: 0 }
     }
 }
 
-/// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::backend::Limits).
+/// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::executor::Limits).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BatchPlan {
@@ -220,35 +273,31 @@ impl BatchPlan {
 ///
 /// # Errors
 /// [`Error::TokenId`] for an id that is not below `vocab_size` (or not an `i32`).
-pub fn batches_from_ids(
-    rows: &[impl AsRef<[u32]>],
-    pad_token_id: u32,
-    vocab_size: usize,
-    skip: u32,
-    plan: &BatchPlan,
-) -> Result<Vec<TokenBatch>> {
+pub fn batches_from_ids(rows: &[impl AsRef<[u32]>], vocab_size: usize, skip: u32, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|&row| Reverse(rows[row].as_ref().len()));
     let lengths: Vec<usize> = order.iter().map(|&row| rows[row].as_ref().len()).collect();
     plan.cut(&lengths)
         .into_iter()
         .map(|range| {
-            let (seq, count) = (lengths[range.start].max(1), range.len());
-            let pad = id_as_i32(pad_token_id, 0, vocab_size)?;
             let mut batch = TokenBatch {
-                ids: Vec::with_capacity(seq * count),
-                lengths: Vec::with_capacity(count),
-                seq,
-                rows: Vec::with_capacity(count),
+                ids: Vec::with_capacity(lengths[range.clone()].iter().sum()),
+                starts: Vec::with_capacity(range.len() + 1),
+                rows: Vec::with_capacity(range.len()),
                 skip,
+                longest: 0,
                 ids_end: 0,
             };
             for &row in &order[range] {
-                batch.push(rows[row].as_ref(), row, pad, vocab_size)?;
+                batch.push(rows[row].as_ref(), row, vocab_size)?;
             }
             Ok(batch)
         })
         .collect()
+}
+
+fn token_count(tokens: usize) -> Result<u32> {
+    u32::try_from(tokens).map_err(|_| Error::TokenBatch { reason: format!("{tokens} tokens; a batch has fewer than 2^32") })
 }
 
 fn id_as_i32(id: u32, text: usize, vocab_size: usize) -> Result<i32> {

@@ -1,19 +1,19 @@
 //! What an executor's shapes cost, as measured: by this rows are cut into batches and a batch finds its shape.
 
-/// One shape, or a range of shapes, that an executor runs.
+use super::size::{BatchSize, SizeRange};
+
+/// One size, or a range of sizes, that an executor runs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ShapeCost {
-    /// Rows and tokens of the smallest batch that is run; smaller ones are padded up to it.
-    pub min: (usize, usize),
-    /// Rows and tokens of the largest.
-    pub max: (usize, usize),
-    /// Microseconds at `min`.
+    /// The sizes.
+    pub range: SizeRange,
+    /// Microseconds at the smallest.
     pub min_micros: f64,
-    /// Microseconds at `max`.
+    /// Microseconds at the largest.
     pub max_micros: f64,
 }
 
-/// The measured times of all shapes of an executor.
+/// The measured times of all sizes of an executor.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ShapeCosts {
     shapes: Vec<ShapeCost>,
@@ -22,14 +22,11 @@ pub struct ShapeCosts {
 }
 
 impl ShapeCost {
-    /// Microseconds of a batch of `rows` rows of `seq` tokens, by the tokens that are run; `None` where it does not fit.
-    fn micros(&self, rows: usize, seq: usize) -> Option<f64> {
-        if rows > self.max.0 || seq > self.max.1 {
-            return None;
-        }
-        let tokens = |(rows, seq): (usize, usize)| rows as f64 * seq as f64;
-        let (least, most) = (tokens(self.min), tokens(self.max));
-        let run = tokens((rows.max(self.min.0), seq.max(self.min.1)));
+    /// Microseconds of a batch of `size`, by the tokens that are run; `None` where it does not fit.
+    fn micros(&self, size: BatchSize) -> Option<f64> {
+        let tokens = |size: BatchSize| size.tokens as f64;
+        let (least, most) = (tokens(self.range.min), tokens(self.range.max));
+        let run = tokens(self.range.fit(size)?);
         let share = if most > least { (run - least) / (most - least) } else { 1.0 };
         Some(self.min_micros + share * (self.max_micros - self.min_micros))
     }
@@ -38,8 +35,8 @@ impl ShapeCost {
 impl ShapeCosts {
     /// The table of `shapes`.
     pub fn new(shapes: Vec<ShapeCost>) -> Self {
-        let most = shapes.iter().map(|shape| shape.max.0).max().unwrap_or(0);
-        let mut row_counts: Vec<usize> = shapes.iter().map(|shape| shape.max.0).collect();
+        let most = shapes.iter().map(|shape| shape.range.max.rows).max().unwrap_or(0);
+        let mut row_counts: Vec<usize> = shapes.iter().map(|shape| shape.range.max.rows).collect();
         row_counts.extend((0..usize::BITS).map(|bit| 1 << bit).take_while(|&rows| rows < most));
         row_counts.sort_unstable();
         row_counts.dedup();
@@ -51,27 +48,36 @@ impl ShapeCosts {
         &self.shapes
     }
 
-    /// The place of the cheapest shape for `rows` rows of `seq` tokens, and its microseconds; `None` where none holds them.
-    pub fn cheapest(&self, rows: usize, seq: usize) -> Option<(usize, f64)> {
-        let fitting = self.shapes.iter().enumerate().filter_map(|(place, shape)| Some((place, shape.micros(rows, seq)?)));
+    /// The place of the cheapest shape for a batch of `size`, and its microseconds; `None` where none holds it.
+    pub fn cheapest(&self, size: BatchSize) -> Option<(usize, f64)> {
+        let fitting = self.shapes.iter().enumerate().filter_map(|(place, shape)| Some((place, shape.micros(size)?)));
         fitting.min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// Cuts rows of these lengths (longest first) into consecutive batches of the least time in all, at most `max_rows` rows and
-    /// `max_tokens` padded tokens each. Gives the number of rows of each batch. A row that no shape holds gets a batch of its own.
+    /// `max_tokens` tokens each, those of padding included. Gives the number of rows of each batch. A row that no shape holds gets a batch
+    /// of its own.
     pub(super) fn cut(&self, lengths: &[usize], max_rows: usize, max_tokens: usize) -> Vec<usize> {
+        // tokens[i]: those of the rows before i.
+        let mut tokens = Vec::with_capacity(lengths.len() + 1);
+        tokens.push(0);
+        tokens.extend(lengths.iter().scan(0, |sum, length| {
+            *sum += length;
+            Some(*sum)
+        }));
         // best[i]: the least time of the rows from i on, and how many of them the first batch takes.
         let mut best = vec![(0.0, 0); lengths.len() + 1];
         for first in (0..lengths.len()).rev() {
-            let seq = lengths[first].max(1);
+            let longest = lengths[first].max(1);
             let left = lengths.len() - first;
-            let most = left.min(max_rows.max(1)).min((max_tokens / seq).max(1));
+            let most = left.min(max_rows.max(1)).min((max_tokens / longest).max(1));
             let smaller = self.row_counts.iter().copied().take_while(|&rows| rows < most);
-            best[first] = smaller
-                .chain([most])
-                .filter_map(|rows| Some((self.cheapest(rows, seq)?.1 + best[first + rows].0, rows)))
-                .min_by(|a, b| a.0.total_cmp(&b.0))
-                .unwrap_or((best[first + 1].0, 1));
+            let micros = |rows: usize| {
+                let size = BatchSize { rows, longest, tokens: tokens[first + rows] - tokens[first] };
+                Some((self.cheapest(size)?.1 + best[first + rows].0, rows))
+            };
+            let fastest = smaller.chain([most]).filter_map(micros).min_by(|a, b| a.0.total_cmp(&b.0));
+            best[first] = fastest.unwrap_or((best[first + 1].0, 1));
         }
         let mut batches = Vec::new();
         let mut first = 0;
@@ -89,11 +95,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn bucket(rows: usize, seq: usize, micros: f64) -> ShapeCost {
-        ShapeCost { min: (rows, seq), max: (rows, seq), min_micros: micros, max_micros: micros }
+        ShapeCost { range: SizeRange::padded((rows, seq), (rows, seq)), min_micros: micros, max_micros: micros }
     }
 
     fn costs() -> ShapeCosts {
-        let wide = ShapeCost { min: (1, 1), max: (16, 512), min_micros: 600.0, max_micros: 5000.0 };
+        let wide = ShapeCost { range: SizeRange::padded((1, 1), (16, 512)), min_micros: 600.0, max_micros: 5000.0 };
         ShapeCosts::new(vec![bucket(1, 32, 410.0), bucket(1, 128, 490.0), bucket(32, 128, 1900.0), wide])
     }
 
@@ -101,12 +107,12 @@ mod tests {
     fn the_cheapest_shape_that_holds_a_batch_is_taken() {
         let costs = costs();
         for (rows, seq, place) in [(1, 1, 0), (1, 32, 0), (1, 33, 1), (1, 129, 3), (2, 16, 3), (32, 128, 2), (17, 10, 2)] {
-            assert_eq!(costs.cheapest(rows, seq).unwrap().0, place, "{rows}x{seq}");
+            assert_eq!(costs.cheapest(BatchSize::padded(rows, seq)).unwrap().0, place, "{rows}x{seq}");
         }
-        assert_eq!(costs.cheapest(33, 10), None);
-        assert_eq!(costs.cheapest(1, 513), None);
+        assert_eq!(costs.cheapest(BatchSize::padded(33, 10)), None);
+        assert_eq!(costs.cheapest(BatchSize::padded(1, 513)), None);
         // By tokens: 16x512 costs 5000, one row of one token 600, and 8x512 half way between.
-        let half = costs.cheapest(8, 512).unwrap();
+        let half = costs.cheapest(BatchSize::padded(8, 512)).unwrap();
         assert!((half.1 - (600.0 + 4400.0 * 4095.0 / 8191.0)).abs() < 1e-9, "{half:?}");
     }
 
@@ -124,6 +130,20 @@ mod tests {
         assert!(costs.cut(&[], usize::MAX, usize::MAX).is_empty());
     }
 
+    #[test]
+    fn packed_rows_are_cut_by_the_tokens_they_have() {
+        use crate::tokens::Layout;
+        let min = BatchSize::padded(1, 1);
+        let max = BatchSize { rows: 64, longest: 512, tokens: 1024 };
+        let range = SizeRange { layout: Layout::Packed, min, max };
+        let costs = ShapeCosts::new(vec![ShapeCost { range, min_micros: 100.0, max_micros: 1123.0 }]);
+        // One long row and many short ones are 600 tokens, run at once; as a rectangle they would be 10,000.
+        let mut lengths = vec![500];
+        lengths.resize(21, 5);
+        assert_eq!(costs.cut(&lengths, usize::MAX, usize::MAX), [21]);
+        assert_eq!(costs.cheapest(BatchSize { rows: 21, longest: 500, tokens: 600 }), Some((0, 100.0 + 599.0)));
+    }
+
     proptest! {
         #[test]
         fn a_cut_is_never_dearer_than_one_row_at_a_time(mut lengths in prop::collection::vec(1usize..=512, 0..80)) {
@@ -134,10 +154,10 @@ mod tests {
             let mut first = 0;
             let mut total = 0.0;
             for rows in batches {
-                total += costs.cheapest(rows, lengths[first]).unwrap().1;
+                total += costs.cheapest(BatchSize::padded(rows, lengths[first])).unwrap().1;
                 first += rows;
             }
-            let single: f64 = lengths.iter().map(|&length| costs.cheapest(1, length).unwrap().1).sum();
+            let single: f64 = lengths.iter().map(|&length| costs.cheapest(BatchSize::padded(1, length)).unwrap().1).sum();
             prop_assert!(total <= single + 1e-6);
         }
     }

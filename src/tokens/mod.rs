@@ -4,10 +4,12 @@ mod assemble;
 mod batch;
 mod cost;
 mod cuts;
+mod size;
 mod tokenizer;
 mod windows;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
-pub(crate) use tokenizer::MAX_TOKENS;
+pub use size::{BatchSize, Layout, SizeRange};
+pub(crate) use tokenizer::{Row, without_tokens};
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

@@ -5,11 +5,12 @@ use super::cuts::Cuts;
 use super::windows::{Kept, Limits, Windows, joined};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
 use crate::model::{ModelFolder, TokenizerFiles, read_file};
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, Token, TruncationDirection};
 
@@ -18,9 +19,6 @@ const PARALLEL_BYTES: usize = 8 * 1024;
 
 /// Stands for the text's own tokens where the special tokens around them are found out.
 const TEXT: u32 = u32::MAX;
-
-/// What errors call [`TokenizerSettings::max_tokens`].
-pub(crate) const MAX_TOKENS: &str = "--max-tokens";
 
 /// What the model folder and the caller ask of a [`Tokenizer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +40,8 @@ pub struct TokenizerSettings {
     pub add_special_tokens: bool,
     /// An id that no text may have in it, other than as padding: that by which the model itself counts positions.
     pub position_padding: Option<u32>,
+    /// Most threads that texts are spread over, for all callers together; rayon's global ones where `None`.
+    pub threads: Option<usize>,
 }
 
 impl TokenizerSettings {
@@ -56,6 +56,7 @@ impl TokenizerSettings {
             skip_prompt: false,
             add_special_tokens: true,
             position_padding: None,
+            threads: None,
         }
     }
 
@@ -106,12 +107,14 @@ struct Parts {
     before: Vec<u32>,
     after: Vec<u32>,
     special_ids: HashSet<u32>,
+    /// The threads of [`TokenizerSettings::threads`], made when they are first needed; `None` within where there are none to be had.
+    pool: OnceLock<Option<ThreadPool>>,
 }
 
 /// Ids of one text.
-struct Row {
-    ids: Vec<u32>,
-    truncated: bool,
+pub(crate) struct Row {
+    pub ids: Vec<u32>,
+    pub truncated: bool,
 }
 
 impl AsRef<[u32]> for Row {
@@ -154,10 +157,10 @@ impl Tokenizer {
         let added = before.len() + after.len();
         if settings.max_tokens < added.max(1) {
             let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
-            return Err(Error::Setting { setting: MAX_TOKENS, reason });
+            return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
         let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
-        let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner });
+        let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner, pool: OnceLock::new() });
         let prompt = settings.prompt.clone();
         Self { parts, settings, skip: 0 }.prompted(prompt)
     }
@@ -205,14 +208,14 @@ impl Tokenizer {
         self.skip
     }
 
-    /// Tokenizes `texts` (over all cores when there is enough to do) and cuts them into batches.
+    /// Tokenizes `texts` (over several threads when there is enough to do) and cuts them into batches.
     ///
     /// # Errors
     /// [`Error::Text`] for the first text that cannot be encoded, [`Error::TokenId`] for an id outside the embedding table.
     pub fn encode(&self, texts: &[impl AsRef<str> + Sync], plan: &BatchPlan) -> Result<Tokenized> {
         let rows = self.encode_all(texts)?;
         Ok(Tokenized {
-            batches: batches_from_ids(&rows, self.settings.pad_token_id, self.settings.vocab_size, self.skip, plan)?,
+            batches: batches_from_ids(&rows, self.settings.vocab_size, self.skip, plan)?,
             tokens: rows.iter().map(|row| row.ids.len() as u32).collect(),
             truncated: rows.iter().filter(|row| row.truncated).count(),
         })
@@ -223,23 +226,48 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn ids(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Vec<u32>>> {
-        let vocab_size = self.settings.vocab_size;
-        let checked = |(text, row): (usize, Row)| match row.ids.iter().find(|&&id| id as usize >= vocab_size) {
-            Some(&id) => Err(Error::TokenId { id, text, vocab_size }),
-            None => Ok(row.ids),
+        let rows = self.encode_all(texts)?.into_iter().enumerate();
+        rows.map(|(text, row)| self.check_ids(text, &row.ids).map(|()| row.ids)).collect()
+    }
+
+    /// As [`Tokenizer::ids`], each text with its own result; one without any token is an [`Error::Text`].
+    pub(crate) fn rows(&self, texts: &[impl AsRef<str> + Sync]) -> Vec<Result<Row>> {
+        let whole = |(text, row): (usize, Result<Row>)| {
+            let row = row?;
+            self.check_ids(text, &row.ids)?;
+            if row.ids.is_empty() { Err(without_tokens(text)) } else { Ok(row) }
         };
-        self.encode_all(texts)?.into_iter().enumerate().map(checked).collect()
+        self.encode_each(texts).into_iter().enumerate().map(whole).collect()
+    }
+
+    /// Checks that ids of text `text` are in the embedding table.
+    fn check_ids(&self, text: usize, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.settings.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::TokenId { id, text, vocab_size }),
+            None => Ok(()),
+        }
     }
 
     fn encode_all(&self, texts: &[impl AsRef<str> + Sync]) -> Result<Vec<Row>> {
-        let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
-        let rows: Vec<Result<Row>> = if texts.len() > 1 && bytes >= PARALLEL_BYTES {
-            texts.par_iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect()
-        } else {
-            texts.iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect()
-        };
         // Gathered one by one, so that of several faults the first is the one reported.
-        rows.into_iter().collect()
+        self.encode_each(texts).into_iter().collect()
+    }
+
+    fn encode_each(&self, texts: &[impl AsRef<str> + Sync]) -> Vec<Result<Row>> {
+        let one_by_one = || texts.iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect();
+        let bytes: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        if texts.len() < 2 || bytes < PARALLEL_BYTES {
+            return one_by_one();
+        }
+        let spread = || texts.par_iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect();
+        match self.settings.threads {
+            None => spread(),
+            Some(threads) => match self.parts.pool(threads) {
+                Some(pool) => pool.install(spread),
+                None => one_by_one(),
+            },
+        }
     }
 
     /// Cuts rows of ids, special tokens included, into batches: what [`Tokenizer::encode`] does with the ids of texts.
@@ -249,7 +277,7 @@ impl Tokenizer {
     pub fn batches_from_ids(&self, rows: &[impl AsRef<[u32]>], plan: &BatchPlan) -> Result<Tokenized> {
         self.check_lengths(rows)?;
         Ok(Tokenized {
-            batches: batches_from_ids(rows, self.settings.pad_token_id, self.settings.vocab_size, 0, plan)?,
+            batches: batches_from_ids(rows, self.settings.vocab_size, 0, plan)?,
             tokens: rows.iter().map(|row| row.as_ref().len() as u32).collect(),
             truncated: 0,
         })
@@ -261,24 +289,37 @@ impl Tokenizer {
     /// As [`Tokenizer::batches_from_ids`].
     pub fn refill_from_ids(&self, rows: &[impl AsRef<[u32]>], batch: &mut TokenBatch) -> Result<()> {
         self.check_lengths(rows)?;
-        batch.refill(rows, self.settings.pad_token_id, self.settings.vocab_size, 0)
+        batch.refill(rows, self.settings.vocab_size, 0)
     }
 
     fn check_lengths(&self, rows: &[impl AsRef<[u32]>]) -> Result<()> {
-        let limit = self.settings.max_tokens;
-        for (index, row) in rows.iter().enumerate() {
-            let length = row.as_ref().len();
-            if !(1..=limit).contains(&length) {
-                let reason = format!("row index {index} (from 0) has {length} ids; 1 to {limit} are accepted");
-                return Err(Error::Setting { setting: "ids", reason });
-            }
-            if let Some(id) = self.settings.position_padding.filter(|id| row.as_ref().contains(id)) {
-                let token = self.parts.inner.id_to_token(id).unwrap_or_default();
-                let reason = format!("row index {index} (from 0): {}", position_padding(&token, id));
-                return Err(Error::Setting { setting: "ids", reason });
-            }
+        rows.iter().enumerate().try_for_each(|(index, row)| self.check_length(index, row.as_ref()))
+    }
+
+    fn check_length(&self, index: usize, row: &[u32]) -> Result<()> {
+        let (limit, length) = (self.settings.max_tokens, row.len());
+        if !(1..=limit).contains(&length) {
+            let reason = format!("row index {index} (from 0) has {length} ids; 1 to {limit} are accepted");
+            return Err(Error::Setting { setting: Setting::Ids, reason });
+        }
+        if let Some(id) = self.settings.position_padding.filter(|id| row.contains(id)) {
+            let token = self.parts.inner.id_to_token(id).unwrap_or_default();
+            let reason = format!("row index {index} (from 0): {}", position_padding(&token, id));
+            return Err(Error::Setting { setting: Setting::Ids, reason });
         }
         Ok(())
+    }
+
+    /// `row`, the text of index `index` as ids, special tokens included, where it is as [`Tokenizer::batches_from_ids`] takes it.
+    pub(crate) fn row_of_ids(&self, index: usize, row: &[u32]) -> Result<Row> {
+        self.check_length(index, row)?;
+        self.check_ids(index, row)?;
+        Ok(Row { ids: row.to_vec(), truncated: false })
+    }
+
+    /// Cuts `rows`, which [`Tokenizer::rows`] or [`Tokenizer::row_of_ids`] gave, into batches. `skip`: see [`TokenBatch::skip`].
+    pub(crate) fn batches(&self, rows: &[Row], skip: u32, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
+        batches_from_ids(rows, self.settings.vocab_size, skip, plan)
     }
 
     fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
@@ -313,6 +354,23 @@ impl Tokenizer {
         let ends_special = ids.last().is_some_and(|id| self.parts.special_ids.contains(id));
         Ok(ids.len() as u32 - u32::from(ends_special))
     }
+}
+
+impl Parts {
+    /// A pool of `threads` threads; the same one for all callers, and none where the system gives no threads.
+    fn pool(&self, threads: usize) -> Option<&ThreadPool> {
+        let name = |thread| format!("trt-embed-tokens-{thread}");
+        let pool = || {
+            let built = ThreadPoolBuilder::new().num_threads(threads.max(1)).thread_name(name).build();
+            built.inspect_err(|error| log::warn!("texts are tokenised one by one: {error}")).ok()
+        };
+        self.pool.get_or_init(pool).as_ref()
+    }
+}
+
+/// That a text has no token at all, so that there is no vector of it.
+pub(crate) fn without_tokens(text: usize) -> Error {
+    Error::Text { text, reason: "it has no tokens, and the model's tokenizer adds none".to_owned() }
 }
 
 /// Why the padding token within a text is refused.

@@ -1,13 +1,13 @@
 //! Hears what a build does.
 
 use std::sync::Mutex;
-use trt_embed::backend::tensorrt::BuildProgress;
+use trt_embed::Progress;
 
 /// Keeps the phases' names.
 #[derive(Default)]
 pub struct Phases(pub Mutex<Vec<String>>);
 
-impl BuildProgress for Phases {
+impl Progress for Phases {
     fn phase_started(&self, phase: &str, _: Option<&str>, _: u32) {
         self.0.lock().unwrap().push(phase.to_owned());
     }

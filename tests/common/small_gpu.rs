@@ -3,12 +3,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use trt_embed::NoProgress;
 use trt_embed::backend::CpuBackend;
-use trt_embed::backend::gpu::parity::Padding;
-use trt_embed::backend::gpu::{GpuBackend, GpuSettings};
-use trt_embed::backend::tensorrt::{
-    Arithmetic, BuildSettings, Engine, Library, NoProgress, Profile, Runtime, TensorRtEncoder, build_plan,
-};
+use trt_embed::backend::gpu::{GpuBackend, GpuSettings, Padding};
+use trt_embed::backend::tensorrt::{Arithmetic, BuildSettings, Engine, Library, Profile, Runtime, TensorRtEncoder, build_plan};
 use trt_embed::cuda::Device;
 use trt_embed::graph::{self, Precision};
 use trt_embed::model::ModelFolder;
@@ -65,7 +63,7 @@ impl Gpu {
     }
 
     pub fn reference(&self, head: Head) -> CpuBackend {
-        CpuBackend::new(&self.folder.config, self.folder.weights().unwrap(), head, 24, 1).unwrap()
+        CpuBackend::new(self.folder.architecture().unwrap(), head, 24, 1).unwrap()
     }
 
     /// One batch of rows of these lengths, with random ids.
@@ -74,7 +72,7 @@ impl Gpu {
         let vocab = self.folder.config.vocab_size;
         let rows: Vec<Vec<u32>> = lengths.iter().map(|&n| (0..n).map(|_| random.below(vocab) as u32).collect()).collect();
         let plan = BatchPlan::new(64, 1 << 20, 1);
-        let mut batches = batches_from_ids(&rows, self.folder.config.pad_token_id, vocab, skip, &plan).unwrap();
+        let mut batches = batches_from_ids(&rows, vocab, skip, &plan).unwrap();
         assert_eq!(batches.len(), 1);
         batches.remove(0)
     }

@@ -88,6 +88,38 @@ impl Progress for Heard {
     }
 }
 
+/// Stops once some bytes of the weights have arrived.
+#[derive(Default)]
+struct Impatient(Mutex<u64>);
+
+impl Progress for Impatient {
+    fn download(&self, file: &str, done: u64, _: u64) {
+        if file == MODEL {
+            *self.0.lock().unwrap() = done;
+        }
+    }
+    fn cancelled(&self) -> bool {
+        *self.0.lock().unwrap() > 0
+    }
+}
+
+#[test]
+fn a_download_can_be_stopped_and_goes_on_later() {
+    let (folder, cache) = (model_folder(), cache());
+    folder.write(MODEL, &weights(&[("a", &[1 << 16], &[0.5; 1 << 16])]));
+    let hub = Hub::serve(&folder);
+    let options = options(&hub.endpoint, &cache);
+    let impatient = Arc::new(Impatient::default());
+    let progress: Arc<dyn Progress> = impatient.clone();
+    let error = fetch_with(&options, &id(REPO), Some(&progress)).unwrap_err();
+    assert!(matches!(error, Error::Cancelled { .. }), "{error}");
+    let size = std::fs::metadata(folder.join(MODEL)).unwrap().len();
+    assert!(*impatient.0.lock().unwrap() < size, "all {size} bytes had come");
+    let left = names(&repo_folder(&cache).join("blobs"));
+    assert!(left.iter().all(|name| !name.contains("incomplete") && !name.starts_with('.')), "{left:?}");
+    fetch_with(&options, &id(REPO), None).unwrap();
+}
+
 #[test]
 fn first_run_downloads_what_is_needed_and_the_second_nothing() {
     let (folder, cache) = (model_folder(), cache());

@@ -1,10 +1,10 @@
 //! Random and damaged files of every kind: errors at most, never a panic.
 
 use crate::tiny_model::{Folder, HIDDEN, module, old_modules};
-use crate::{file_with, only_weights};
+use crate::{family, file_with, only_weights};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use trt_embed::model::{Family, ModelFolder, Weights};
+use trt_embed::model::{ModelFolder, Weights};
 
 /// The files of a folder that has every module.
 fn whole_folder() -> Folder {
@@ -131,6 +131,6 @@ proptest! {
     fn any_index_never_panics(map in any_json()) {
         let folder = Folder::empty();
         folder.json("model.safetensors.index.json", &json!({"weight_map": map}));
-        prop_assert!(Weights::open(folder.path(), Family::MpNet).is_err());
+        prop_assert!(Weights::open(folder.path(), family("mpnet")).is_err());
     }
 }

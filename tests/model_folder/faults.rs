@@ -33,9 +33,9 @@ fn missing_files_are_named_with_the_next_step() {
 #[test]
 fn faults_of_config_json() {
     for (field, value, parts) in [
-        ("model_type", json!("t5"), &["model_type \"t5\" is not supported", "mpnet, bert"][..]),
+        ("model_type", json!("t5"), &["model_type \"t5\" is not supported", "bert, mpnet"][..]),
         ("model_type", json!(3), &["model_type is 3", "a string"]),
-        ("model_type", Value::Null, &["model_type is absent", "mpnet, bert"]),
+        ("model_type", Value::Null, &["model_type is absent", "bert, mpnet"]),
         ("hidden_size", json!(0), &["hidden_size is 0", "from 1 to 65536"]),
         ("hidden_size", json!(5), &["hidden_size is 5", "num_attention_heads (2)"]),
         ("hidden_size", json!(-4), &["hidden_size is -4"]),

@@ -1,9 +1,9 @@
 //! Folders that open, and what is read from them.
 
 use crate::tiny_model::{Folder, HIDDEN, module, mpnet, old_modules, pooling, weights};
-use crate::{assert_says, fault, open, with};
+use crate::{assert_says, family, fault, open, with};
 use serde_json::json;
-use trt_embed::model::{Activation, DenseActivation, EncoderConfig, Family, Residual};
+use trt_embed::model::{Activation, DenseActivation, EncoderConfig, Residual};
 use trt_embed::pooling::PoolingMode;
 
 #[test]
@@ -14,7 +14,7 @@ fn published_layout() {
         &json!({"prompts": {"query": "query: ", "none": null}, "default_prompt_name": "query"}),
     );
     let model = open(&folder);
-    assert_eq!(model.config.family, Family::Bert);
+    assert_eq!(model.config.family, family("bert"));
     assert_eq!(model.pooling.modes, [PoolingMode::Mean]);
     assert!(model.pooling.include_prompt && model.normalize && !model.do_lower_case);
     assert_eq!((model.max_seq_length, model.max_tokens(), model.embedding_size()), (Some(12), 12, HIDDEN));
@@ -120,14 +120,12 @@ fn absent_fields_have_the_values_of_transformers() {
     let config = EncoderConfig::read(&folder.join("config.json")).unwrap();
     assert_eq!((config.hidden_size, config.num_hidden_layers, config.num_attention_heads), (768, 12, 12));
     assert_eq!((config.intermediate_size, config.vocab_size, config.pad_token_id), (3072, 30527, 1));
-    assert_eq!((config.type_vocab_size, config.relative_attention_num_buckets), (0, 32));
     assert_eq!((config.layer_norm_eps, config.activation), (1e-12, Activation::Gelu));
     assert_eq!((config.max_tokens(), config.head_size()), (512, 64));
 
     folder.json("config.json", &json!({"model_type": "bert", "hidden_act": "gelu_new", "layer_norm_eps": 1e-5}));
     let config = EncoderConfig::read(&folder.join("config.json")).unwrap();
-    assert_eq!((config.vocab_size, config.pad_token_id, config.type_vocab_size), (30522, 0, 2));
-    assert_eq!((config.relative_attention_num_buckets, config.max_tokens()), (0, 512));
+    assert_eq!((config.vocab_size, config.pad_token_id, config.max_tokens()), (30522, 0, 512));
     assert_eq!((config.layer_norm_eps, config.activation), (1e-5, Activation::GeluTanh));
 }
 

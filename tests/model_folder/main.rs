@@ -12,6 +12,11 @@ use tiny_model::Folder;
 use trt_embed::Error;
 use trt_embed::model::{Family, ModelFolder, Weights};
 
+/// The family of this `model_type`.
+fn family(model_type: &str) -> Family {
+    Family::of_model_type(model_type).unwrap()
+}
+
 fn open(folder: &Folder) -> ModelFolder {
     ModelFolder::open(folder.path()).unwrap()
 }
@@ -39,7 +44,7 @@ fn with(mut value: Value, field: &str, to: Value) -> Value {
 fn only_weights(file: &[u8]) -> (Folder, Result<Weights, Error>) {
     let folder = Folder::empty();
     folder.write("model.safetensors", file);
-    let weights = Weights::open(folder.path(), Family::Bert);
+    let weights = Weights::open(folder.path(), family("bert"));
     (folder, weights)
 }
 

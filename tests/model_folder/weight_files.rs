@@ -1,7 +1,7 @@
 //! Weight files: names, types, shards and damage.
 
 use crate::tiny_model::{Folder, weights, weights_of};
-use crate::{assert_says, file_with, only_weights, with};
+use crate::{assert_says, family, file_with, only_weights, with};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -98,24 +98,24 @@ fn shards_are_one_set_of_weights() {
     folder.write("model-00002-of-00002.safetensors", &weights(&[("bert.b", &[1], &[2.0])]));
     let map = json!({"a": "model-00001-of-00002.safetensors", "bert.b": "model-00002-of-00002.safetensors"});
     folder.json("model.safetensors.index.json", &json!({"metadata": {"total_size": 8}, "weight_map": map}));
-    let sharded = Weights::open(folder.path(), Family::Bert).unwrap();
+    let sharded = Weights::open(folder.path(), family("bert")).unwrap();
     assert_eq!(&*sharded.tensor("a", &[1]).unwrap().to_f32(), [1.0]);
     assert_eq!(&*sharded.tensor("b", &[1]).unwrap().to_f32(), [2.0]);
 
-    let fault = || Weights::open(folder.path(), Family::Bert).unwrap_err().to_string();
+    let fault = || Weights::open(folder.path(), family("bert")).unwrap_err().to_string();
     let index = |map: Value| folder.json("model.safetensors.index.json", &json!({"weight_map": map}));
     // What the shards hold counts, as it does to transformers: a tensor that they do not have is missed where it is needed.
     let other = json!("model-00002-of-00002.safetensors");
     index(with(map.clone(), "c", other.clone()));
-    let absent = Weights::open(folder.path(), Family::Bert).unwrap();
+    let absent = Weights::open(folder.path(), family("bert")).unwrap();
     assert_eq!(&*absent.tensor("a", &[1]).unwrap().to_f32(), [1.0]);
     assert!(!absent.contains("c"));
     assert_says(&absent.tensor("c", &[1]).unwrap_err().to_string(), &["tensor \"c\"", "is missing"]);
     index(with(with(map.clone(), "a", other.clone()), "c", map["a"].clone()));
-    assert_eq!(&*Weights::open(folder.path(), Family::Bert).unwrap().tensor("a", &[1]).unwrap().to_f32(), [1.0]);
+    assert_eq!(&*Weights::open(folder.path(), family("bert")).unwrap().tensor("a", &[1]).unwrap().to_f32(), [1.0]);
     // A shard that the index does not name is not looked into.
     index(with(map.clone(), "a", other));
-    assert!(!Weights::open(folder.path(), Family::Bert).unwrap().contains("a"));
+    assert!(!Weights::open(folder.path(), family("bert")).unwrap().contains("a"));
     index(with(map.clone(), "c", json!("model-00003-of-00003.safetensors")));
     assert_says(&fault(), &["shard model-00003-of-00003.safetensors not found", "fetch the model again"]);
     for outside in ["../model.safetensors", "/etc/passwd", "", ".", "..", "a\\b"] {
@@ -186,24 +186,24 @@ fn of_several_spellings_the_one_that_transformers_takes_is_read() {
     let query = "encoder.layer.0.attention.self.query.weight";
     let norm = "encoder.layer.0.output.LayerNorm.weight";
     let old = "encoder.layer.0.output.LayerNorm.gamma";
-    let read = |family: Family, name: &str, stored: &[(&str, f32)]| {
+    let read = |kind: Family, name: &str, stored: &[(&str, f32)]| {
         let folder = Folder::empty();
         let values: Vec<[f32; 1]> = stored.iter().map(|(_, value)| [*value]).collect();
         let tensors: Vec<_> = stored.iter().zip(&values).map(|((name, _), value)| (*name, &[1][..], &value[..])).collect();
         folder.write("model.safetensors", &weights(&tensors));
-        Weights::open(folder.path(), family).unwrap().tensor(name, &[1]).unwrap().to_f32()[0]
+        Weights::open(folder.path(), kind).unwrap().tensor(name, &[1]).unwrap().to_f32()[0]
     };
     let (bert, mpnet) = (|name: &str| format!("bert.{name}"), |name: &str| format!("mpnet.{name}"));
-    assert_eq!(read(Family::Bert, query, &[(query, 1.0), (&bert(query), 2.0)]), 2.0);
-    assert_eq!(read(Family::Bert, query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0, "another family's prefix");
-    assert_eq!(read(Family::MpNet, query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0);
-    for family in Family::ALL {
-        assert_eq!(read(family, norm, &[(norm, 1.0), (old, 3.0)]), 3.0, "{family:?}");
+    assert_eq!(read(family("bert"), query, &[(query, 1.0), (&bert(query), 2.0)]), 2.0);
+    assert_eq!(read(family("bert"), query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0, "another family's prefix");
+    assert_eq!(read(family("mpnet"), query, &[(query, 1.0), (&mpnet(query), 2.0)]), 1.0);
+    for kind in Family::all() {
+        assert_eq!(read(kind, norm, &[(norm, 1.0), (old, 3.0)]), 3.0, "{kind:?}");
     }
-    assert_eq!(read(Family::Bert, norm, &[(norm, 1.0), (&bert(old), 3.0)]), 3.0);
-    assert_eq!(read(Family::Bert, norm, &[(&bert(norm), 1.0), (old, 3.0)]), 1.0);
-    assert_eq!(read(Family::MpNet, norm, &[(norm, 1.0), (&mpnet(old), 3.0)]), 1.0);
-    assert_eq!(read(Family::MpNet, norm, &[(&mpnet(norm), 1.0), (old, 3.0)]), 3.0);
+    assert_eq!(read(family("bert"), norm, &[(norm, 1.0), (&bert(old), 3.0)]), 3.0);
+    assert_eq!(read(family("bert"), norm, &[(&bert(norm), 1.0), (old, 3.0)]), 1.0);
+    assert_eq!(read(family("mpnet"), norm, &[(norm, 1.0), (&mpnet(old), 3.0)]), 1.0);
+    assert_eq!(read(family("mpnet"), norm, &[(&mpnet(norm), 1.0), (old, 3.0)]), 3.0);
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn pointers_and_links_in_the_place_of_weights_are_told() {
         folder.write("m-1.safetensors", &weights(&[("a", &[1], &[1.0])]));
         let _ = std::fs::remove_file(folder.join(linked));
         std::os::unix::fs::symlink("../blobs/gone", folder.join(linked)).unwrap();
-        let message = Weights::open(folder.path(), Family::Bert).unwrap_err().to_string();
+        let message = Weights::open(folder.path(), family("bert")).unwrap_err().to_string();
         assert_says(&message, &[linked, "is a link to ../blobs/gone", "fetch the model again"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Args, Port, table};
 use crate::cli::build_summary::precision;
-use crate::cli::{output, say};
+use crate::cli::{message, output, say};
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
 use serde::Serialize;
@@ -87,7 +87,7 @@ fn load(path: &Path, device: usize) -> trt_embed::Result<Loaded> {
     let file = EngineFile::read(path, |manifest| manifest.check_machine(&machine(&library, &device)))?;
     let runtime = Runtime::new(&library, &device)?;
     let mut loaded = Loaded::default();
-    for engine in &Engine::load(&runtime, &file)? {
+    for engine in &file.load(&runtime)? {
         add(&mut loaded, engine)?;
     }
     Ok(loaded)
@@ -138,7 +138,7 @@ fn port(tensor: &IoTensor) -> Port {
 
 /// The first line of an error; the rest is for `doctor`.
 fn first_line(error: &trt_embed::Error) -> String {
-    let text = error.to_string();
+    let text = message::of(error);
     match text.split_once('\n') {
         Some((first, _)) => format!("{}; `trt-embed doctor` says more", first.trim_end_matches(':')),
         None => text,

@@ -2,21 +2,20 @@
 
 use super::HubOptions;
 use super::cache::{Repo, is_commit};
-use super::client::{Client, header};
+use super::client::{Client, Response, header};
 use super::content::{self, Expected, Hash, is_hex};
 use super::failure::{Failure, explain};
 use super::needed::Files;
 use crate::files::AtomicFile;
 use crate::model::HubId;
 use crate::{Error, Progress, Result};
-use reqwest::blocking::Response;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, ETAG, TRANSFER_ENCODING};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, ETAG, TRANSFER_ENCODING};
 
 /// The largest listing that is read. The repositories with most files have some 10 MB of it.
 const MAX_LISTING: u64 = 64 << 20;
@@ -80,7 +79,12 @@ impl<'a> Remote<'a> {
         let HubId { org, name, revision } = self.id;
         let response = self.client.get(&["api", "models", org, name, "revision", revision], Some("blobs=true"))?;
         let mut text = Vec::new();
-        response.take(MAX_LISTING).read_to_end(&mut text).map_err(|source| broken_off("the list of files", source))?;
+        response
+            .into_body()
+            .into_reader()
+            .take(MAX_LISTING)
+            .read_to_end(&mut text)
+            .map_err(|source| broken_off("the list of files", source))?;
         let info: RepoInfo =
             serde_json::from_slice(&text).map_err(|error| Failure::Answer(format!("the list of files is no hub's: {error}")))?;
         let commit = info.sha.filter(|sha| is_commit(sha));
@@ -233,17 +237,21 @@ impl Download<'_> {
         Ok(name)
     }
 
-    fn receive(&self, file: &str, mut response: Response, total: Option<u64>, blob: &mut AtomicFile) -> Result<()> {
+    fn receive(&self, file: &str, response: Response, total: Option<u64>, blob: &mut AtomicFile) -> Result<()> {
         let report = |done, total| {
             if let Some(progress) = self.progress {
                 progress.download(file, done, total);
             }
         };
+        let mut body = response.into_body().into_reader();
         let mut piece = vec![0; PIECE_BYTES];
         let mut done = 0;
         report(done, total.unwrap_or(0));
         loop {
-            let read = match response.read(&mut piece) {
+            if self.progress.is_some_and(|progress| progress.cancelled()) {
+                return Err(Error::Cancelled { what: "the download" });
+            }
+            let read = match body.read(&mut piece) {
                 Ok(0) => break,
                 Ok(read) => read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,

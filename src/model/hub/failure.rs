@@ -1,12 +1,11 @@
 //! What the hub or the network said, told with its cause and the next step.
 
 use super::HubOptions;
-use super::client::header;
-use super::tls::{self, root_cause};
+use super::client::{Response, header};
+use super::tls::{self, cause, root_cause};
 use crate::Error;
 use crate::model::HubId;
-use reqwest::blocking::Response;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 
 /// The most bytes of a refusal's body that are read for its reason, and the most characters of it that are shown.
@@ -22,8 +21,12 @@ pub(super) enum Failure {
     Token,
     /// What `variable` names holds no certificates.
     Authorities { variable: &'static str, path: PathBuf, reason: String },
+    /// This machine has no certificates.
+    NoAuthorities(String),
+    /// What `variable` names is no proxy.
+    Proxy { variable: &'static str, reason: String },
     /// No answer.
-    Request(reqwest::Error),
+    Request(ureq::Error),
     /// The body of `file` broke off.
     BrokenOff { file: String, source: std::io::Error },
     /// A status that is no success.
@@ -60,7 +63,7 @@ impl Refusal {
 fn read_reason(response: Response) -> Option<String> {
     let mut body = Vec::new();
     // Whatever fails here, the status has been told.
-    response.take(MAX_BODY).read_to_end(&mut body).ok()?;
+    response.into_body().into_reader().take(MAX_BODY).read_to_end(&mut body).ok()?;
     let json: serde_json::Value = serde_json::from_slice(&body).ok()?;
     Some(json.get("error")?.as_str()?.chars().filter(|c| !c.is_control()).take(MAX_SHOWN).collect())
 }
@@ -68,7 +71,7 @@ fn read_reason(response: Response) -> Option<String> {
 /// Whether the hub could not be asked at all (or is down), so that an older answer in the cache may serve.
 pub(super) fn is_unreachable(failure: &Failure) -> bool {
     match failure {
-        Failure::Request(error) => !error.is_builder(),
+        Failure::Request(error) => !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_)),
         Failure::Refused(refusal) => refusal.status >= 500,
         _ => false,
     }
@@ -89,14 +92,23 @@ pub(super) fn explain(options: &HubOptions, id: &HubId, failure: &Failure) -> Er
             format!("{variable} {} cannot be used: {reason}", path.display()),
             format!("set {variable} to certificates in PEM form, or unset it to use the system's"),
         ),
+        Failure::NoAuthorities(reason) => (
+            format!("{endpoint} cannot be trusted: no certificates are found on this machine: {reason}"),
+            "install the system's certificates (package ca-certificates), or set SSL_CERT_FILE to a file of them (PEM)"
+                .to_owned(),
+        ),
+        Failure::Proxy { variable, reason } => (
+            format!("{variable} is no proxy's address: {reason}"),
+            format!("set {variable} to one such as http://host:port, or unset it"),
+        ),
         Failure::Request(error) if tls::is_certificate_fault(error) => certificate_fault(endpoint, error),
         Failure::Request(error) => {
-            let what = match error.is_connect() || error.is_timeout() {
+            let what = match is_silence(error) {
                 true => "cannot be reached",
                 false => "broke off, or gave no hub's answer",
             };
             (
-                format!("{endpoint} {what}: {}", root_cause(error)),
+                format!("{endpoint} {what}: {}", cause(error)),
                 "check the network, any proxy and HF_ENDPOINT, or give a folder that holds the model".to_owned(),
             )
         }
@@ -117,12 +129,30 @@ pub(super) fn explain(options: &HubOptions, id: &HubId, failure: &Failure) -> Er
 /// What to do about an answer that no hub gives.
 const NOT_A_HUB: &str = "check HF_ENDPOINT and any proxy: does a Hugging Face hub answer there?";
 
-fn certificate_fault(endpoint: &str, error: &reqwest::Error) -> (String, String) {
-    let cause = root_cause(error);
+/// Whether nobody answered at all.
+fn is_silence(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Timeout(_)
+        | ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::ConnectProxyFailed(_) => true,
+        ureq::Error::Io(error) => matches!(
+            error.kind(),
+            ErrorKind::ConnectionRefused
+                | ErrorKind::HostUnreachable
+                | ErrorKind::NetworkUnreachable
+                | ErrorKind::NetworkDown
+                | ErrorKind::AddrNotAvailable
+                | ErrorKind::TimedOut
+        ),
+        _ => false,
+    }
+}
+
+fn certificate_fault(endpoint: &str, error: &ureq::Error) -> (String, String) {
+    let cause = cause(error);
     let set = tls::set_in_env();
-    let next = if error.is_builder() {
-        "install the system's certificates (package ca-certificates), or set SSL_CERT_FILE to a file of them (PEM)".to_owned()
-    } else if !cause.contains("UnknownIssuer") {
+    let next = if !cause.contains("UnknownIssuer") {
         "check this machine's clock, any proxy and HF_ENDPOINT".to_owned()
     } else {
         let now = set.map_or_else(|| "the system's certificates do not hold it".to_owned(), |set| format!("now {set}"));

@@ -1,9 +1,9 @@
 //! Which certificate authorities HTTPS trusts: the system's, or those that the environment names instead.
 
 use super::failure::Failure;
-use reqwest::Certificate;
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use ureq::tls::{Certificate, RootCerts};
 
 /// OpenSSL's names, which Python's huggingface_hub reads too.
 const CERT_FILE: &str = "SSL_CERT_FILE";
@@ -12,10 +12,17 @@ const CERT_DIR: &str = "SSL_CERT_DIR";
 /// A file or folder that older versions of huggingface_hub and curl read; the first one set counts, where OpenSSL's are not set.
 const BUNDLES: [&str; 2] = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 
-/// The certificates that the environment names instead of the system's; `None` where it names none.
-pub(super) fn authorities_from_env() -> Result<Option<Vec<Certificate>>, Failure> {
+/// The certificates that the environment names, else the system's, of which there must be some where they are `needed`.
+pub(super) fn authorities(needed: bool) -> Result<RootCerts, Failure> {
     let Some(places) = Places::from(&|name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)) else {
-        return Ok(None);
+        let found = rustls_native_certs::load_native_certs();
+        if needed && found.certs.is_empty() {
+            let reason = found.errors.first().map_or_else(|| "there are none".to_owned(), |error| root_cause(error));
+            return Err(Failure::NoAuthorities(reason));
+        }
+        return Ok(RootCerts::new_with_certs(
+            &found.certs.iter().map(|der| Certificate::from_der(der).to_owned()).collect::<Vec<_>>(),
+        ));
     };
     let mut authorities = Vec::new();
     for (variable, path) in &places.0 {
@@ -29,11 +36,9 @@ pub(super) fn authorities_from_env() -> Result<Option<Vec<Certificate>>, Failure
         if found.certs.is_empty() {
             return Err(unusable("it holds no certificate in PEM form".to_owned()));
         }
-        for certificate in found.certs {
-            authorities.push(Certificate::from_der(&certificate).map_err(|error| unusable(root_cause(&error)))?);
-        }
+        authorities.extend(found.certs.iter().map(|der| Certificate::from_der(der).to_owned()));
     }
-    Ok(Some(authorities))
+    Ok(RootCerts::new_with_certs(&authorities))
 }
 
 /// Files and folders of certificates, with the variable that names each.
@@ -60,8 +65,17 @@ pub(super) fn set_in_env() -> Option<String> {
 }
 
 /// Whether a certificate was refused.
-pub(super) fn is_certificate_fault(error: &dyn Error) -> bool {
-    root_cause(error).contains("certificate")
+pub(super) fn is_certificate_fault(error: &ureq::Error) -> bool {
+    cause(error).contains("certificate")
+}
+
+/// The innermost cause of a request's failure.
+pub(super) fn cause(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => root_cause(error),
+        ureq::Error::Rustls(error) => root_cause(error),
+        other => other.to_string(),
+    }
 }
 
 /// The innermost cause: `connection refused` rather than `error sending request`.

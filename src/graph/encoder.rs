@@ -1,0 +1,225 @@
+//! Writes an architecture as nodes: embeddings, the attention mask, and layers of attention and feed-forward parts.
+//!
+//! The forms are those that TensorRT fuses best: `[B,S,N,H]` heads, one Add before the softmax, `LayerNormalization` whole,
+//! GELU by `Erf`, and 1/sqrt(head size) folded into the query's weights. Names of nodes are part of a graph's digest: one that changes
+//! makes users build their engines again.
+
+use crate::Result;
+use crate::graph::Graph;
+use crate::graph::builder::Builder;
+use crate::graph::constant::Values;
+use crate::graph::onnx::AttributeProto;
+use crate::graph::quantization::{Linear as GraphLinear, Role};
+use crate::graph::supported::check;
+use crate::model::Architecture;
+use crate::model::architecture::{
+    Attention, Embeddings, FeedForward, Layer, Linear, Norm, NormPlacement, RelativeBias, ScoreBias,
+};
+
+/// Added to the scores of padding: large enough that softmax gives 0 in fp32 and fp16, small enough to be finite in fp16,
+/// so that a row of padding alone gives no NaN.
+const MASKED: f32 = -1e4;
+
+/// Writes one architecture.
+struct Writer<'a, 'q> {
+    architecture: &'a Architecture,
+    graph: Builder<'q>,
+    /// Layers written so far.
+    layers: usize,
+}
+
+/// Writes `architecture` into `graph`.
+///
+/// # Errors
+/// [`crate::Error::NotInGraph`] for a part of it that graphs cannot have; what is wrong with a quantisation.
+pub(super) fn write(architecture: &Architecture, graph: Builder<'_>) -> Result<Graph> {
+    check(architecture)?;
+    let mut writer = Writer { architecture, graph, layers: 0 };
+    let mut x = writer.embeddings(&architecture.embeddings);
+    let mut bias = writer.attention_mask();
+    if let ScoreBias::Relative(relative) = &architecture.score_bias {
+        bias = writer.position_bias(relative, &bias);
+    }
+    for layer in &architecture.layers {
+        x = writer.layer(layer, &x, &bias)?;
+        writer.layers += 1;
+    }
+    x = writer.norm(architecture.final_norm.as_ref(), &x);
+    Ok(writer.graph.finish(&x))
+}
+
+impl Writer<'_, '_> {
+    fn node(&mut self, op: &str, name: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
+        self.graph.node(op, name, inputs, attributes)
+    }
+
+    /// Word embeddings plus the first `sequence` rows of what a sentence's tokens are added, plus token types where they are an input,
+    /// normalised.
+    fn embeddings(&mut self, embeddings: &Embeddings) -> String {
+        let name = "embeddings";
+        let (hidden, longest) = (self.architecture.hidden_size, self.architecture.max_tokens);
+        let words = &embeddings.words;
+        let table = self.graph.stored(&format!("{}.weight", words.name), &words.rows, 1.0);
+        let mut sum = self.node("Gather", &words.name, &[&table, "input_ids"], vec![]);
+        let types_are_fed = self.graph.inputs.token_types;
+        let added = match (&embeddings.positions, types_are_fed) {
+            (Some(positions), true) => Some(positions.used_rows(longest)),
+            (None, true) => None,
+            (_, false) => embeddings.added_rows(longest),
+        };
+        if let Some(rows) = added {
+            // Where there are types alone, the row of type 0 is what every position has.
+            let table = embeddings.positions.as_ref().map(|positions| positions.name.as_str());
+            let table = table.or(embeddings.token_types.as_ref().map(|types| types.name.as_str())).unwrap_or("embeddings.added");
+            let rows = self.graph.floats(&format!("{table}.weight"), &[longest, hidden], rows);
+            let length = self.graph.sequence_length();
+            let (start, axis) = (self.graph.ints("zero", &[0]), self.graph.ints("axis_0", &[0]));
+            let rows = self.node("Slice", table, &[&rows, &start, &length, &axis], vec![]);
+            sum = self.node("Add", name, &[&sum, &rows], vec![]);
+        }
+        if let Some(types) = embeddings.token_types.as_ref().filter(|_| types_are_fed) {
+            let table = self.graph.stored(&format!("{}.weight", types.name), &types.rows, 1.0);
+            let rows = self.node("Gather", &types.name, &[&table, "token_type_ids"], vec![]);
+            sum = self.node("Add", &types.name, &[&sum, &rows], vec![]);
+        }
+        self.norm(embeddings.norm.as_ref(), &sum)
+    }
+
+    /// `[batch, 1, 1, sequence]`: 0 at tokens, [`MASKED`] at padding.
+    fn attention_mask(&mut self) -> String {
+        let name = "attention_mask";
+        let to_float = vec![AttributeProto::int("to", self.graph.float as i64)];
+        let mask = self.node("Cast", name, &["attention_mask"], to_float);
+        let one = self.graph.scalar("attention_mask.one", 1.0);
+        let masked = self.graph.scalar("attention_mask.masked", MASKED);
+        let padding = self.node("Sub", name, &[&one, &mask], vec![]);
+        let scores = self.node("Mul", name, &[&padding, &masked], vec![]);
+        let axes = self.graph.ints("attention_mask.axes", &[1, 2]);
+        self.node("Unsqueeze", name, &[&scores, &axes], vec![])
+    }
+
+    /// The first `sequence` rows and columns of the bias of all pairs of positions, plus `mask`.
+    fn position_bias(&mut self, bias: &RelativeBias, mask: &str) -> String {
+        let name = "position_bias";
+        let (heads, longest) = (self.architecture.num_heads, self.architecture.max_tokens);
+        let table = self.graph.floats("position_bias.table", &[1, heads, longest, longest], bias.table(longest));
+        let length = self.graph.sequence_length();
+        let ends = self.node("Concat", name, &[&length, &length], vec![AttributeProto::int("axis", 0)]);
+        let starts = self.graph.ints("position_bias.starts", &[0, 0]);
+        let axes = self.graph.ints("position_bias.axes", &[2, 3]);
+        let bias = self.node("Slice", name, &[&table, &starts, &ends, &axes], vec![]);
+        self.node("Add", name, &[&bias, mask], vec![])
+    }
+
+    /// One layer. `bias` is added to every head's scores.
+    fn layer(&mut self, layer: &Layer, x: &str, bias: &str) -> Result<String> {
+        let (attention, feed_forward) = (&layer.attention, &layer.feed_forward);
+        let (attention_norm, feed_forward_norm) = (layer.attention_norm.as_ref(), layer.feed_forward_norm.as_ref());
+        match layer.placement {
+            NormPlacement::Post => {
+                let attended = self.attention(attention, x, bias)?;
+                let sum = self.residual(&attention.output, &attended, x);
+                let x = self.norm(attention_norm, &sum);
+                let narrow = self.feed_forward(feed_forward, &x)?;
+                let sum = self.residual(&feed_forward.output, &narrow, &x);
+                Ok(self.norm(feed_forward_norm, &sum))
+            }
+            NormPlacement::Pre => {
+                let normed = self.norm(attention_norm, x);
+                let attended = self.attention(attention, &normed, bias)?;
+                let x = self.residual(&attention.output, &attended, x);
+                let normed = self.norm(feed_forward_norm, &x);
+                let narrow = self.feed_forward(feed_forward, &normed)?;
+                Ok(self.residual(&feed_forward.output, &narrow, &x))
+            }
+        }
+    }
+
+    fn residual(&mut self, last: &Linear, part: &str, x: &str) -> String {
+        self.node("Add", &format!("{}.residual", last.name), &[part, x], vec![])
+    }
+
+    fn attention(&mut self, attention: &Attention, x: &str, bias: &str) -> Result<String> {
+        let hidden = self.architecture.num_heads * self.architecture.head_size;
+        let [query, key, value] = attention.projections.linears();
+        let scale = 1.0 / (self.architecture.head_size as f32).sqrt();
+        let queries = self.linear(Role::Query, &query, x, scale)?;
+        let keys = self.linear(Role::Key, &key, x, 1.0)?;
+        let values = self.linear(Role::Value, &value, x, 1.0)?;
+        let queries = self.heads(&query.name, &queries, &[0, 2, 1, 3]);
+        let keys = self.heads(&key.name, &keys, &[0, 2, 3, 1]);
+        let values = self.heads(&value.name, &values, &[0, 2, 1, 3]);
+
+        let name = attention.output.name.as_str();
+        let scores = self.node("MatMul", &format!("{name}.scores"), &[&queries, &keys], vec![]);
+        let scores = self.node("Add", &format!("{name}.scores"), &[&scores, bias], vec![]);
+        let probabilities = self.node("Softmax", name, &[&scores], vec![AttributeProto::int("axis", -1)]);
+        let context = self.node("MatMul", &format!("{name}.context"), &[&probabilities, &values], vec![]);
+        let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
+        let shape = self.graph.ints("merged_heads", &[0, 0, hidden as i64]);
+        let context = self.node("Reshape", name, &[&context, &shape], vec![]);
+        self.linear(Role::AttentionOutput, &attention.output, &context, 1.0)
+    }
+
+    /// `[batch, sequence, hidden]` to heads, transposed by `perm` of `[batch, sequence, heads, head size]`.
+    fn heads(&mut self, name: &str, x: &str, perm: &[i64]) -> String {
+        let (heads, size) = (self.architecture.num_heads as i64, self.architecture.head_size as i64);
+        // 0 keeps the input's own dimension.
+        let shape = self.graph.ints("split_heads", &[0, 0, heads, size]);
+        let heads = self.node("Reshape", name, &[x, &shape], vec![]);
+        self.node("Transpose", name, &[&heads], vec![AttributeProto::ints("perm", perm)])
+    }
+
+    fn feed_forward(&mut self, part: &FeedForward, x: &str) -> Result<String> {
+        let (activated, multiplied) = part.expansion.linears();
+        let wide = self.linear(Role::Ffn1, &activated, x, 1.0)?;
+        let mut wide = self.graph.activation(&activated.name, &wide, part.activation);
+        if let Some(multiplied) = multiplied {
+            let values = self.linear(Role::Ffn1, &multiplied, x, 1.0)?;
+            wide = self.node("Mul", &multiplied.name, &[&wide, &values], vec![]);
+        }
+        self.linear(Role::Ffn2, &part.output, &wide, 1.0)
+    }
+
+    /// `x W^T + b`, both times `factor`; without b where there is none.
+    fn linear(&mut self, role: Role, linear: &Linear, x: &str, factor: f32) -> Result<String> {
+        let (name, inputs, outputs) = (linear.name.as_str(), linear.inputs(), linear.outputs());
+        let (input, layer) = (x.to_owned(), self.layers);
+        self.graph.linears.push(GraphLinear { name: name.into(), input, layer, role, inputs, outputs });
+        let view = linear.weight.clone();
+        let (x, weight) = match self.graph.quantization {
+            Some(quantization) if !quantization.float.contains(name) => {
+                let range = Builder::range(quantization, x, inputs)?;
+                (self.graph.quantized_input(x, range)?, self.graph.quantized_weight(name, view, factor, range)?)
+            }
+            _ => {
+                let (values, float) = (Values::Transposed { view, factor }, self.graph.float);
+                (x.into(), self.graph.constant(&format!("{name}.weight"), &[inputs, outputs], float, values))
+            }
+        };
+        let bias = linear.bias.as_ref().map(|bias| self.graph.stored(&format!("{name}.bias"), bias, factor));
+        let product = self.node("MatMul", name, &[&x, &weight], vec![]);
+        Ok(match bias {
+            Some(bias) => self.node("Add", name, &[&product, &bias], vec![]),
+            None => product,
+        })
+    }
+
+    /// `x` through a norm over the last axis, where there is one.
+    fn norm(&mut self, norm: Option<&Norm>, x: &str) -> String {
+        let Some(norm) = norm else { return x.to_owned() };
+        let weight = self.graph.stored(&format!("{}.weight", norm.name), &norm.weight, 1.0);
+        let bias = format!("{}.bias", norm.name);
+        let bias = match &norm.bias {
+            Some(stored) => self.graph.stored(&bias, stored, 1.0),
+            // Zeros in its place: every reader knows this form of the operator.
+            None => self.graph.constant(&bias, &[self.architecture.hidden_size], self.graph.float, Values::Zeros),
+        };
+        let attributes = vec![AttributeProto::int("axis", -1), AttributeProto::float("epsilon", norm.epsilon as f32)];
+        self.node("LayerNormalization", &norm.name, &[x, &weight, &bias], attributes)
+    }
+}
+
+#[cfg(all(test, feature = "cpu"))]
+#[path = "encoder_tests.rs"]
+mod tests;

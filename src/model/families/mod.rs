@@ -1,0 +1,195 @@
+//! Encoder families: each reads its own keys of config.json and its own tensors into an [`Architecture`].
+//!
+//! To add one, write a file beside `bert.rs` with a `FAMILY` and name it in the list below. Nothing outside this room asks which family a model is
+//! of.
+
+mod post_norm;
+
+use crate::Result;
+use crate::model::adapter_config::ModuleKind;
+use crate::model::config::EncoderConfig;
+use crate::model::schema::{JsonObject, Schema};
+use crate::model::{Architecture, Weights};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+/// Makes a module of each file, and the list of what they define.
+macro_rules! families {
+    ($($file:ident,)*) => {
+        $(mod $file;)*
+        /// Every family, in the order in which messages and documentation list them.
+        static FAMILIES: &[&Definition] = &[$(&$file::FAMILY),*];
+    };
+}
+
+families! {
+    bert,
+    mpnet,
+}
+
+/// What is particular to a family.
+pub(in crate::model) struct Definition {
+    /// `model_type` in config.json.
+    pub model_type: &'static str,
+    /// How people write it.
+    pub title: &'static str,
+    /// What stands before tensor names, with a dot, in checkpoints that carry a head.
+    pub tensor_prefix: &'static str,
+    /// What its graphs are called; part of their digest, and so of the name of every engine in a cache.
+    pub graph_name: &'static str,
+    /// The keys of its config.json.
+    pub keys: Schema,
+    /// The modules whose tensors are the encoder's.
+    pub modules: Modules,
+    /// peft's own `target_modules` for it (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`), where it has some.
+    pub lora_targets: Option<&'static [&'static str]>,
+    /// Reads what stands in config.json. The family is given so that the configuration can name it.
+    pub read: fn(Family, &JsonObject) -> Result<EncoderConfig>,
+}
+
+/// Names of an encoder's modules, which are those of its tensors without prefix and without `.weight` and `.bias`.
+pub(in crate::model) struct Modules {
+    /// With what a name of the encoder begins; all others are of heads.
+    pub roots: &'static [&'static str],
+    /// What stands before the number of a layer.
+    pub layers: &'static str,
+    /// Linears of a layer, by what follows its number and a dot.
+    pub layer_linears: &'static [&'static str],
+    /// Norms of a layer.
+    pub layer_norms: &'static [&'static str],
+    /// Tables outside the layers.
+    pub tables: &'static [&'static str],
+    /// Norms outside the layers.
+    pub norms: &'static [&'static str],
+}
+
+/// What only one family's configuration has, and how the family's tensors make an architecture.
+pub(in crate::model) trait OwnConfig: fmt::Debug + Send + Sync {
+    /// The encoder that `config`, which this is a part of, and `weights` describe.
+    ///
+    /// # Errors
+    /// A tensor that is missing or misshapen, see [`Weights::tensor`].
+    fn architecture(&self, config: &EncoderConfig, weights: &Weights) -> Result<Architecture>;
+}
+
+/// A family of encoders: what `model_type` in config.json names.
+#[derive(Clone, Copy)]
+pub struct Family(&'static Definition);
+
+impl Family {
+    /// Every family that is supported.
+    pub fn all() -> impl Iterator<Item = Self> {
+        FAMILIES.iter().copied().map(Self)
+    }
+
+    /// The family of this `model_type`.
+    pub fn of_model_type(model_type: &str) -> Option<Self> {
+        Self::all().find(|family| family.model_type() == model_type)
+    }
+
+    /// `model_type` in config.json, e.g. `bert`.
+    pub fn model_type(self) -> &'static str {
+        self.0.model_type
+    }
+
+    /// How people write it, e.g. `BERT`.
+    pub fn title(self) -> &'static str {
+        self.0.title
+    }
+
+    /// Titles of all families, for messages: `A, B and C`.
+    pub(crate) fn titles() -> String {
+        let titles: Vec<&str> = Self::all().map(Self::title).collect();
+        match titles.split_last() {
+            Some((last, [])) => (*last).to_owned(),
+            Some((last, others)) => format!("{} and {last}", others.join(", ")),
+            None => String::new(),
+        }
+    }
+
+    pub(in crate::model) fn definition(self) -> &'static Definition {
+        self.0
+    }
+}
+
+impl fmt::Debug for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.title)
+    }
+}
+
+impl PartialEq for Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.model_type == other.0.model_type
+    }
+}
+
+impl Eq for Family {}
+
+impl Hash for Family {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.model_type.hash(state);
+    }
+}
+
+impl Modules {
+    /// What `module` is; `None` for one that the encoder of `layers` layers does not have.
+    pub fn kind(&self, module: &str, layers: usize) -> Option<ModuleKind> {
+        let (linears, norms, tables, name) = match self.layer(module) {
+            Some((layer, part)) if layer < layers => (self.layer_linears, self.layer_norms, &[][..], part),
+            Some(_) => return None,
+            None => (&[][..], self.norms, self.tables, module),
+        };
+        let is_in = |names: &[&str]| names.contains(&name);
+        match () {
+            () if is_in(linears) => Some(ModuleKind::Linear),
+            () if is_in(norms) => Some(ModuleKind::Norm),
+            () if is_in(tables) => Some(ModuleKind::Embedding),
+            () => None,
+        }
+    }
+
+    /// The layer that `name` is of, and what follows its number.
+    pub fn layer<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
+        let (number, part) = name.strip_prefix(self.layers)?.split_once('.')?;
+        Some((number.parse().ok()?, part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn families_are_found_by_their_model_type() {
+        let names: BTreeSet<&str> = Family::all().map(Family::model_type).collect();
+        assert_eq!(names.len(), FAMILIES.len(), "two families of one model_type");
+        for family in Family::all() {
+            assert_eq!(Family::of_model_type(family.model_type()), Some(family));
+        }
+        assert_eq!(Family::of_model_type("BERT"), None);
+        assert_eq!(Family::titles(), "BERT and MPNet");
+    }
+
+    #[test]
+    fn a_family_has_its_own_modules_and_no_others() {
+        let (bert, mpnet) = (&bert::FAMILY.modules, &mpnet::FAMILY.modules);
+        for (modules, module, kind) in [
+            (bert, "encoder.layer.1.attention.self.query", Some(ModuleKind::Linear)),
+            (bert, "encoder.layer.1.output.LayerNorm", Some(ModuleKind::Norm)),
+            (bert, "encoder.layer.2.output.LayerNorm", None),
+            (bert, "encoder.layer.x.output.LayerNorm", None),
+            (bert, "encoder.layer.1.attention.attn.q", None),
+            (bert, "embeddings.token_type_embeddings", Some(ModuleKind::Embedding)),
+            (bert, "encoder.relative_attention_bias", None),
+            (mpnet, "encoder.layer.1.attention.attn.q", Some(ModuleKind::Linear)),
+            (mpnet, "encoder.layer.1.attention.self.query", None),
+            (mpnet, "encoder.relative_attention_bias", Some(ModuleKind::Embedding)),
+            (mpnet, "embeddings.token_type_embeddings", None),
+            (mpnet, "embeddings.LayerNorm", Some(ModuleKind::Norm)),
+        ] {
+            assert_eq!(modules.kind(module, 2), kind, "{module}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Layers and embeddings of the families that are built as BERT is: post-norm, separate biased linears, a plain feed-forward part.
+
+use crate::Result;
+use crate::model::Weights;
+use crate::model::architecture::{
+    Architecture, Attention, Embeddings, Expansion, FeedForward, Layer, Linear, Norm, NormKind, NormPlacement, PositionTable,
+    Projections, Reach, ScoreBias, Table,
+};
+use crate::model::config::EncoderConfig;
+
+/// Names of a layer's modules, by what follows its number and a dot.
+pub(super) struct LayerNames {
+    pub query: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    pub attention_output: &'static str,
+    pub attention_norm: &'static str,
+    pub intermediate: &'static str,
+    pub output: &'static str,
+    pub output_norm: &'static str,
+}
+
+/// Names of the modules before the layers.
+pub(super) const WORDS: &str = "embeddings.word_embeddings";
+pub(super) const POSITIONS: &str = "embeddings.position_embeddings";
+pub(super) const EMBEDDINGS_NORM: &str = "embeddings.LayerNorm";
+
+/// What stands before a layer's number.
+pub(super) const LAYERS: &str = "encoder.layer.";
+
+/// With what a name of the encoder begins.
+pub(super) const ROOTS: [&str; 2] = ["embeddings.", "encoder."];
+
+impl LayerNames {
+    pub const fn linears(&self) -> [&'static str; 6] {
+        [self.query, self.key, self.value, self.attention_output, self.intermediate, self.output]
+    }
+
+    pub const fn norms(&self) -> [&'static str; 2] {
+        [self.attention_norm, self.output_norm]
+    }
+}
+
+/// The tensors of one folder, held against its configuration.
+pub(super) struct Tensors<'a> {
+    pub config: &'a EncoderConfig,
+    pub weights: &'a Weights,
+}
+
+impl Tensors<'_> {
+    /// An encoder whose positions begin at row `first` of their table.
+    pub fn architecture(
+        &self,
+        names: &LayerNames,
+        first: usize,
+        token_types: Option<Table>,
+        score_bias: ScoreBias,
+    ) -> Result<Architecture> {
+        let config = self.config;
+        let positions = self.table(POSITIONS, config.max_position_embeddings, config.hidden_size)?;
+        let embeddings = Embeddings {
+            words: self.table(WORDS, config.vocab_size, config.hidden_size)?,
+            positions: Some(PositionTable { name: positions.name, rows: positions.rows, first }),
+            token_types,
+            norm: Some(self.norm(EMBEDDINGS_NORM)?),
+        };
+        let layers = (0..config.num_hidden_layers).map(|layer| self.layer(names, layer)).collect::<Result<_>>()?;
+        Ok(Architecture {
+            name: config.family.definition().graph_name,
+            hidden_size: config.hidden_size,
+            num_heads: config.num_attention_heads,
+            head_size: config.head_size(),
+            vocab_size: config.vocab_size,
+            max_tokens: config.max_tokens(),
+            pad_token_id: config.pad_token_id,
+            position_padding: config.position_padding(),
+            embeddings,
+            score_bias,
+            layers,
+            final_norm: None,
+        })
+    }
+
+    fn layer(&self, names: &LayerNames, layer: usize) -> Result<Layer> {
+        let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
+        let name = |part: &str| format!("{LAYERS}{layer}.{part}");
+        let linear = |part: &str, outputs, inputs| self.linear(&name(part), outputs, inputs);
+        Ok(Layer {
+            placement: NormPlacement::Post,
+            attention: Attention {
+                projections: Projections::Separate {
+                    query: linear(names.query, hidden, hidden)?,
+                    key: linear(names.key, hidden, hidden)?,
+                    value: linear(names.value, hidden, hidden)?,
+                },
+                output: linear(names.attention_output, hidden, hidden)?,
+                reach: Reach::All,
+                rotary: None,
+            },
+            attention_norm: Some(self.norm(&name(names.attention_norm))?),
+            feed_forward: FeedForward {
+                expansion: Expansion::Plain(linear(names.intermediate, wide, hidden)?),
+                activation: self.config.activation,
+                output: linear(names.output, hidden, wide)?,
+            },
+            feed_forward_norm: Some(self.norm(&name(names.output_norm))?),
+        })
+    }
+
+    pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<Table> {
+        Ok(Table { name: name.to_owned(), rows: self.weights.tensor(&format!("{name}.weight"), &[rows, width])? })
+    }
+
+    fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
+        let weight = self.weights.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = self.weights.tensor(&format!("{name}.bias"), &[outputs])?;
+        Ok(Linear { name: name.to_owned(), weight, bias: Some(bias) })
+    }
+
+    fn norm(&self, name: &str) -> Result<Norm> {
+        let shape = [self.config.hidden_size];
+        Ok(Norm {
+            name: name.to_owned(),
+            kind: NormKind::LayerNorm,
+            weight: self.weights.tensor(&format!("{name}.weight"), &shape)?,
+            bias: Some(self.weights.tensor(&format!("{name}.bias"), &shape)?),
+            epsilon: self.config.layer_norm_eps,
+        })
+    }
+}

@@ -1,0 +1,134 @@
+//! Which of the waiting batches runs next: start-time fair queueing, as a pure data structure. It has no threads and no clock.
+
+use std::time::Instant;
+
+/// How much work of others, in multiples of its own cost, may go by a waiting entry before it is overdue: a call that waits beside any
+/// number of short ones has at least about a ninth of the executor.
+const PATIENCE: u64 = 8;
+
+/// What waits, and in which order it comes.
+///
+/// Every call is a flow. Its batches have start tags on a virtual clock: the first is the clock's time when the call comes, each further
+/// one that of the batch before it plus that batch's cost. The entry with the least tag runs next, and sets the clock to its tag (Goyal,
+/// Vin and Cheng, "Start-time fair queueing", 1996). A new call therefore stands before all further batches of the calls that are being
+/// served, however many they are; among equal tags the one comes first that would end first, then the one that came first.
+///
+/// Short calls that keep coming could hold the clock still and a long call off for ever. So an entry is overdue when [`PATIENCE`] times
+/// its cost was served since it came: overdue entries go first, the earliest before the others, but never two in a row while another
+/// entry waits. Thus a new call waits for one of them at most.
+pub(super) struct FairQueue<K> {
+    waiting: Vec<Entry<K>>,
+    /// The virtual clock, in the unit of the costs.
+    clock: u64,
+    /// Cost of all that was served.
+    served: u64,
+    /// How many entries have come.
+    came: u64,
+    /// Whether the last to be served was overdue.
+    after_overdue: bool,
+}
+
+/// Where a call stands on the virtual clock: the tag of its next batch, if that is later than now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Flow {
+    next_start: u64,
+}
+
+/// A batch's place on the virtual clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tag {
+    start: u64,
+    cost: u64,
+}
+
+struct Entry<K> {
+    key: K,
+    tag: Tag,
+    deadline: Option<Instant>,
+    /// Entries that came before it.
+    order: u64,
+    /// What had been served when it came.
+    served_before: u64,
+}
+
+impl<K> FairQueue<K> {
+    pub fn new() -> Self {
+        Self { waiting: Vec::new(), clock: 0, served: 0, came: 0, after_overdue: false }
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// How many entries wait.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The start tag of the next batch of `flow`, which costs `cost`.
+    pub fn tag(&self, flow: &mut Flow, cost: u64) -> Tag {
+        let start = self.clock.max(flow.next_start);
+        // With classes, the cost would be divided by the weight of the flow's class here.
+        flow.next_start = start.saturating_add(cost);
+        Tag { start, cost }
+    }
+
+    /// Puts in `key`, which must not begin at `deadline` or later.
+    pub fn push(&mut self, key: K, tag: Tag, deadline: Option<Instant>) {
+        self.waiting.push(Entry { key, tag, deadline, order: self.came, served_before: self.served });
+        self.came += 1;
+    }
+
+    /// As [`FairQueue::push`] and [`FairQueue::pop`] at once, for an entry that need not wait because nothing does.
+    pub fn pass(&mut self, tag: Tag) {
+        self.serve(tag, false);
+    }
+
+    /// Takes out what runs next.
+    pub fn pop(&mut self) -> Option<K> {
+        let overdue = self.overdue().filter(|_| !self.after_overdue || self.waiting.len() == 1);
+        let place = overdue.or_else(|| self.least())?;
+        let Entry { key, tag, .. } = self.waiting.swap_remove(place);
+        self.serve(tag, overdue.is_some());
+        Some(key)
+    }
+
+    /// Takes out an entry whose deadline is `now` or before.
+    pub fn pop_expired(&mut self, now: Instant) -> Option<K> {
+        let place = self.waiting.iter().position(|entry| entry.deadline.is_some_and(|deadline| deadline <= now))?;
+        Some(self.waiting.swap_remove(place).key)
+    }
+
+    /// Takes out the first entry found that is `wanted`.
+    pub fn remove(&mut self, wanted: impl Fn(&K) -> bool) -> Option<K> {
+        let place = self.waiting.iter().position(|entry| wanted(&entry.key))?;
+        Some(self.waiting.swap_remove(place).key)
+    }
+
+    fn serve(&mut self, tag: Tag, overdue: bool) {
+        // An overdue entry is served out of turn: those of lesser tags still stand before it on the clock.
+        if !overdue {
+            self.clock = self.clock.max(tag.start);
+        }
+        self.served = self.served.saturating_add(tag.cost);
+        self.after_overdue = overdue;
+    }
+
+    /// The place of the entry with the least tag.
+    fn least(&self) -> Option<usize> {
+        let key = |entry: &Entry<K>| (entry.tag.start, entry.tag.start.saturating_add(entry.tag.cost), entry.order);
+        (0..self.waiting.len()).min_by_key(|&place| key(&self.waiting[place]))
+    }
+
+    /// The place of the overdue entry that came first.
+    fn overdue(&self) -> Option<usize> {
+        let is_overdue = |entry: &Entry<K>| self.served - entry.served_before > entry.tag.cost.saturating_mul(PATIENCE);
+        (0..self.waiting.len()).filter(|&place| is_overdue(&self.waiting[place])).min_by_key(|&place| self.waiting[place].order)
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -1,0 +1,249 @@
+//! Turns and jobs with threads, counted and never timed.
+
+use super::*;
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Batches that pass through a gate and write down what becomes of them.
+struct Gated {
+    name: &'static str,
+    batches: usize,
+    gate: Arc<Gate>,
+    left: Mutex<Vec<(Range<usize>, Left)>>,
+    ended: AtomicUsize,
+}
+
+/// Lets so many batches through, and keeps the names of those that have begun.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<usize>,
+    opened: Condvar,
+    begun: Mutex<Vec<&'static str>>,
+}
+
+impl Gate {
+    fn pass(&self, name: &'static str) {
+        self.begun.lock().unwrap().push(name);
+        let mut open = self.open.lock().unwrap();
+        while *open == 0 {
+            open = self.opened.wait(open).unwrap();
+        }
+        *open -= 1;
+    }
+
+    fn let_through(&self, batches: usize) {
+        *self.open.lock().unwrap() += batches;
+        self.opened.notify_all();
+    }
+
+    fn begun(&self) -> Vec<&'static str> {
+        self.begun.lock().unwrap().clone()
+    }
+
+    fn wait_for(&self, batches: usize) {
+        until(|| self.begun.lock().unwrap().len() == batches);
+    }
+}
+
+impl Gated {
+    fn new(name: &'static str, batches: usize, gate: &Arc<Gate>) -> Arc<Self> {
+        Arc::new(Self { name, batches, gate: gate.clone(), left: Mutex::default(), ended: AtomicUsize::new(0) })
+    }
+
+    fn left(&self) -> Vec<(Range<usize>, Left)> {
+        self.left.lock().unwrap().clone()
+    }
+}
+
+impl Work for Gated {
+    fn batches(&self) -> usize {
+        self.batches
+    }
+
+    fn cost(&self, _: usize) -> u64 {
+        100
+    }
+
+    fn run(&self, batch: usize) -> ControlFlow<()> {
+        self.gate.pass(self.name);
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        match self.name {
+            "panics" => panic!("in a batch"),
+            "breaks" if batch == 1 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    fn leave(&self, batches: Range<usize>, reason: Left) {
+        self.left.lock().unwrap().push((batches, reason));
+    }
+}
+
+fn until(holds: impl Fn() -> bool) {
+    while !holds() {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_caller_goes_before_the_batches_that_have_not_begun() {
+    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    for name in ["a", "b", "c"] {
+        scheduler.submit(Gated::new(name, 10, &gate), None).unwrap();
+    }
+    gate.let_through(7);
+    gate.wait_for(8);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _turn = scheduler.turn(&mut Flow::default(), 1);
+            gate.begun.lock().unwrap().push("caller");
+        });
+        until(|| scheduler.waiting() == 4);
+        gate.let_through(1000);
+    });
+    until(|| gate.begun().len() == 31);
+    let place = gate.begun().iter().position(|&name| name == "caller").unwrap();
+    assert!(place <= 9, "{:?}", gate.begun());
+}
+
+#[test]
+fn batches_past_their_deadline_never_begin() {
+    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    let [before, late, too_late] = [("before", 2), ("late", 3), ("too late", 2)].map(|(name, n)| Gated::new(name, n, &gate));
+    scheduler.submit(before.clone(), None).unwrap();
+    gate.wait_for(1);
+    // One that is over already, and one that is over while it waits.
+    scheduler.submit(too_late.clone(), Some(Instant::now())).unwrap();
+    assert_eq!(too_late.left(), [(0..2, Left::Expired)]);
+    let deadline = Instant::now() + Duration::from_millis(2);
+    scheduler.submit(late.clone(), Some(deadline)).unwrap();
+    until(|| Instant::now() > deadline);
+    gate.let_through(100);
+    until(|| before.ended.load(Ordering::SeqCst) == 2);
+    assert_eq!(late.left(), [(0..3, Left::Expired)]);
+    assert_eq!(gate.begun(), ["before", "before"]);
+}
+
+#[test]
+fn what_is_given_up_never_begins() {
+    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
+    let work = Gated::new("work", 10, &gate);
+    let submitted = scheduler.submit(work.clone(), None).unwrap();
+    gate.wait_for(2);
+    submitted.cancel();
+    submitted.cancel();
+    assert_eq!(work.left(), [(2..10, Left::Cancelled)]);
+    gate.let_through(100);
+    until(|| work.ended.load(Ordering::SeqCst) == 2);
+    drop(scheduler);
+    submitted.cancel();
+    assert_eq!(gate.begun().len(), 2);
+    assert_eq!(work.left().len(), 1);
+}
+
+#[test]
+fn a_batch_that_breaks_off_or_panics_ends_its_job_alone() {
+    for (name, runs) in [("breaks", 2), ("panics", 1)] {
+        let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+        let (work, other) = (Gated::new(name, 5, &gate), Gated::new("other", 5, &gate));
+        gate.let_through(100);
+        scheduler.submit(work.clone(), None).unwrap();
+        scheduler.submit(other.clone(), None).unwrap();
+        until(|| other.ended.load(Ordering::SeqCst) == 5);
+        until(|| !work.left().is_empty());
+        assert_eq!(work.left(), [(runs..5, Left::Broken)]);
+        assert_eq!(work.ended.load(Ordering::SeqCst), runs);
+        drop(scheduler.turn(&mut Flow::default(), 1));
+    }
+}
+
+#[test]
+fn dropping_it_ends_what_has_begun_and_gives_up_the_rest() {
+    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
+    let work = Gated::new("work", 9, &gate);
+    scheduler.submit(work.clone(), None).unwrap();
+    gate.wait_for(2);
+    let (dropped, is_dropped) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            drop(scheduler);
+            dropped.send(()).unwrap();
+        });
+        until(|| !work.left().is_empty());
+        assert!(is_dropped.try_recv().is_err(), "it did not wait for the batches that ran");
+        gate.let_through(100);
+        is_dropped.recv().unwrap();
+    });
+    assert_eq!(work.left(), [(2..9, Left::Cancelled)]);
+    assert_eq!(work.ended.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_turn_is_given_back_by_a_panic() {
+    let scheduler = Scheduler::new(1);
+    let panics = AssertUnwindSafe(|| {
+        let _turn = scheduler.turn(&mut Flow::default(), 1);
+        panic!("within the turn");
+    });
+    assert!(catch_unwind(panics).is_err());
+    drop(scheduler.turn(&mut Flow::default(), 1));
+}
+
+#[test]
+fn no_more_run_at_once_than_there_are_places_whoever_comes() {
+    struct Counted {
+        running: Arc<AtomicUsize>,
+        capacity: usize,
+        left: AtomicUsize,
+    }
+    impl Counted {
+        fn step(running: &AtomicUsize, capacity: usize) {
+            assert!(running.fetch_add(1, Ordering::SeqCst) < capacity, "more than {capacity} run");
+            thread::yield_now();
+            running.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    impl Work for Counted {
+        fn batches(&self) -> usize {
+            7
+        }
+        fn cost(&self, batch: usize) -> u64 {
+            batch as u64 + 1
+        }
+        fn run(&self, _: usize) -> ControlFlow<()> {
+            Self::step(&self.running, self.capacity);
+            self.left.fetch_sub(1, Ordering::SeqCst);
+            ControlFlow::Continue(())
+        }
+        fn leave(&self, batches: Range<usize>, _: Left) {
+            self.left.fetch_sub(batches.len(), Ordering::SeqCst);
+        }
+    }
+    for capacity in [1, 3] {
+        let (scheduler, running) = (Scheduler::new(capacity), Arc::new(AtomicUsize::new(0)));
+        thread::scope(|scope| {
+            for thread in 0..8 {
+                let (scheduler, running) = (&scheduler, &running);
+                scope.spawn(move || {
+                    for round in 0..200 {
+                        if thread % 2 == 0 {
+                            let _turn = scheduler.turn(&mut Flow::default(), 5);
+                            Counted::step(running, capacity);
+                            continue;
+                        }
+                        let work = Arc::new(Counted { running: running.clone(), capacity, left: AtomicUsize::new(7) });
+                        let deadline = (round % 5 == 0).then(Instant::now);
+                        let submitted = scheduler.submit(work.clone(), deadline).unwrap();
+                        if round % 3 == 0 {
+                            submitted.cancel();
+                        }
+                        until(|| work.left.load(Ordering::SeqCst) == 0);
+                    }
+                });
+            }
+        });
+        assert_eq!((scheduler.waiting(), running.load(Ordering::SeqCst)), (0, 0));
+        assert!(scheduler.shared.lock().workers.len() <= capacity);
+    }
+}

@@ -1,0 +1,405 @@
+//! From a model to a proven engine: export, build, compare with a reference, and what the manifest says of it.
+
+use super::proof;
+use super::source::{GraphSource, machine};
+use super::timing::{Measured, measure, speeds};
+use crate::cuda::Device;
+use crate::graph::{Precision, Quantization};
+use crate::model::{Activation, ModelFolder};
+use crate::tensorrt::engine_file::{Build, Cache, CacheKey, EngineFile, Machine, Manifest, Model};
+use crate::tensorrt::library::{Arithmetic, BuildSettings, Library, PlanBuilder, Profile, check_longest, default_profiles};
+use crate::{Error, Progress, Result, Setting};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a new engine must show before it is kept: its vectors beside those of the model on the CPU, or in
+/// [`EngineRequest::reference`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Gate {
+    /// [`Gate::bar`] of the arithmetic.
+    #[default]
+    Standard,
+    /// No cosine below this.
+    MinCosine(f64),
+    /// Nothing; the manifest then has no fidelity.
+    Off,
+}
+
+/// Which engine to build.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct EngineRequest<'a> {
+    /// The model: its graph where `onnx` is none, and in any case tokenizer, sizes and what the engine is compared with.
+    pub folder: &'a ModelFolder,
+    /// A file with the graph instead, as other exporters write it.
+    pub onnx: Option<&'a Path>,
+    /// How to build. Without profiles it is [`default_profiles`]; a timing cache comes from the engine cache.
+    pub settings: BuildSettings,
+    /// Texts of up to so many tokens must be held, also where the model's own limit is lower. (A lower number changes no engine: texts are cut
+    /// before they reach it.)
+    pub max_tokens: Option<usize>,
+    /// Ranges of activations, for an int8 engine of `folder`'s own graph; a graph from `onnx` brings its Q/DQ pairs.
+    pub quantization: Option<&'a Quantization>,
+    /// Computes the GELU of `folder`'s own graph by its tanh approximation, for which TensorRT 8.6 has fp16 matrix products and for the
+    /// exact form only small ones: faster at large shapes, at a cosine of some 1e-6 less.
+    pub tanh_gelu: bool,
+    /// What the engine must show.
+    pub gate: Gate,
+    /// A JSON file of vectors that it is compared with instead of the CPU's: `{"texts": […], "vectors": [[…], …]}`, as
+    /// `scripts/gpu_references.py` writes it, made by any program from the same model with its default prompt.
+    pub reference: Option<&'a Path>,
+}
+
+impl Gate {
+    /// The smallest cosine that passes; `None` where nothing is compared. The standard leaves fp16 its 11 bits, fp32 its rounding
+    /// and int8 what quantisation costs a text.
+    pub fn bar(self, arithmetic: Arithmetic) -> Option<f64> {
+        match (self, arithmetic) {
+            (Self::Standard, Arithmetic::Fp32) => Some(0.99999),
+            (Self::Standard, Arithmetic::Fp16) => Some(0.9999),
+            (Self::Standard, Arithmetic::Int8) => Some(0.99),
+            (Self::MinCosine(bar), _) => Some(bar),
+            (Self::Off, _) => None,
+        }
+    }
+}
+
+impl<'a> EngineRequest<'a> {
+    /// An engine of `folder`, in fp16 for the default profiles.
+    pub fn new(folder: &'a ModelFolder) -> Self {
+        Self {
+            folder,
+            onnx: None,
+            settings: BuildSettings::default(),
+            max_tokens: None,
+            quantization: None,
+            tanh_gelu: false,
+            gate: Gate::default(),
+            reference: None,
+        }
+    }
+
+    /// Checks what needs neither TensorRT nor a GPU: the profiles, and that there is a reference where the gate wants one.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a profile beyond the model's positions, for profiles that do not hold [`EngineRequest::max_tokens`], and for int8
+    /// without ranges; [`Error::NoReference`]; [`Error::ReferenceFile`].
+    pub fn check(&self) -> Result<()> {
+        for profile in &self.profiles() {
+            profile.check(self.folder.config.max_tokens())?;
+        }
+        self.check_graph()?;
+        match self.gate {
+            Gate::Off => Ok(()),
+            _ => proof::check_reference(self.folder, self.reference),
+        }
+    }
+
+    /// Whether graph and profiles can be what is asked for.
+    fn check_graph(&self) -> Result<()> {
+        check_longest(&self.profiles(), self.max_tokens.unwrap_or(0))?;
+        self.check_quantization()?;
+        let reason = match (self.tanh_gelu, self.onnx, self.folder.config.activation) {
+            (false, ..) | (true, None, Activation::Gelu) => return Ok(()),
+            (true, Some(_), _) => "it goes with the model's own graph, not with an ONNX file",
+            (true, None, _) => "the model's activation (config.json's hidden_act) is not the exact GELU",
+        };
+        Err(Error::Setting { setting: Setting::TanhGelu, reason: reason.into() })
+    }
+
+    /// Whether ranges are there where they are needed, and nowhere else.
+    fn check_quantization(&self) -> Result<()> {
+        let int8 = self.settings.arithmetic == Arithmetic::Int8;
+        let reason = match (int8, self.onnx.is_some(), self.quantization.is_some()) {
+            (true, false, false) => {
+                "int8 needs the ranges of activations: calibrate the model, build an engine file with its calibration and run that"
+            }
+            (false, _, true) | (_, true, true) => return Err(misplaced_calibration()),
+            _ => return Ok(()),
+        };
+        Err(Error::Setting { setting: Setting::Calibration, reason: reason.into() })
+    }
+
+    /// Those asked for, else [`default_profiles`].
+    pub(super) fn profiles(&self) -> Vec<Profile> {
+        match self.settings.profiles.as_slice() {
+            [] => default_profiles(self.folder.max_tokens().max(self.max_tokens.unwrap_or(0))),
+            some => some.to_vec(),
+        }
+    }
+}
+
+/// Ranges where nothing is quantised, or where the graph brings its own.
+pub(super) fn misplaced_calibration() -> Error {
+    let reason = "it goes with an int8 engine of the model's own graph, not with other precisions or an ONNX file".into();
+    Error::Setting { setting: Setting::Calibration, reason }
+}
+
+/// Builds the engine that `request` asks for and compares it with its reference. `cache` gives and keeps the timing cache, and
+/// its lock keeps builds of several processes apart; the engine is not put into it.
+///
+/// # Errors
+/// See [`EngineRequest::check`] and [`build_plan`](crate::backend::tensorrt::build_plan); [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
+pub fn build_engine(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn Progress,
+) -> Result<EngineFile> {
+    request.check()?;
+    let job = Job::new(library, device, cache, request, progress)?;
+    let lock = cache.lock(progress)?;
+    let mut engine = job.build()?;
+    drop(lock);
+    if request.settings.arithmetic == Arithmetic::Int8 {
+        // A quantised graph of another exporter has no fp16 one beside it. Before the lock, which building it takes.
+        let half = || half_precision(library, device, cache, request, progress);
+        let half = request.quantization.map(|_| half()).transpose()?;
+        // No other build may spoil the times.
+        let _lock = cache.lock(progress)?;
+        let micros = |file: &mut EngineFile| measure(library, device, request.folder, file);
+        let int8 = phase(progress, "measuring int8", || micros(&mut engine))?;
+        if let Some((mut half, _)) = half {
+            let fp16 = phase(progress, "measuring fp16 beside it", || micros(&mut half))?;
+            let beside = Measured { fp16: Some(&fp16), int8: None };
+            engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
+        }
+    }
+    Ok(engine)
+}
+
+/// The same engine in fp16 out of the cache, and where it lies there. Its fidelity is not asked for.
+pub(super) fn half_precision(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn Progress,
+) -> Result<(EngineFile, PathBuf)> {
+    let mut half = EngineRequest { quantization: None, gate: Gate::Off, ..request.clone() };
+    half.settings.arithmetic = Arithmetic::Fp16;
+    cached_engine(library, device, cache, &half, progress)
+}
+
+/// The engine that `request` asks for out of `cache`, which it is built into where it is not there, and where it lies.
+///
+/// # Errors
+/// As [`build_engine`]; [`Error::Io`] where the cache cannot be written.
+pub fn cached_engine(
+    library: &Arc<Library>,
+    device: &Device,
+    cache: &Cache,
+    request: &EngineRequest<'_>,
+    progress: &dyn Progress,
+) -> Result<(EngineFile, PathBuf)> {
+    request.check_graph()?;
+    Job::new(library, device, cache, request, progress)?.cached(request)
+}
+
+/// The engine in the file at `path`, checked against machine and model before its plan is read.
+///
+/// # Errors
+/// [`Error::EngineMismatch`] for the first field that differs; see [`EngineFile::read`] and [`Manifest::check_folder`].
+pub fn load_engine(path: &Path, library: &Library, device: &Device, folder: &ModelFolder) -> Result<EngineFile> {
+    EngineFile::read(path, |manifest| {
+        manifest.check_machine(&machine(library, device))?;
+        manifest.check_folder(folder)
+    })
+}
+
+/// A request with all that identifies its engine.
+pub(super) struct Job<'a> {
+    library: &'a Arc<Library>,
+    device: &'a Device,
+    cache: &'a Cache,
+    folder: &'a ModelFolder,
+    progress: &'a dyn Progress,
+    settings: BuildSettings,
+    float_linears: Vec<String>,
+    bar: Option<f64>,
+    reference: Option<&'a Path>,
+    source: GraphSource,
+    machine: Machine,
+    model: Model,
+}
+
+impl<'a> Job<'a> {
+    pub fn new(
+        library: &'a Arc<Library>,
+        device: &'a Device,
+        cache: &'a Cache,
+        request: &EngineRequest<'a>,
+        progress: &'a dyn Progress,
+    ) -> Result<Self> {
+        let folder = request.folder;
+        let precision = graph_precision(library, request.settings.arithmetic);
+        Self::of_graph(library, device, cache, request, progress, || match (request.onnx, request.quantization) {
+            (Some(path), _) => GraphSource::open(path, folder),
+            (None, Some(quantization)) => GraphSource::quantise(folder, precision, request.tanh_gelu, quantization),
+            (None, None) => GraphSource::export(folder, precision, request.tanh_gelu),
+        })
+    }
+
+    /// As [`Job::new`], for the graph that `source` gives.
+    pub fn of_graph(
+        library: &'a Arc<Library>,
+        device: &'a Device,
+        cache: &'a Cache,
+        request: &EngineRequest<'a>,
+        progress: &'a dyn Progress,
+        source: impl FnOnce() -> Result<GraphSource>,
+    ) -> Result<Self> {
+        let folder = request.folder;
+        let machine = machine(library, device);
+        let mut settings = BuildSettings { profiles: request.profiles(), ..request.settings.clone() };
+        if settings.timing_cache.is_empty() {
+            settings.timing_cache = cache.timing_cache(&machine);
+        }
+        let source = phase(progress, "reading the model", source)?;
+        let model = phase(progress, "hashing the model", || source.model(folder))?;
+        let bar = request.gate.bar(settings.arithmetic);
+        let float_linears = request.quantization.map(|quantization| quantization.float.iter().cloned().collect());
+        let float_linears: Vec<String> = float_linears.unwrap_or_default();
+        Ok(Self {
+            library,
+            device,
+            cache,
+            folder,
+            progress,
+            settings,
+            float_linears,
+            bar,
+            reference: request.reference,
+            source,
+            machine,
+            model,
+        })
+    }
+
+    /// The engine out of the cache, where it is built into where it is not there, and where it lies.
+    pub fn cached(&self, request: &EngineRequest<'_>) -> Result<(EngineFile, PathBuf)> {
+        let key = CacheKey::new(&self.machine, &self.model, &self.settings)?;
+        let build = || {
+            request.check()?;
+            self.build()
+        };
+        let engine = self.cache.get_or_build(&key, |manifest| self.check(manifest), self.progress, build)?;
+        Ok((engine, self.cache.path(&key)))
+    }
+
+    /// Whether an engine with this manifest is what was asked for.
+    fn check(&self, manifest: &Manifest) -> Result<()> {
+        manifest.check_machine(&self.machine)?;
+        manifest.check_model(&self.model)?;
+        manifest.check_build(self.settings.arithmetic, &self.settings.profiles)?;
+        self.bar.map_or(Ok(()), |bar| manifest.check_fidelity(bar))
+    }
+
+    fn build(&self) -> Result<EngineFile> {
+        let progress = self.progress;
+        // First, because what is wrong with it shows in seconds, and its memory is free again before TensorRT needs much.
+        let reference = || proof::reference(self.folder, &self.settings.profiles, self.reference);
+        let reference = self.bar.map(|_| phase(progress, "embedding the texts to compare", reference)).transpose()?;
+        let mut file = self.build_unproven()?;
+        if let (Some(bar), Some(reference)) = (self.bar, reference) {
+            let compare = || proof::compare(self.library, self.device, self.folder, &mut file, &reference, bar);
+            phase(progress, "comparing the engine with the reference", compare)??;
+        }
+        Ok(file)
+    }
+
+    /// The engine before it is compared. The caller holds the cache's lock.
+    pub fn build_unproven(&self) -> Result<EngineFile> {
+        let start = Instant::now();
+        let plans = self.build_plans()?;
+        let seconds = start.elapsed().as_secs_f64().round() as u64;
+        let manifest = Manifest {
+            machine: self.machine.clone(),
+            model: self.model.clone(),
+            arithmetic: self.settings.arithmetic,
+            profiles: self.settings.profiles.clone(),
+            plan_bytes: plans.iter().map(|plan| plan.len() as u64).collect(),
+            build: self.provenance(seconds),
+            fidelity: None,
+            speed: Vec::new(),
+            products: Vec::new(),
+            costs: Vec::new(),
+        };
+        // One plan, the rule from TensorRT 10 on, is not copied.
+        let plan = match <[Vec<u8>; 1]>::try_from(plans) {
+            Ok([plan]) => plan,
+            Err(plans) => plans.concat(),
+        };
+        Ok(EngineFile::built(manifest, plan))
+    }
+
+    /// One plan for all profiles; with TensorRT 8 one for each, because plans of several profiles may fail to load there (Myelin's
+    /// "missing offset in id2offset", NVIDIA/TensorRT issue 2977).
+    fn build_plans(&self) -> Result<Vec<Vec<u8>>> {
+        let graph = phase(self.progress, "exporting the graph", || self.source.serialise())?;
+        let mut settings = self.settings.clone();
+        settings.onnx_path = graph.path.clone();
+        let parts: Vec<&[Profile]> = match self.library.version().major {
+            ..10 => self.settings.profiles.chunks(1).collect(),
+            _ => vec![&self.settings.profiles],
+        };
+        let builder = phase(self.progress, "loading TensorRT's builder", || PlanBuilder::new(self.library, self.device))?;
+        let mut plans = Vec::with_capacity(parts.len());
+        for (number, profiles) in parts.iter().enumerate() {
+            settings.profiles = profiles.to_vec();
+            let name = match (parts.len(), profiles) {
+                (2.., [profile]) => format!("building the engine for {profile} ({} of {})", number + 1, parts.len()),
+                _ => "building the engine".to_owned(),
+            };
+            let build = || builder.build(&graph.bytes, &settings, self.progress);
+            let plan = phase(self.progress, &name, build)?;
+            plans.push(plan.bytes);
+            settings.timing_cache = plan.timing_cache;
+        }
+        // Also for an engine that will not pass: its tactics need not be timed again.
+        if let Err(error) = self.cache.store_timing_cache(&self.machine, &settings.timing_cache) {
+            log::warn!("the next build starts without a timing cache: {error}");
+        }
+        Ok(plans)
+    }
+
+    fn provenance(&self, seconds: u64) -> Build {
+        let (major, minor) = self.device.properties().driver_cuda;
+        Build {
+            by: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
+            cuda_driver: format!("{major}.{minor}"),
+            seconds,
+            workspace_bytes: self.settings.workspace_bytes,
+            optimization_level: self.settings.optimization_level,
+            fp32_layers: self.settings.fp32_layers.clone(),
+            float_linears: self.float_linears.clone(),
+            int8_inputs: self.source.int8_inputs(&self.float_linears),
+        }
+    }
+}
+
+/// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
+fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
+    match arithmetic {
+        Arithmetic::Fp16 | Arithmetic::Int8 if library.version().major >= 10 => Precision::Fp16,
+        _ => Precision::Fp32,
+    }
+}
+
+/// Runs `work` as a phase that `progress` hears of.
+pub(super) fn phase<T>(progress: &dyn Progress, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    if progress.cancelled() {
+        return Err(Error::Cancelled { what: "making the engine" });
+    }
+    progress.phase_started(name, None, 0);
+    let result = work();
+    progress.phase_finished(name);
+    result
+}
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;
