@@ -239,10 +239,10 @@ impl Args {
 }
 
 fn ids_to_vector(embedder: &Embedder, shape: Shape, args: &Args, seeded: &mut Seeded) -> Result<ShapeReport> {
-    let vocab_size = embedder.info().config.vocab_size;
+    let config = &embedder.info().config;
     let mut vectors = vec![0.0; shape.batch * embedder.info().dim];
     let mut call = || -> Result<Duration> {
-        let rows: Vec<Vec<u32>> = (0..shape.batch).map(|_| seeded.ids(shape.seq, vocab_size)).collect();
+        let rows: Vec<Vec<u32>> = (0..shape.batch).map(|_| seeded.ids(shape.seq, config.vocab_size, config.pad_token_id)).collect();
         let start = Instant::now();
         embedder.embed_ids_into(&rows, &mut vectors)?;
         let elapsed = start.elapsed();
@@ -314,8 +314,9 @@ fn mixed(embedder: &Embedder, texts: usize) -> Result<MixedReport> {
     std::hint::black_box(embedder.embed(&texts)?);
     let total_s = start.elapsed().as_secs_f64();
     let tokens = tokenized.tokens.iter().map(|tokens| u64::from(*tokens)).sum::<u64>();
-    let vocab_size = embedder.info().config.vocab_size;
-    let rows: Vec<Vec<u32>> = tokenized.tokens.iter().map(|&tokens| seeded.ids(tokens as usize, vocab_size)).collect();
+    let config = &embedder.info().config;
+    let ids = |&tokens: &u32| seeded.ids(tokens as usize, config.vocab_size, config.pad_token_id);
+    let rows: Vec<Vec<u32>> = tokenized.tokens.iter().map(ids).collect();
     let start = Instant::now();
     std::hint::black_box(embedder.embed_ids(&rows)?);
     let ids_total_s = start.elapsed().as_secs_f64();

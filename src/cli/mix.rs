@@ -39,9 +39,12 @@ impl Seeded {
         (-2.0 * (1.0 - self.unit()).ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// `tokens` random ids below `vocab_size`.
-    pub fn ids(&mut self, tokens: usize, vocab_size: usize) -> Vec<u32> {
-        (0..tokens).map(|_| self.below(vocab_size) as u32).collect()
+    /// `tokens` random ids below `vocab_size`, none of them the padding token: where positions are counted by it, texts with it are refused.
+    pub fn ids(&mut self, tokens: usize, vocab_size: usize, pad_token_id: u32) -> Vec<u32> {
+        (0..tokens)
+            .map(|_| self.below(vocab_size.saturating_sub(1)) as u32)
+            .map(|id| id + u32::from(id >= pad_token_id))
+            .collect()
     }
 
     /// A text of `words` random words.
@@ -96,8 +99,10 @@ mod tests {
     #[test]
     fn ids_stay_in_the_table_and_texts_have_their_words() {
         let mut seeded = Seeded::new(1);
-        let ids = seeded.ids(10_000, 7);
-        assert!((0..7).all(|id| ids.contains(&id)) && ids.iter().all(|id| *id < 7));
+        for pad in [0, 1, 6] {
+            let ids = seeded.ids(10_000, 7, pad);
+            assert!((0..7).all(|id| ids.contains(&id) == (id != pad)) && ids.iter().all(|id| *id < 7), "{pad}");
+        }
         assert_eq!(seeded.text(5).split(' ').count(), 5);
         assert_eq!(seeded.text(0), "");
     }
