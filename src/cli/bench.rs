@@ -242,7 +242,8 @@ fn ids_to_vector(embedder: &Embedder, shape: Shape, args: &Args, seeded: &mut Se
     let config = &embedder.info().config;
     let mut vectors = vec![0.0; shape.batch * embedder.info().dim];
     let mut call = || -> Result<Duration> {
-        let rows: Vec<Vec<u32>> = (0..shape.batch).map(|_| seeded.ids(shape.seq, config.vocab_size, config.pad_token_id)).collect();
+        let rows: Vec<Vec<u32>> =
+            (0..shape.batch).map(|_| seeded.ids(shape.seq, config.vocab_size, config.pad_token_id)).collect();
         let start = Instant::now();
         embedder.embed_ids_into(&rows, &mut vectors)?;
         let elapsed = start.elapsed();
