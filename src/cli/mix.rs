@@ -39,7 +39,7 @@ impl Seeded {
         (-2.0 * (1.0 - self.unit()).ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
     }
 
-    /// `tokens` random ids below `vocab_size`, none of them the padding token: where positions are counted by it, texts with it are refused.
+    /// `tokens` random ids below `vocab_size`, never the padding token: a model that counts positions by it refuses texts with it.
     pub fn ids(&mut self, tokens: usize, vocab_size: usize, pad_token_id: u32) -> Vec<u32> {
         (0..tokens)
             .map(|_| self.below(vocab_size.saturating_sub(1)) as u32)
