@@ -352,6 +352,16 @@ fn bench_reports() {
 }
 
 #[test]
+fn bench_draws_no_token_that_the_model_refuses() {
+    // MPNet counts positions by its padding token; among 216 tokens a random one would be it within a few calls.
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet");
+    let args = ["bench", "-m", model, "--backend", "cpu", "--threads", "1", "--iterations", "20", "--mixed", "30"];
+    let report: Value =
+        serde_json::from_str(&Place::new().run(&[&args[..], &["--shape", "1x16", "--json"]].concat()).ok()).unwrap();
+    assert_eq!((&report["shapes"][0]["calls"], &report["mixed"]["texts"]), (&20.into(), &30.into()));
+}
+
+#[test]
 fn completions_version_and_help() {
     let place = Place::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
