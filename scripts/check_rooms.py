@@ -11,7 +11,7 @@ import sys
 ORDER = [
     "setting", "progress", "error", "trace", "notice", "similarity", "digest", "files",
     "model", "tokens", "graph", "pooling", "scheduler", "executor", "cpu", "compare", "quantization",
-    "cuda", "gpu", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
+    "cuda", "gpu", "native", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
     "embedder",
 ]
 # Not rooms: the crate's root with its facade, and the command, which sees the library from outside.

@@ -144,6 +144,34 @@ pub enum Error {
         /// The part, with its numbers.
         part: String,
     },
+    /// The model has a part or a size that an executor does not serve; it is refused rather than approximated.
+    #[error("the {backend} backend cannot run {part}; it serves {served}. Choose another backend, or another model")]
+    NotServed {
+        /// `cuda`.
+        backend: &'static str,
+        /// The part, with its numbers.
+        part: String,
+        /// What is served in its place.
+        served: String,
+    },
+    /// A weight has values that cannot be computed with.
+    #[error("tensor \"{name}\" {reason}; {next}")]
+    WeightValue {
+        /// Its name.
+        name: String,
+        /// What they are.
+        reason: String,
+        /// What to do about it.
+        next: &'static str,
+    },
+    /// Values within the encoder became too large for the precision.
+    #[error("values overflow {precision} in {place}; choose the precision bf16 or fp32")]
+    Overflow {
+        /// Where, in words.
+        place: String,
+        /// As `fp16`.
+        precision: &'static str,
+    },
     /// A tokenizer's file is damaged, or asks for what cannot be done here.
     #[error("tokenizer: {reason}")]
     Tokenizer {
@@ -245,7 +273,7 @@ pub enum Error {
     /// An executor failed or is not part of this build.
     #[error("{backend} backend: {reason}")]
     Backend {
-        /// `cpu` or `tensorrt`.
+        /// `cpu`, `cuda` or `tensorrt`.
         backend: &'static str,
         /// What it said, and what to do about it.
         reason: String,

@@ -37,6 +37,8 @@ pub mod files;
 mod gpu;
 pub mod graph;
 pub mod model;
+#[cfg(feature = "cuda")]
+mod native;
 mod notice;
 pub mod pooling;
 mod progress;
@@ -59,6 +61,12 @@ pub mod backend {
     #[cfg(feature = "cuda")]
     pub mod gpu {
         pub use crate::gpu::*;
+    }
+
+    /// By this crate's own CUDA kernels.
+    #[cfg(feature = "cuda")]
+    pub mod native {
+        pub use crate::native::*;
     }
 
     /// As TensorRT engines.

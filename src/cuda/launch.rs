@@ -25,13 +25,16 @@ pub(crate) struct Grid {
     pub(crate) cluster: u32,
     /// Bytes of dynamic shared memory.
     pub(crate) shared: u32,
+    /// Whether it may start before the kernel in front of it has ended: it waits by itself for what that one writes
+    /// (programmatic dependent launch, compute capability 9.0 and up).
+    pub(crate) dependent: bool,
 }
 
 impl Grid {
     /// Blocks enough for `total` values, a thread each, up to [`SIMPLE_GRID`], which then stride.
     pub(crate) fn simple(total: usize) -> Self {
         let blocks = total.div_ceil(SIMPLE_BLOCK as usize).clamp(1, SIMPLE_GRID);
-        Self { x: blocks as u32, y: 1, block: SIMPLE_BLOCK, cluster: 1, shared: 0 }
+        Self { x: blocks as u32, y: 1, block: SIMPLE_BLOCK, cluster: 1, shared: 0, dependent: false }
     }
 }
 
@@ -43,14 +46,14 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    const MOST: usize = 16;
+    const MOST: usize = 32;
 
     pub(crate) fn new() -> Self {
         Self { values: [0; Self::MOST], count: 0 }
     }
 
     fn push(&mut self, value: u64) {
-        self.values[self.count] = value; // at most 16 parameters, which are the kernels' own
+        self.values[self.count] = value; // at most 32 parameters, which are the kernels' own
         self.count += 1;
     }
 
@@ -64,6 +67,10 @@ impl Parameters {
 
     pub(crate) fn int(&mut self, n: i32) {
         self.push(u64::from(n.cast_unsigned()));
+    }
+
+    pub(crate) fn float(&mut self, n: f32) {
+        self.push(u64::from(n.to_bits()));
     }
 
     fn pointers(&mut self) -> [*mut c_void; Self::MOST] {
@@ -86,19 +93,31 @@ pub(crate) unsafe fn launch(
     stream: sys::CUstream,
     mut parameters: Parameters,
 ) -> Result<(), DriverError> {
-    let Grid { x, y, block, cluster, shared } = grid;
+    let Grid { x, y, block, cluster, shared, dependent } = grid;
     let function = function.raw;
     let mut parameters = parameters.pointers();
-    if cluster == 1 {
+    if cluster == 1 && !dependent {
         // SAFETY: the caller's promise.
         return unsafe { result::launch_kernel(function, (x, y, 1), (block, 1, 1), shared, stream, &mut parameters) };
     }
-    let mut attribute = sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-        pad: [0; 4],
-        value: sys::CUlaunchAttributeValue {
-            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+    let mut attributes = [
+        sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+            },
         },
+        sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        },
+    ];
+    let used = match (cluster > 1, dependent) {
+        (true, true) => &mut attributes[..],
+        (true, false) => &mut attributes[..1],
+        (false, _) => &mut attributes[1..],
     };
     let config = sys::CUlaunchConfig {
         gridDimX: x,
@@ -109,10 +128,10 @@ pub(crate) unsafe fn launch(
         blockDimZ: 1,
         sharedMemBytes: shared,
         hStream: stream,
-        attrs: &mut attribute,
-        numAttrs: 1,
+        attrs: used.as_mut_ptr(),
+        numAttrs: used.len() as u32,
     };
-    // SAFETY: the caller's promise; the attribute lives through the call.
+    // SAFETY: the caller's promise; the attributes live through the call.
     unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }.result()
 }
 
@@ -141,10 +160,15 @@ unsafe impl Sync for Function {}
 impl Module {
     pub(crate) fn compile(device: &Device, cache: &CubinCache, source: &Source<'_>) -> Result<Arc<Self>> {
         let (major, minor) = device.properties().compute_capability;
-        let arch = format!("sm_{major}{minor}");
+        Self::compile_for(device, cache, source, &format!("sm_{major}{minor}"))
+    }
+
+    /// As [`Module::compile`], for an architecture that the device runs: `sm_90a` for all that a Hopper GPU can do, `compute_80` for what it runs
+    /// of the instructions of another, which the driver translates.
+    pub(crate) fn compile_for(device: &Device, cache: &CubinCache, source: &Source<'_>, arch: &str) -> Result<Arc<Self>> {
         let newest = device.properties().driver_cuda.0;
-        let key = source.key(&arch, nvrtc::find_nvrtc(newest)?.version);
-        let cubin = cache.get_or_compile(&key, || nvrtc::compile(newest, source.name, source.text, &arch, source.options))?;
+        let key = source.key(arch, nvrtc::find_nvrtc(newest)?.version);
+        let cubin = cache.get_or_compile(&key, || nvrtc::compile(newest, source.name, source.text, arch, source.options))?;
         device.bind()?;
         // SAFETY: the image is a whole cubin: NVRTC's own result, or a cache file whose sum was checked; the driver checks it
         // too, and copies it.
@@ -158,6 +182,17 @@ impl Module {
         let raw = unsafe { result::module::get_function(self.raw, CString::from(name)) }
             .map_err(driver("find a kernel in its cubin"))?;
         Ok(Function { raw, _module: self.clone() })
+    }
+
+    /// As [`Module::function`], for a kernel that takes `bytes` of dynamic shared memory, more than the 48 KiB that need no asking.
+    pub(crate) fn function_with_shared(self: &Arc<Self>, name: &CStr, bytes: usize) -> Result<Function> {
+        let function = self.function(name)?;
+        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded and lives as long as its module, which it holds.
+        unsafe { result::function::set_function_attribute(function.raw, attribute, bytes) }
+            .map_err(driver("give a kernel its shared memory"))?;
+        Ok(function)
     }
 }
 

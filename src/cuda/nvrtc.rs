@@ -36,6 +36,8 @@ struct Nvrtc {
     log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     cubin_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    ptx_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    ptx: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     words: unsafe extern "C" fn(c_int) -> *const c_char,
     _library: Library,
 }
@@ -119,7 +121,8 @@ fn wheel_folders(venv: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Compiles `source` (named `name` in messages) for `arch` (as `sm_90`) to a cubin.
+/// Compiles `source` (named `name` in messages) for `arch`: `sm_90` and its like to a cubin, `compute_80` and its like to PTX, which the driver
+/// translates when it loads it.
 ///
 /// # Errors
 /// [`CudaError::NvrtcMissing`]; [`CudaError::Compile`] with the compiler's log.
@@ -153,6 +156,8 @@ impl Nvrtc {
                 log: symbol(&library, b"nvrtcGetProgramLog\0")?,
                 cubin_size: symbol(&library, b"nvrtcGetCUBINSize\0")?,
                 cubin: symbol(&library, b"nvrtcGetCUBIN\0")?,
+                ptx_size: symbol(&library, b"nvrtcGetPTXSize\0")?,
+                ptx: symbol(&library, b"nvrtcGetPTX\0")?,
                 words: symbol(&library, b"nvrtcGetErrorString\0")?,
                 _library: library,
             })
@@ -187,7 +192,9 @@ impl Nvrtc {
                 let log = String::from_utf8_lossy(&log);
                 return Err(failed(format!("{}: {}", self.describe(code), log.trim_end_matches('\0').trim())));
             }
-            read(program.program, self.cubin_size, self.cubin).map_err(|code| failed(self.describe(code)))
+            let (size, get) =
+                if arch.starts_with("compute_") { (self.ptx_size, self.ptx) } else { (self.cubin_size, self.cubin) };
+            read(program.program, size, get).map_err(|code| failed(self.describe(code)))
         }
     }
 

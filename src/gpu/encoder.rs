@@ -56,6 +56,15 @@ pub trait GpuSession: Send {
     /// What the executor says.
     fn enqueue(&mut self, stream: &mut Stream) -> Result<()>;
 
+    /// Looks at what the last run noted, after the stream has waited: values that are not finite, say.
+    ///
+    /// # Errors
+    /// What the executor says.
+    fn check(&mut self, stream: &mut Stream) -> Result<()> {
+        let _ = stream;
+        Ok(())
+    }
+
     /// Runs once and gives the time of each layer, in order. The session may be slower from then on.
     ///
     /// # Errors

@@ -152,7 +152,8 @@ impl Lane {
                 self.work.enqueue(&mut self.stream, session, &mut self.vectors, size)?;
             }
         }
-        Ok(self.stream.synchronize()?)
+        self.stream.synchronize()?;
+        session.encoder.check(&mut self.stream)
     }
 
     /// The GPU's time of a call in a session at `size`: the least of `runs` runs, which other work on the GPU disturbs least.

@@ -1,0 +1,339 @@
+//! The engine as an encoder that lanes run: its size classes, and a session that interprets the program.
+
+use super::arch::Arch;
+use super::kernels::{AttentionJob, DeviceNorm, FEW, LinearJob, Matrix, Measured, NativeKernels, Rows};
+use super::load::LoadKernels;
+use super::program::{LinearId, NormId, Residual, Step, program, stage_name};
+use super::scratch::{Scratch, capacity};
+use super::shape::{Precision, Shape, window};
+use super::weights::DeviceModel;
+use crate::cuda::{CubinCache, Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
+use crate::gpu::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime};
+use crate::model::Architecture;
+use crate::tokens::{BatchSize, Layout, SizeRange};
+use crate::trace::stage;
+use crate::{Error, Result};
+use std::sync::Arc;
+
+/// Tokens of the classes that are captured, each for one text.
+const CLASSES: [usize; 6] = [16, 32, 64, 128, 256, 512];
+/// Tokens of the largest pack: the products reach their full speed well below.
+const MOST_TOKENS: usize = 16_384;
+/// Rows of the largest pack.
+const MOST_ROWS: usize = 4096;
+
+/// How a [`NativeEncoder`] is set up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct NativeSettings {
+    /// How values are stored.
+    pub precision: Precision,
+    /// Where compiled kernels are kept.
+    pub cubins: CubinCache,
+    /// Runs the kernels of an older architecture, as `TRT_EMBED_CUDA_ARCH` says where it is set: `80` for those of an A100.
+    pub arch: Option<String>,
+}
+
+impl Default for NativeSettings {
+    fn default() -> Self {
+        let arch = std::env::var("TRT_EMBED_CUDA_ARCH").ok();
+        Self { precision: Precision::default(), cubins: CubinCache::of_user(), arch }
+    }
+}
+
+/// An architecture on a GPU, run by this crate's own kernels.
+pub struct NativeEncoder {
+    parts: Arc<Parts>,
+    ranges: Vec<SizeRange>,
+    device: Device,
+}
+
+/// What sessions share.
+struct Parts {
+    program: Vec<Step>,
+    /// For each layer, what a token sees; -1 for all.
+    windows: Vec<i32>,
+    model: DeviceModel,
+    kernels: NativeKernels,
+    shape: Shape,
+}
+
+impl NativeEncoder {
+    /// Brings the weights of `architecture` to `device` and makes the kernels ready, for texts of up to `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::NotServed`] for a part or size that no kernel serves; [`Error::WeightValue`] for weights that are not finite or do not fit the precision;
+    /// [`Error::Cuda`] for a GPU before compute capability 8.0, for NVRTC, memory and the driver; [`Error::FileChanged`].
+    pub fn new(device: &Device, architecture: &Architecture, max_tokens: usize, settings: &NativeSettings) -> Result<Self> {
+        let shape = Shape::of(architecture, settings.precision)?;
+        let max_tokens = max_tokens.clamp(1, architecture.max_tokens.max(1));
+        let arch = Arch::of(device, settings.arch.as_deref())?;
+        let program = program(architecture);
+        // Kernels are compiled while weights are read, where they are not in the cache.
+        let weights = || -> Result<DeviceModel> {
+            let load = LoadKernels::load(device, &settings.cubins, &arch, shape.precision)?;
+            stage("loading the weights", || DeviceModel::load(device, &load, (architecture, &program, &shape), max_tokens))
+        };
+        let kernels = || stage("making the kernels", || NativeKernels::load(device, &settings.cubins, &arch, shape));
+        let (model, kernels) = rayon::join(weights, kernels);
+        let (model, kernels) = (model?, kernels?);
+        let windows = architecture.layers.iter().map(|layer| window(layer.attention.reach)).collect();
+        let parts = Arc::new(Parts { program, windows, model, kernels, shape });
+        Ok(Self { parts, ranges: ranges(max_tokens), device: device.clone() })
+    }
+
+    /// Device memory of the weights, in bytes.
+    pub fn weight_bytes(&self) -> usize {
+        self.parts.model.bytes
+    }
+}
+
+/// One class a power of two for single texts, and one range for packs of all sizes.
+fn ranges(max_tokens: usize) -> Vec<SizeRange> {
+    let mut classes: Vec<usize> = CLASSES.iter().copied().filter(|&tokens| tokens < max_tokens).collect();
+    classes.push(max_tokens.min(CLASSES[CLASSES.len() - 1]));
+    let class = |tokens| {
+        let size = BatchSize::padded(1, tokens);
+        SizeRange { layout: Layout::Packed, min: size, max: size }
+    };
+    let most = BatchSize { rows: MOST_ROWS, longest: max_tokens, tokens: MOST_TOKENS.max(max_tokens) };
+    let packs = SizeRange { layout: Layout::Packed, min: BatchSize::padded(1, 1), max: most };
+    classes.into_iter().map(class).chain([packs]).collect()
+}
+
+impl GpuEncoder for NativeEncoder {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn io(&self) -> EncoderIo {
+        EncoderIo {
+            ids: IntegerType::I32,
+            mask: None,
+            token_types: None,
+            hidden: FloatType::F32,
+            hidden_size: self.parts.shape.hidden,
+        }
+    }
+
+    fn ranges(&self) -> &[SizeRange] {
+        &self.ranges
+    }
+
+    fn scratch_bytes(&self) -> Result<usize> {
+        let tokens = self.capacity().tokens;
+        Ok(Scratch::of(&self.parts.shape, tokens, self.parts.kernels.work_bytes(self.capacity())).bytes)
+    }
+
+    fn session(&self, range: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
+        let range = self.ranges.get(range).ok_or_else(|| unfit(format!("there is no size class number {range}")))?;
+        let (IntegerBuffer::I32(ids), HiddenBuffer::F32(hidden), Some(starts)) = (&memory.ids, &memory.hidden, &memory.starts)
+        else {
+            return Err(unfit("its lanes have other inputs and outputs than it asked for".to_owned()));
+        };
+        let mut fault_seen = self.device.pinned(1, HostMemory::Cached)?;
+        fault_seen.fill(0, 1, NO_FAULT)?;
+        let session = Session {
+            parts: self.parts.clone(),
+            ids: ids.clone(),
+            starts: starts.clone(),
+            lengths: memory.lengths.clone(),
+            hidden: hidden.clone(),
+            scratch: memory.scratch.clone(),
+            size: range.max,
+            seen: fault_seen.mapped()?,
+            fault_seen,
+        };
+        session.forget(stream)?;
+        Ok(Box::new(session))
+    }
+}
+
+/// The engine at one size, on one stream.
+struct Session {
+    parts: Arc<Parts>,
+    ids: DeviceBuffer<i32>,
+    starts: DeviceBuffer<i32>,
+    lengths: DeviceBuffer<i32>,
+    hidden: DeviceBuffer<f32>,
+    scratch: DeviceBuffer<u8>,
+    size: BatchSize,
+    /// The first stage of the last run that found a value which is not finite.
+    fault_seen: PinnedBuffer<i32>,
+    /// The same memory as the device addresses it.
+    seen: DeviceBuffer<i32>,
+}
+
+/// What no stage has.
+const NO_FAULT: i32 = i32::from_ne_bytes([0x7f; 4]);
+
+/// The pieces of a session's scratch memory, at one size.
+struct Work {
+    stream: Matrix,
+    statistics: DeviceBuffer<f32>,
+    qkv: Matrix,
+    context: Matrix,
+    wide: Matrix,
+    list: DeviceBuffer<u8>,
+    fault: DeviceBuffer<i32>,
+}
+
+impl Session {
+    /// No fault so far.
+    fn forget(&self, stream: &mut Stream) -> Result<()> {
+        Ok(stream.fill_bytes(&self.work()?.fault, 0x7f)?)
+    }
+
+    fn work(&self) -> Result<Work> {
+        let shape = &self.parts.shape;
+        let places = Scratch::of(shape, self.size.tokens, self.parts.kernels.work_bytes(self.size));
+        let rows = capacity(self.size.tokens);
+        let matrix = |place: &std::ops::Range<usize>, columns| -> Result<Matrix> {
+            Ok(Matrix { values: self.scratch.slice(place.clone())?, capacity: rows, columns })
+        };
+        Ok(Work {
+            stream: matrix(&places.stream, shape.hidden)?,
+            statistics: self.scratch.slice(places.statistics.clone())?.cast()?,
+            qkv: matrix(&places.qkv, shape.qkv())?,
+            context: matrix(&places.context, shape.hidden)?,
+            wide: matrix(&places.wide, shape.wide)?,
+            list: self.scratch.slice(places.work.clone())?,
+            fault: self.scratch.slice(places.fault.clone())?.cast()?,
+        })
+    }
+
+    fn norm(&self, id: NormId) -> Result<&DeviceNorm> {
+        self.parts.model.norms.get(&id).ok_or_else(|| unfit(format!("there are no weights of {id:?}")))
+    }
+
+    fn step(&self, place: usize, work: &Work, stream: &mut Stream) -> Result<()> {
+        let steps = &self.parts.program;
+        let (step, next) = (&steps[place], steps.get(place + 1));
+        let Parts { kernels, model, windows, .. } = &*self.parts;
+        let Work { stream: residual, statistics, qkv, context, wide, list, fault } = work;
+        let BatchSize { rows, longest, tokens } = self.size;
+        let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
+        // Few tokens: linears measure the stream themselves.
+        let few = tokens <= FEW && self.parts.shape.precision != Precision::Fp32;
+        match *step {
+            Step::Embed { norm } => {
+                let norm = norm.map(|id| self.norm(id)).transpose()?;
+                kernels.embed(stream, &self.ids, &rows, &model.words, model.added.as_ref(), norm, (residual, statistics))?;
+                Ok(kernels.plan_attention(stream, &rows, list)?)
+            }
+            Step::Normalise { norm } => Ok(kernels.normalise(stream, (residual, statistics), &rows, self.norm(norm)?)?),
+            Step::Measure { norm, .. } if few && matches!(next, Some(Step::Linear { norm: Some(of), .. }) if *of == norm) => {
+                Ok(())
+            }
+            Step::Measure { norm, stage } => {
+                Ok(kernels.measure(stream, (residual, statistics), &rows, self.norm(norm)?, (stage, fault))?)
+            }
+            Step::Linear { layer, linear, norm, residual: added } => {
+                let (input, out) = match linear {
+                    LinearId::Qkv => (residual, qkv),
+                    LinearId::Output => (context, residual),
+                    LinearId::Expansion => (residual, wide),
+                    LinearId::Contraction => (wide, residual),
+                };
+                let through = match added {
+                    Some(Residual::Through(id)) => Some(self.norm(id)?),
+                    Some(Residual::Raw) | None => None,
+                };
+                let weights = model.linear(layer, linear).ok_or_else(|| unfit(format!("there is no layer {layer}")))?;
+                let job = LinearJob {
+                    input,
+                    linear: weights,
+                    statistics,
+                    residual: added.map(|_| (residual, through)),
+                    activated: linear == LinearId::Expansion,
+                    out,
+                    tokens,
+                };
+                let norm = norm.map(|id| self.norm(id)).transpose()?;
+                let stage = match place.checked_sub(1).and_then(|before| steps.get(before)) {
+                    Some(Step::Measure { stage, .. }) => *stage,
+                    _ => 0,
+                };
+                let measured = Measured { norm, rows, stage, fault };
+                Ok(kernels.linear(stream, &job, few.then_some(&measured))?)
+            }
+            Step::Attention { layer } => {
+                let window = windows.get(layer).copied().unwrap_or(-1);
+                let job = AttentionJob { qkv, context, rows, longest, bias: model.bias.as_ref(), window, list };
+                Ok(kernels.attention(stream, &job)?)
+            }
+            Step::Give { norm } => {
+                let norm = norm.map(|id| self.norm(id)).transpose()?;
+                Ok(kernels.hidden_states(stream, (residual, statistics), &rows, norm, &self.hidden, (fault, &self.seen))?)
+            }
+        }
+    }
+}
+
+impl GpuSession for Session {
+    fn set_size(&mut self, size: BatchSize) -> Result<()> {
+        self.size = size;
+        Ok(())
+    }
+
+    fn enqueue(&mut self, stream: &mut Stream) -> Result<()> {
+        let work = self.work()?;
+        for place in 0..self.parts.program.len() {
+            self.step(place, &work, stream)?;
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, stream: &mut Stream) -> Result<()> {
+        let mut fault = [0];
+        self.fault_seen.read(0, &mut fault)?;
+        if fault[0] == NO_FAULT {
+            return Ok(());
+        }
+        self.forget(stream)?;
+        let place = stage_name(&self.parts.program, usize::try_from(fault[0]).unwrap_or(0));
+        Err(Error::Overflow { place, precision: self.parts.shape.precision.name() })
+    }
+
+    fn measure_layers(&mut self, stream: &mut Stream) -> Result<Vec<LayerTime>> {
+        let work = self.work()?;
+        let (start, end) = (stream.device().event()?, stream.device().event()?);
+        let mut times = Vec::with_capacity(self.parts.program.len());
+        for (place, step) in self.parts.program.iter().enumerate() {
+            stream.record(&start)?;
+            self.step(place, &work, stream)?;
+            stream.record(&end)?;
+            stream.synchronize()?;
+            times.push(LayerTime { name: format!("{step:?}"), milliseconds: start.micros_until(&end)? / 1e3 });
+        }
+        Ok(times)
+    }
+}
+
+fn unfit(reason: String) -> Error {
+    Error::Backend { backend: "cuda", reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_length_that_the_model_takes_has_a_class_and_a_pack() {
+        for longest in [1, 15, 16, 17, 100, 128, 384, 512, 513, 8192] {
+            let ranges = ranges(longest);
+            for tokens in 1..=longest {
+                let size = BatchSize::padded(1, tokens);
+                let fixed = ranges.iter().filter(|range| range.is_fixed() && range.fit(size).is_some()).count();
+                assert!(fixed > 0 || tokens > 512, "{tokens} of {longest}");
+                assert!(ranges.last().unwrap().fit(size).is_some(), "{tokens} of {longest}");
+            }
+            assert!(ranges.iter().all(|range| range.max.longest <= longest));
+            assert!(ranges.windows(2).all(|pair| pair[0].max.tokens < pair[1].max.tokens), "{ranges:?}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A model's weights on the device: read once from the mapped files, laid out there, with every norm folded into the linears behind it.
+
+use super::kernels::{Bias, DeviceLinear, DeviceNorm, Matrix};
+use super::load::{LoadJob, LoadKernels};
+use super::program::{LinearId, NormId, Step};
+use super::shape::{Precision, Shape, by_distance, rms};
+use crate::cuda::{Device, DeviceBuffer, Stream};
+use crate::model::architecture::{Layer, Linear};
+use crate::model::{Architecture, TensorView};
+use crate::{Error, Result};
+use safetensors::Dtype;
+use std::collections::BTreeMap;
+
+/// Bytes of a file that are on the device at a time, before they are laid out.
+const PIECE: usize = 32 << 20;
+/// Where each array of the one allocation begins.
+const ALIGNMENT: usize = 256;
+
+/// All weights of a model.
+pub(super) struct DeviceModel {
+    /// `[vocabulary, hidden]` in the stored type, row-major.
+    pub words: DeviceBuffer<u8>,
+    /// What is added to a token's row by its place, `[positions, hidden]`.
+    pub added: Option<DeviceBuffer<f32>>,
+    pub bias: Option<Bias>,
+    pub norms: BTreeMap<NormId, DeviceNorm>,
+    linears: Vec<[DeviceLinear; 4]>,
+    /// Of all of it, in bytes.
+    pub bytes: usize,
+}
+
+impl DeviceModel {
+    /// The weights that `program` asks for, for texts of up to `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::WeightValue`] for a tensor with values that are not finite or do not fit the precision; [`Error::FileChanged`] where a file was written to
+    /// meanwhile; [`Error::Cuda`], also for memory that does not suffice.
+    pub fn load(
+        device: &Device,
+        kernels: &LoadKernels,
+        (architecture, program, shape): (&Architecture, &[Step], &Shape),
+        max_tokens: usize,
+    ) -> Result<Self> {
+        let bytes = Sizes::of(architecture, shape, max_tokens).total();
+        let mut loader = Loader {
+            kernels,
+            precision: shape.precision,
+            stream: device.stream()?,
+            source: device.alloc(PIECE)?,
+            arena: Arena { memory: device.alloc(bytes)?, next: 0 },
+            faults: device.alloc(architecture.layers.len() * 6 + 1)?,
+            names: Vec::new(),
+        };
+        let faults = loader.faults.clone();
+        loader.stream.fill_bytes(&faults, 0)?;
+
+        let mut norms = BTreeMap::new();
+        for id in norms_of(program) {
+            if let Some(norm) = id.of(architecture) {
+                let gamma = loader.vector(&norm.name, &norm.weight)?;
+                let beta = norm.bias.as_ref().map(|bias| loader.vector(&norm.name, bias)).transpose()?;
+                norms.insert(id, DeviceNorm { gamma, beta, epsilon: norm.epsilon as f32, rms: rms(norm.kind) });
+            }
+        }
+        let folded = |layer: usize, wanted: LinearId| {
+            program.iter().find_map(|step| match step {
+                Step::Linear { layer: of, linear, norm, .. } if *of == layer && *linear == wanted => {
+                    norm.and_then(|id| norms.get(&id))
+                }
+                _ => None,
+            })
+        };
+        let words = &architecture.embeddings.words;
+        let words = loader.table(&words.name, &words.rows)?;
+        let added = architecture.embeddings.added_rows(max_tokens).map(|rows| loader.upload("embeddings", &rows)).transpose()?;
+        let bias = by_distance(architecture, max_tokens)
+            .map(|(values, reach)| Ok::<_, Error>(Bias { by_distance: loader.upload("the bias of scores", &values)?, reach }))
+            .transpose()?;
+        let mut linears = Vec::with_capacity(architecture.layers.len());
+        for (number, layer) in architecture.layers.iter().enumerate() {
+            let [qkv, output, expansion, contraction] = parts(layer);
+            linears.push([
+                loader.linear(&qkv, folded(number, LinearId::Qkv))?,
+                loader.linear(&output, folded(number, LinearId::Output))?,
+                loader.linear(&expansion, folded(number, LinearId::Expansion))?,
+                loader.linear(&contraction, folded(number, LinearId::Contraction))?,
+            ]);
+        }
+        loader.finish()?;
+        let views = architecture.linears().map(|linear| linear.weight).chain([architecture.embeddings.words.rows.clone()]);
+        for view in views {
+            view.check_unchanged()?;
+        }
+        Ok(Self { words, added, bias, norms, linears, bytes })
+    }
+
+    /// A linear of a layer.
+    pub fn linear(&self, layer: usize, linear: LinearId) -> Option<&DeviceLinear> {
+        let place = match linear {
+            LinearId::Qkv => 0,
+            LinearId::Output => 1,
+            LinearId::Expansion => 2,
+            LinearId::Contraction => 3,
+        };
+        self.linears.get(layer).map(|linears| &linears[place])
+    }
+}
+
+/// The linears of a layer, each in the parts that make it.
+fn parts(layer: &Layer) -> [Vec<Linear>; 4] {
+    let (expansion, _) = layer.feed_forward.expansion.linears();
+    [
+        layer.attention.projections.linears().to_vec(),
+        vec![layer.attention.output.clone()],
+        vec![expansion],
+        vec![layer.feed_forward.output.clone()],
+    ]
+}
+
+fn norms_of(program: &[Step]) -> impl Iterator<Item = NormId> {
+    program.iter().filter_map(|step| match *step {
+        Step::Embed { norm } | Step::Linear { norm, .. } | Step::Give { norm } => norm,
+        Step::Normalise { norm } | Step::Measure { norm, .. } => Some(norm),
+        Step::Attention { .. } => None,
+    })
+}
+
+/// Values of a model's arrays, by which the one allocation is made.
+struct Sizes {
+    bytes: usize,
+}
+
+impl Sizes {
+    fn of(architecture: &Architecture, shape: &Shape, max_tokens: usize) -> Self {
+        let mut sizes = Self { bytes: 0 };
+        let value = shape.precision.bytes();
+        let Shape { hidden, wide, heads, .. } = *shape;
+        sizes.add(architecture.vocab_size * hidden * value);
+        sizes.add(max_tokens * hidden * 4);
+        sizes.add(heads * (2 * max_tokens + 1) * 4);
+        for (outputs, inputs) in [(shape.qkv(), hidden), (hidden, hidden), (wide, hidden), (hidden, wide)] {
+            for _ in &architecture.layers {
+                sizes.add(outputs * inputs * value);
+                sizes.add(outputs * 4);
+                sizes.add(outputs * 4);
+                // A linear's own bias before its norm's is folded in, in up to three parts.
+                sizes.add(outputs * 4 + 2 * ALIGNMENT);
+            }
+        }
+        for _ in 0..2 * (2 * architecture.layers.len() + 2) {
+            sizes.add(hidden * 4);
+        }
+        sizes
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.bytes += bytes.next_multiple_of(ALIGNMENT);
+    }
+
+    fn total(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// One allocation, handed out from its start.
+struct Arena {
+    memory: DeviceBuffer<u8>,
+    next: usize,
+}
+
+impl Arena {
+    fn take(&mut self, bytes: usize) -> Result<DeviceBuffer<u8>> {
+        let begin = self.next;
+        self.next = (begin + bytes).next_multiple_of(ALIGNMENT);
+        Ok(self.memory.slice(begin..begin + bytes)?)
+    }
+
+    fn floats(&mut self, count: usize) -> Result<DeviceBuffer<f32>> {
+        Ok(self.take(count * 4)?.cast()?)
+    }
+}
+
+struct Loader<'a> {
+    kernels: &'a LoadKernels,
+    precision: Precision,
+    stream: Stream,
+    /// A piece of a file, before it is laid out.
+    source: DeviceBuffer<u8>,
+    arena: Arena,
+    /// What was found in each tensor, by its place in `names`.
+    faults: DeviceBuffer<i32>,
+    names: Vec<String>,
+}
+
+impl Loader<'_> {
+    /// A small vector, as f32.
+    fn vector(&mut self, name: &str, view: &TensorView) -> Result<DeviceBuffer<f32>> {
+        self.upload(name, &view.to_f32())
+    }
+
+    fn upload(&mut self, name: &str, values: &[f32]) -> Result<DeviceBuffer<f32>> {
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(not_finite(name));
+        }
+        let buffer = self.arena.floats(values.len())?;
+        self.stream.upload(values, &buffer)?;
+        Ok(buffer)
+    }
+
+    fn table(&mut self, name: &str, view: &TensorView) -> Result<DeviceBuffer<u8>> {
+        let values: usize = view.shape.iter().product();
+        let table = self.arena.take(values * self.precision.bytes())?;
+        let fault = self.fault(name)?;
+        self.rows(view, |kernels, stream, job| kernels.table(stream, &LoadJob { fault: &fault, ..job }, &table))?;
+        Ok(table)
+    }
+
+    /// One linear of those in `parts`, below each other.
+    fn linear(&mut self, parts: &[Linear], norm: Option<&DeviceNorm>) -> Result<DeviceLinear> {
+        let outputs: usize = parts.iter().map(Linear::outputs).sum();
+        let inputs = parts.first().map_or(0, Linear::inputs);
+        let values = self.arena.take(outputs * inputs * self.precision.bytes())?;
+        let into = DeviceLinear {
+            weight: Matrix { values, capacity: outputs, columns: inputs },
+            bias: self.arena.floats(outputs)?,
+            sums: norm.map(|_| self.arena.floats(outputs)).transpose()?,
+        };
+        let mut first_of_part = 0;
+        for part in parts {
+            let bias = part.bias.as_ref().map(|bias| self.vector(&part.name, bias)).transpose()?;
+            let fault = self.fault(&part.name)?;
+            self.rows(&part.weight, |kernels, stream, job| {
+                let first = job.first;
+                let bias = bias.as_ref().map(|bias| bias.slice(first..first + job.rows)).transpose()?;
+                let job = LoadJob {
+                    first: first_of_part + first,
+                    gamma: norm.map(|norm| &norm.gamma),
+                    beta: norm.and_then(|norm| norm.beta.as_ref()),
+                    bias: bias.as_ref(),
+                    fault: &fault,
+                    ..job
+                };
+                kernels.linear(stream, &job, &into)
+            })?;
+            first_of_part += part.outputs();
+        }
+        Ok(into)
+    }
+
+    /// Brings the rows of `view` to the device, piece by piece, and lets `place` lay out each.
+    fn rows(
+        &mut self,
+        view: &TensorView,
+        mut place: impl FnMut(&LoadKernels, &mut Stream, LoadJob<'_>) -> crate::cuda::Result<()>,
+    ) -> Result<()> {
+        let (total, dtype) = (view.shape.first().copied().unwrap_or(0), dtype_number(view.dtype));
+        let inputs: usize = view.shape.iter().skip(1).product();
+        let bytes = view.bytes();
+        let row = bytes.len() / total.max(1);
+        let most = (PIECE / row.max(1)).max(1);
+        let fault = self.faults.clone();
+        for first in (0..total).step_by(most) {
+            let rows = most.min(total - first);
+            let piece = &bytes[first * row..(first + rows) * row];
+            if piece.len() > self.source.len() {
+                self.source = self.stream.device().alloc(piece.len())?;
+            }
+            self.stream.upload(piece, &self.source)?;
+            let job =
+                LoadJob { source: &self.source, dtype, rows, inputs, first, gamma: None, beta: None, bias: None, fault: &fault };
+            place(self.kernels, &mut self.stream, job)?;
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self, name: &str) -> Result<DeviceBuffer<i32>> {
+        let place = self.names.len();
+        self.names.push(name.to_owned());
+        Ok(self.faults.slice(place..place + 1)?)
+    }
+
+    /// Waits, and says what was found.
+    fn finish(mut self) -> Result<()> {
+        let mut faults = vec![0; self.names.len()];
+        self.stream.download(&self.faults, &mut faults)?;
+        match faults.iter().zip(&self.names).find(|(fault, _)| **fault != 0) {
+            None => Ok(()),
+            Some((fault, name)) if fault & 1 != 0 => Err(not_finite(name)),
+            Some((_, name)) => Err(Error::WeightValue {
+                name: format!("{name}.weight"),
+                reason: format!("has values that {} cannot hold", self.precision.name()),
+                next: "choose the precision bf16 or fp32",
+            }),
+        }
+    }
+}
+
+fn not_finite(name: &str) -> Error {
+    Error::WeightValue {
+        name: name.to_owned(),
+        reason: "has values that are not finite (NaN or infinity)".to_owned(),
+        next: "the file is damaged: fetch it again",
+    }
+}
+
+/// As load.cu numbers types of files.
+fn dtype_number(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::F16 => 1,
+        Dtype::BF16 => 2,
+        Dtype::F64 => 3,
+        _ => 0,
+    }
+}
