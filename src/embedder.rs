@@ -2,6 +2,8 @@
 
 mod builder;
 mod choice;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod run;
 mod submission;
 #[cfg(feature = "tensorrt")]
@@ -62,7 +64,7 @@ pub struct Embedder {
     backend: Arc<dyn Backend>,
     /// One for all embedders of the executor.
     scheduler: Arc<Scheduler>,
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     gpu: Option<Arc<crate::gpu::GpuBackend>>,
     plan: BatchPlan,
 }
@@ -113,7 +115,7 @@ pub struct Info {
     pub similarity: Similarity,
     /// Longest text in tokens; longer ones are cut.
     pub max_tokens: usize,
-    /// `cpu` or `tensorrt`.
+    /// `cpu`, `cuda` or `tensorrt`.
     pub backend: &'static str,
     /// Why [`BackendChoice::Auto`] did not take a better one.
     pub backend_reason: Option<String>,
@@ -264,7 +266,7 @@ impl Embedder {
             prompts: self.prompts.clone(),
             backend: self.backend.clone(),
             scheduler: self.scheduler.clone(),
-            #[cfg(feature = "tensorrt")]
+            #[cfg(feature = "cuda")]
             gpu: self.gpu.clone(),
             plan: self.plan.clone(),
         })
@@ -276,7 +278,7 @@ impl Embedder {
     }
 
     /// The GPU backend, where the model runs on one: its shapes, memory and times.
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     pub fn gpu(&self) -> Option<&crate::gpu::GpuBackend> {
         self.gpu.as_deref()
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use trt_embed::Embedder;
 
 /// Runs of which the GPU's time is the median.
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 const RUNS: usize = 200;
 
 /// What runs the model.
@@ -95,19 +95,18 @@ impl GpuReport {
 }
 
 /// What runs the model, where that is a GPU.
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 pub fn report(embedder: &Embedder) -> Result<Option<GpuReport>> {
     use trt_embed::backend::Backend;
-    use trt_embed::backend::tensorrt::EngineFile;
     let Some(gpu) = embedder.gpu() else { return Ok(None) };
     let memory = gpu.device().memory()?;
-    let manifest = embedder.info().engine.as_deref().map(EngineFile::read_manifest).transpose()?;
+    let (precision, fidelity) = of_engine(embedder)?;
     let costs = gpu.costs();
     let costs = costs.iter().flat_map(|costs| costs.shapes());
     Ok(Some(GpuReport {
         name: gpu.device().properties().name.clone(),
         engine: embedder.info().engine.clone(),
-        precision: manifest.as_ref().map(|manifest| manifest.arithmetic.to_string()),
+        precision,
         lane_bytes: gpu.device_bytes(),
         used_bytes: memory.total - memory.free,
         profiles: gpu
@@ -116,23 +115,37 @@ pub fn report(embedder: &Embedder) -> Result<Option<GpuReport>> {
             .zip(costs)
             .map(|(range, cost)| ProfileReport { shapes: range.to_string(), min_us: cost.min_micros, max_us: cost.max_micros })
             .collect(),
-        fidelity: manifest.and_then(|manifest| manifest.fidelity).map(|fidelity| FidelityReport {
-            texts: fidelity.texts,
-            reference: fidelity.reference,
-            min_cosine: fidelity.min_cosine,
-            max_abs_difference: fidelity.max_abs_difference,
-        }),
+        fidelity,
     }))
 }
 
+/// The engine's precision and fidelity, where an engine runs the model.
+#[cfg(feature = "tensorrt")]
+fn of_engine(embedder: &Embedder) -> Result<(Option<String>, Option<FidelityReport>)> {
+    let Some(file) = &embedder.info().engine else { return Ok((None, None)) };
+    let manifest = trt_embed::backend::tensorrt::EngineFile::read_manifest(file)?;
+    let fidelity = manifest.fidelity.map(|fidelity| FidelityReport {
+        texts: fidelity.texts,
+        reference: fidelity.reference,
+        min_cosine: fidelity.min_cosine,
+        max_abs_difference: fidelity.max_abs_difference,
+    });
+    Ok((Some(manifest.arithmetic.to_string()), fidelity))
+}
+
+#[cfg(all(feature = "cuda", not(feature = "tensorrt")))]
+fn of_engine(_: &Embedder) -> Result<(Option<String>, Option<FidelityReport>)> {
+    Ok((None, None))
+}
+
 /// Always none: this build runs on the CPU alone.
-#[cfg(not(feature = "tensorrt"))]
+#[cfg(not(feature = "cuda"))]
 pub fn report(_: &Embedder) -> Result<Option<GpuReport>> {
     Ok(None)
 }
 
 /// The GPU's time for such a call, where the model runs on one.
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 pub fn times(embedder: &Embedder, batch: usize, seq: usize) -> Result<Option<GpuTimes>> {
     let Some(gpu) = embedder.gpu() else { return Ok(None) };
     // More rows than one batch holds are several calls.
@@ -151,7 +164,7 @@ pub fn times(embedder: &Embedder, batch: usize, seq: usize) -> Result<Option<Gpu
 }
 
 /// Always none.
-#[cfg(not(feature = "tensorrt"))]
+#[cfg(not(feature = "cuda"))]
 pub fn times(_: &Embedder, _: usize, _: usize) -> Result<Option<GpuTimes>> {
     Ok(None)
 }

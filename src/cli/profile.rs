@@ -1,7 +1,7 @@
 //! `trt-embed profile`: where the GPU's time of a call goes.
 
 use super::bench::Shape;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 use super::say;
 use super::settings::{self, ModelArgs};
 use super::{output, progress};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use trt_embed::Embedder;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 use trt_embed::{backend::gpu::LayerTime, cuda::CudaError};
 
 /// Shows where the GPU's time of a call goes: staging, encoder, pooling, and the encoder's kernels and layers, slowest first.
@@ -72,10 +72,10 @@ pub fn run(args: Args) -> Result<()> {
     output::print(&if args.json { serde_json::to_string(&report)? + "\n" } else { table(&report, args.top.get()) })
 }
 
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 fn report(embedder: &Embedder, shape: Shape, runs: usize) -> Result<Report> {
     let Some(gpu) = embedder.gpu() else {
-        bail!("the model runs on the {}; profile is for models on a GPU (--backend tensorrt)", embedder.info().backend);
+        bail!("the model runs on the {}; profile is for models on a GPU (--backend cuda or tensorrt)", embedder.info().backend);
     };
     let (run_as, micros) = gpu.gpu_micros(shape.batch, shape.seq, runs)?;
     let timed = |times: Vec<LayerTime>| {
@@ -104,9 +104,9 @@ fn report(embedder: &Embedder, shape: Shape, runs: usize) -> Result<Report> {
     })
 }
 
-#[cfg(not(feature = "tensorrt"))]
+#[cfg(not(feature = "cuda"))]
 fn report(_: &Embedder, _: Shape, _: usize) -> Result<Report> {
-    bail!("this build has no TensorRT support; build it with --features tensorrt")
+    bail!("this build has no GPU support; build it with --features cuda")
 }
 
 fn table(report: &Report, top: usize) -> String {

@@ -24,6 +24,9 @@ pub struct ModelArgs {
     /// Precision of an engine that is built for the cache [default: fp16].
     #[arg(long, value_enum, value_name = "PRECISION", conflicts_with = "engine")]
     pub engine_precision: Option<EnginePrecision>,
+    /// How the backend `cuda` stores values; sums are always in 32 bits [default: fp16].
+    #[arg(long, env = "TRT_EMBED_CUDA_PRECISION", value_enum, value_name = "PRECISION")]
+    pub cuda_precision: Option<CudaPrecision>,
     /// GPU, as the driver numbers them.
     #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
     pub device: usize,
@@ -75,6 +78,8 @@ pub enum Backend {
     Auto,
     /// ONNX graph run by tract
     Cpu,
+    /// This program's own kernels on an NVIDIA GPU
+    Cuda,
     /// TensorRT engine on an NVIDIA GPU
     #[value(name = "tensorrt")]
     TensorRt,
@@ -89,6 +94,17 @@ pub enum EnginePrecision {
     Fp16,
     /// As fp16, with the linears in 8-bit integers
     Int8,
+}
+
+/// `--cuda-precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CudaPrecision {
+    /// 16-bit floats: fast and exact enough for nearly every model
+    Fp16,
+    /// The other 16-bit floats, for models whose values overflow fp16
+    Bf16,
+    /// 32-bit floats: exact and slow
+    Fp32,
 }
 
 /// `--normalize`.
@@ -130,6 +146,7 @@ impl Backend {
         match self {
             Self::Auto => BackendChoice::Auto,
             Self::Cpu => BackendChoice::Cpu,
+            Self::Cuda => BackendChoice::Cuda,
             Self::TensorRt => BackendChoice::TensorRt,
         }
     }
@@ -192,6 +209,9 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
     if let Some(precision) = model.engine_precision {
         builder = with_precision(builder, precision)?;
     }
+    if let Some(precision) = model.cuda_precision {
+        builder = with_cuda_precision(builder, precision)?;
+    }
     if let Some(threads) = model.threads {
         builder = builder.threads(threads.get());
     }
@@ -238,6 +258,21 @@ fn with_precision(builder: EmbedderBuilder, precision: EnginePrecision) -> Resul
 #[cfg(not(feature = "tensorrt"))]
 fn with_precision(_: EmbedderBuilder, _: EnginePrecision) -> Result<EmbedderBuilder> {
     Err(super::Usage("--engine-precision: this build has no TensorRT support".into()).into())
+}
+
+#[cfg(feature = "cuda")]
+fn with_cuda_precision(builder: EmbedderBuilder, precision: CudaPrecision) -> Result<EmbedderBuilder> {
+    use trt_embed::backend::native::Precision;
+    Ok(builder.precision(match precision {
+        CudaPrecision::Fp16 => Precision::Fp16,
+        CudaPrecision::Bf16 => Precision::Bf16,
+        CudaPrecision::Fp32 => Precision::Fp32,
+    }))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn with_cuda_precision(_: EmbedderBuilder, _: CudaPrecision) -> Result<EmbedderBuilder> {
+    Err(super::Usage("--cuda-precision: this build has no CUDA kernels; build it with --features cuda".into()).into())
 }
 
 /// Opens the model folder `name`, or downloads the hub id.

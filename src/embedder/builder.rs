@@ -28,6 +28,8 @@ pub struct EmbedderBuilder {
     engine: Option<PathBuf>,
     device: usize,
     lanes: Option<usize>,
+    #[cfg(feature = "cuda")]
+    precision: crate::native::Precision,
     #[cfg(feature = "tensorrt")]
     build: BuildSettings,
     progress: Option<Arc<dyn Progress>>,
@@ -42,17 +44,17 @@ enum PromptChoice {
 /// An executor, and why it is the one.
 struct Executor {
     backend: Arc<dyn Backend>,
-    #[cfg(feature = "tensorrt")]
+    #[cfg(feature = "cuda")]
     gpu: Option<Arc<crate::gpu::GpuBackend>>,
     engine: Option<PathBuf>,
     reason: Option<String>,
 }
 
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 impl Executor {
-    fn of_gpu(gpu: crate::gpu::GpuBackend, engine: PathBuf) -> Self {
+    fn of_gpu(gpu: crate::gpu::GpuBackend, engine: Option<PathBuf>) -> Self {
         let gpu = Arc::new(gpu);
-        Self { backend: gpu.clone(), gpu: Some(gpu), engine: Some(engine), reason: None }
+        Self { backend: gpu.clone(), gpu: Some(gpu), engine, reason: None }
     }
 }
 
@@ -72,6 +74,8 @@ impl EmbedderBuilder {
             engine: None,
             device: 0,
             lanes: None,
+            #[cfg(feature = "cuda")]
+            precision: crate::native::Precision::default(),
             #[cfg(feature = "tensorrt")]
             build: BuildSettings::default(),
             progress: None,
@@ -173,6 +177,14 @@ impl EmbedderBuilder {
         self
     }
 
+    /// How the backend `cuda` stores values; fp16 where not set.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn precision(mut self, precision: crate::native::Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
     /// How an engine is built for the cache; fp16 and a set of common shapes where not set.
     #[cfg(feature = "tensorrt")]
     #[must_use]
@@ -262,7 +274,7 @@ impl EmbedderBuilder {
             prompts: folder.prompts,
             backend,
             scheduler: Arc::new(Scheduler::new(limits.parallelism)),
-            #[cfg(feature = "tensorrt")]
+            #[cfg(feature = "cuda")]
             gpu: executor.gpu,
             plan,
         })
@@ -297,24 +309,30 @@ impl EmbedderBuilder {
     #[cfg_attr(not(feature = "cpu"), allow(unused_variables))] // an engine has its own longest row; without executors nothing is used
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
         match (self.backend, &self.engine) {
-            (BackendChoice::Cpu, Some(file)) => Err(Error::Setting {
+            (BackendChoice::Cpu | BackendChoice::Cuda, Some(file)) => Err(Error::Setting {
                 setting: Setting::Engine,
-                reason: format!("{} is for TensorRT; leave it out to run on the CPU", file.display()),
+                reason: format!("{} is for TensorRT; leave it out to run on another backend", file.display()),
             }),
             #[cfg(feature = "tensorrt")]
             (BackendChoice::TensorRt | BackendChoice::Auto, Some(file)) => {
                 let gpu = super::tensorrt::open_file(self.device, file, &self.gpu_request(), folder, head)?;
-                Ok(Executor::of_gpu(gpu, file.clone()))
+                Ok(Executor::of_gpu(gpu, Some(file.clone())))
             }
             #[cfg(not(feature = "tensorrt"))]
             (BackendChoice::TensorRt | BackendChoice::Auto, Some(_)) => Err(super::choice::no_tensorrt()),
             (choice, None) => match choice.decide(self.device)? {
                 #[cfg(feature = "cpu")]
                 super::ChosenBackend::Cpu { reason } => self.cpu(folder, head, max_tokens, reason),
+                #[cfg(feature = "cuda")]
+                super::ChosenBackend::Cuda { device } => {
+                    let mut settings = crate::native::NativeSettings::default();
+                    settings.precision = self.precision;
+                    Ok(Executor::of_gpu(super::cuda::open(&device, &settings, self.lanes, folder, head, max_tokens)?, None))
+                }
                 #[cfg(feature = "tensorrt")]
                 super::ChosenBackend::TensorRt { device, library } => {
                     let (gpu, engine) = super::tensorrt::open_cached(&(device, library), &self.gpu_request(), folder, head)?;
-                    Ok(Executor::of_gpu(gpu, engine))
+                    Ok(Executor::of_gpu(gpu, Some(engine)))
                 }
             },
         }
@@ -335,7 +353,7 @@ impl EmbedderBuilder {
         let backend = crate::cpu::CpuBackend::new(folder.architecture()?, head, max_tokens, self.thread_count())?;
         Ok(Executor {
             backend: Arc::new(backend),
-            #[cfg(feature = "tensorrt")]
+            #[cfg(feature = "cuda")]
             gpu: None,
             engine: None,
             reason,

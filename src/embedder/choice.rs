@@ -1,7 +1,7 @@
 //! Which executor runs a graph: what a caller asks for, and what comes of it on this machine.
 
 use crate::Result;
-#[cfg(feature = "tensorrt")]
+#[cfg(feature = "cuda")]
 use crate::cuda::Device;
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::Library;
@@ -17,6 +17,8 @@ pub enum BackendChoice {
     Auto,
     /// `tract` on the CPU.
     Cpu,
+    /// This crate's own kernels on an NVIDIA GPU; an error where there is none, never another executor instead.
+    Cuda,
     /// TensorRT on an NVIDIA GPU; an error where there is none, never the CPU instead.
     TensorRt,
 }
@@ -30,6 +32,12 @@ pub enum ChosenBackend {
     Cpu {
         /// Why [`BackendChoice::Auto`] did not take the GPU.
         reason: Option<String>,
+    },
+    /// This crate's own kernels on an NVIDIA GPU.
+    #[cfg(feature = "cuda")]
+    Cuda {
+        /// The GPU.
+        device: Device,
     },
     /// TensorRT on an NVIDIA GPU.
     #[cfg(feature = "tensorrt")]
@@ -50,11 +58,24 @@ impl BackendChoice {
     pub fn decide(self, device: usize) -> Result<ChosenBackend> {
         match self {
             Self::Cpu => on_cpu(None),
+            Self::Cuda => by_kernels(device),
             Self::TensorRt => on_gpu(device),
             Self::Auto if cfg!(feature = "tensorrt") => on_gpu(device).or_else(|error| on_cpu(Some(error.to_string()))),
             Self::Auto => on_cpu(None),
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn by_kernels(device: usize) -> Result<ChosenBackend> {
+    let device = crate::trace::stage("opening the GPU", || Device::open(device))?;
+    Ok(ChosenBackend::Cuda { device })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn by_kernels(_: usize) -> Result<ChosenBackend> {
+    let reason = "this build has no CUDA kernels; choose the backend `cpu`, or build with the feature `cuda`".into();
+    Err(crate::Error::Backend { backend: "cuda", reason })
 }
 
 #[cfg(feature = "tensorrt")]

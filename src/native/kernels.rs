@@ -573,3 +573,7 @@ pub(super) fn argument(call: &'static str, reason: String) -> CudaError {
 pub(super) fn c_int(call: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| argument(call, format!("a size of {n} is above 2^31 - 1")))
 }
+
+#[cfg(test)]
+#[path = "kernels_tests.rs"]
+mod tests;

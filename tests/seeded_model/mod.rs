@@ -1,0 +1,137 @@
+//! Model folders of any size with seeded weights, made of a fixture's tokenizer.
+#![allow(dead_code)] // each test file uses a part
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        self.next() as usize % n
+    }
+
+    /// Nearly normal: the sum of 12 uniform values.
+    fn normal(&mut self) -> f32 {
+        (0..12).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
+    }
+}
+
+/// Sizes of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub hidden: usize,
+    pub heads: usize,
+    pub wide: usize,
+    pub layers: usize,
+}
+
+/// Which family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Mpnet,
+    Bert,
+}
+
+/// A folder of such a model; its weights grow with `scale`, 1 being what training gives.
+pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
+    let name = if kind == Kind::Mpnet { "mpnet" } else { "bert" };
+    let fixture = Path::new("tests/fixtures").join(name);
+    let out = tempfile::tempdir().unwrap();
+    copy(&fixture, out.path());
+    let edit = |file: &str, change: &dyn Fn(&mut Value)| {
+        let path = out.path().join(file);
+        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut value);
+        std::fs::write(path, value.to_string()).unwrap();
+    };
+    let Sizes { hidden, heads, wide, layers } = sizes;
+    let positions = 514;
+    edit("config.json", &|config| {
+        config["hidden_size"] = hidden.into();
+        config["num_attention_heads"] = heads.into();
+        config["intermediate_size"] = wide.into();
+        config["num_hidden_layers"] = layers.into();
+        config["max_position_embeddings"] = positions.into();
+    });
+    edit("1_Pooling/config.json", &|pooling| pooling["word_embedding_dimension"] = hidden.into());
+    edit("sentence_bert_config.json", &|transformer| transformer["max_seq_length"] = 512.into());
+    let config: Value = serde_json::from_slice(&std::fs::read(out.path().join("config.json")).unwrap()).unwrap();
+    let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
+
+    let mut tensors: Vec<(String, Vec<usize>, f32, f32)> = Vec::new(); // name, shape, mean, deviation
+    let mut add =
+        |name: String, shape: &[usize], mean: f32, deviation: f32| tensors.push((name, shape.to_vec(), mean, deviation));
+    add("embeddings.word_embeddings.weight".into(), &[vocabulary, hidden], 0.0, 0.5);
+    add("embeddings.position_embeddings.weight".into(), &[positions, hidden], 0.0, 0.2);
+    if kind == Kind::Bert {
+        add("embeddings.token_type_embeddings.weight".into(), &[2, hidden], 0.0, 0.2);
+    } else {
+        add("encoder.relative_attention_bias.weight".into(), &[32, heads], 0.0, 1.0);
+    }
+    let mut norms = vec!["embeddings.LayerNorm".to_owned()];
+    let mut linears = Vec::new();
+    for layer in 0..layers {
+        let name = |part: &str| format!("encoder.layer.{layer}.{part}");
+        let (attention, norm, output) = match kind {
+            Kind::Mpnet => {
+                (["attention.attn.q", "attention.attn.k", "attention.attn.v"], "attention.LayerNorm", "attention.attn.o")
+            }
+            Kind::Bert => (
+                ["attention.self.query", "attention.self.key", "attention.self.value"],
+                "attention.output.LayerNorm",
+                "attention.output.dense",
+            ),
+        };
+        linears.extend(attention.map(|part| (name(part), hidden, hidden)));
+        linears.push((name(output), hidden, hidden));
+        linears.push((name("intermediate.dense"), wide, hidden));
+        linears.push((name("output.dense"), hidden, wide));
+        norms.extend([name(norm), name("output.LayerNorm")]);
+    }
+    for (name, outputs, inputs) in linears {
+        add(format!("{name}.weight"), &[outputs, inputs], 0.0, scale / (inputs as f32).sqrt());
+        add(format!("{name}.bias"), &[outputs], 0.0, 0.1);
+    }
+    for name in norms {
+        add(format!("{name}.weight"), &[hidden], 1.0, 0.1);
+        add(format!("{name}.bias"), &[hidden], 0.0, 0.1);
+    }
+    let mut random = Random(seed);
+    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .into_iter()
+        .map(|(name, shape, mean, deviation)| {
+            let count: usize = shape.iter().product();
+            let values = (0..count).flat_map(|_| (mean + deviation * random.normal()).to_le_bytes()).collect();
+            (name, shape, values)
+        })
+        .collect();
+    let views =
+        bytes.iter().map(|(name, shape, bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    std::fs::write(out.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    out
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else if entry.file_name() != "model.safetensors" {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
