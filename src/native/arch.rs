@@ -45,12 +45,13 @@ impl Arch {
 }
 
 /// The engine's sources: the text of each with the prelude in front.
-pub fn native_sources() -> [(&'static str, String); 4] {
+pub fn native_sources() -> [(&'static str, String); 5] {
     let whole = |text: &str| format!("{PRELUDE}\n{text}");
     [
         ("load.cu", whole(include_str!("../../kernels/load.cu"))),
         ("stream.cu", whole(include_str!("../../kernels/stream.cu"))),
         ("linear.cu", whole(include_str!("../../kernels/linear.cu"))),
+        ("attention.cu", whole(include_str!("../../kernels/attention.cu"))),
         ("exact.cu", whole(include_str!("../../kernels/exact.cu"))),
     ]
 }

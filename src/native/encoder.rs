@@ -10,6 +10,7 @@ use super::weights::DeviceModel;
 use crate::cuda::{CubinCache, Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
 use crate::gpu::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime};
 use crate::model::Architecture;
+use crate::model::architecture::ScoreBias;
 use crate::tokens::{BatchSize, Layout, SizeRange};
 use crate::trace::stage;
 use crate::{Error, Result};
@@ -69,14 +70,20 @@ impl NativeEncoder {
         let max_tokens = max_tokens.clamp(1, architecture.max_tokens.max(1));
         let arch = Arch::of(device, settings.arch.as_deref())?;
         let program = program(architecture);
+        let biased = !matches!(architecture.score_bias, ScoreBias::None);
         // Kernels are compiled while weights are read, where they are not in the cache.
         let weights = || -> Result<DeviceModel> {
             let load = LoadKernels::load(device, &settings.cubins, &arch, shape.precision)?;
             stage("loading the weights", || DeviceModel::load(device, &load, (architecture, &program, &shape), max_tokens))
         };
-        let kernels = || stage("making the kernels", || NativeKernels::load(device, &settings.cubins, &arch, shape));
+        let kernels = || stage("making the kernels", || NativeKernels::load(device, &settings.cubins, &arch, shape, biased));
         let (model, kernels) = rayon::join(weights, kernels);
-        let (model, kernels) = (model?, kernels?);
+        let (mut model, kernels) = (model?, kernels?);
+        if let Some(bias) = &mut model.bias {
+            let mut stream = device.stream()?;
+            *bias = kernels.prepare_bias(&mut stream, bias)?;
+            stream.synchronize()?;
+        }
         let windows = architecture.layers.iter().map(|layer| window(layer.attention.reach)).collect();
         let parts = Arc::new(Parts { program, windows, model, kernels, shape });
         Ok(Self { parts, ranges: ranges(max_tokens), device: device.clone() })

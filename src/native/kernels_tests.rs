@@ -36,7 +36,7 @@ fn arch(device: &Device) -> Arch {
 
 fn kernels(device: &Device, precision: Precision, activation: i32) -> NativeKernels {
     let shape = Shape { hidden: 128, heads: 2, head_size: 64, wide: 256, activation, precision };
-    NativeKernels::load(device, &CubinCache::of_user(), &arch(device), shape).unwrap()
+    NativeKernels::load(device, &CubinCache::of_user(), &arch(device), shape, false).unwrap()
 }
 
 /// What is stored of `value`.

@@ -74,7 +74,9 @@ impl DeviceModel {
         let words = loader.table(&words.name, &words.rows)?;
         let added = architecture.embeddings.added_rows(max_tokens).map(|rows| loader.upload("embeddings", &rows)).transpose()?;
         let bias = by_distance(architecture, max_tokens)
-            .map(|(values, reach)| Ok::<_, Error>(Bias { by_distance: loader.upload("the bias of scores", &values)?, reach }))
+            .map(|(values, reach)| {
+                Ok::<_, Error>(Bias { by_distance: loader.upload("the bias of scores", &values)?, reach, table: None })
+            })
             .transpose()?;
         let mut linears = Vec::with_capacity(architecture.layers.len());
         for (number, layer) in architecture.layers.iter().enumerate() {
