@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings, Padding};
 use trt_embed::backend::native::{NativeEncoder, NativeSettings, Precision};
 use trt_embed::backend::{Backend, CpuBackend};
-use trt_embed::cuda::{Device, counters};
+use trt_embed::cuda::Device;
 use trt_embed::model::ModelFolder;
 use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 use trt_embed::tokens::{BatchPlan, TokenBatch, batches_from_ids};
@@ -185,24 +185,6 @@ fn runs_give_the_same_bits() {
                 });
             }
         });
-    }
-}
-
-#[test]
-#[ignore = "needs an NVIDIA GPU"]
-fn a_warm_call_allocates_nothing_and_waits_once() {
-    let (_keep, folder) = seeded(Kind::Bert, SMALL);
-    let backend = open(&folder, Precision::Fp16, 1).unwrap();
-    let dim = folder.config.hidden_size;
-    for lengths in [&[16][..], &[100, 50, 3]] {
-        let batch = batch(&folder, lengths, 1);
-        encode(&backend, &batch, dim);
-        let before = counters();
-        encode(&backend, &batch, dim);
-        let after = counters();
-        assert_eq!(after.device_allocations, before.device_allocations);
-        assert_eq!(after.pinned_allocations, before.pinned_allocations);
-        assert_eq!(after.synchronisations, before.synchronisations + 1);
     }
 }
 

@@ -56,7 +56,7 @@ impl DeviceModel {
 
         let mut norms = BTreeMap::new();
         for id in norms_of(program) {
-            if let Some(norm) = id.of(architecture) {
+            if let Some(norm) = id.of(architecture).filter(|_| !norms.contains_key(&id)) {
                 let gamma = loader.vector(&norm.name, &norm.weight)?;
                 let beta = norm.bias.as_ref().map(|bias| loader.vector(&norm.name, bias)).transpose()?;
                 norms.insert(id, DeviceNorm { gamma, beta, epsilon: norm.epsilon as f32, rms: rms(norm.kind) });
