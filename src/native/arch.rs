@@ -7,9 +7,11 @@ const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
 
 /// For which GPU kernels are compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Arch {
+pub(super) struct Arch {
     /// As NVRTC takes it: `sm_90a`, or `compute_80` for PTX.
     pub target: String,
+    /// Whether Hopper's own instructions are there.
+    pub hopper: bool,
     /// Whether kernels may start before the one in front has ended.
     pub dependent: bool,
 }
@@ -32,11 +34,11 @@ impl Arch {
             return refused(reason);
         }
         match forced {
-            None if own == 90 => Ok(Self { target: "sm_90a".to_owned(), dependent: true }),
-            None => Ok(Self { target: format!("sm_{own}"), dependent: own >= 90 }),
+            None if own == 90 => Ok(Self { target: "sm_90a".to_owned(), hopper: true, dependent: true }),
+            None => Ok(Self { target: format!("sm_{own}"), hopper: false, dependent: own >= 90 }),
             Some(text) => match text.parse::<u32>() {
                 Ok(arch) if (OLDEST..=own).contains(&arch) => {
-                    Ok(Self { target: format!("compute_{arch}"), dependent: arch >= 90 })
+                    Ok(Self { target: format!("compute_{arch}"), hopper: false, dependent: arch >= 90 })
                 }
                 _ => refused(format!("TRT_EMBED_CUDA_ARCH is \"{text}\"; {OLDEST} to {own} can run on this GPU")),
             },
@@ -44,16 +46,20 @@ impl Arch {
     }
 }
 
-/// The engine's sources: the text of each with the prelude in front.
-pub fn native_sources() -> [(&'static str, String); 5] {
-    let whole = |text: &str| format!("{PRELUDE}\n{text}");
-    [
-        ("load.cu", whole(include_str!("../../kernels/load.cu"))),
-        ("stream.cu", whole(include_str!("../../kernels/stream.cu"))),
-        ("linear.cu", whole(include_str!("../../kernels/linear.cu"))),
-        ("attention.cu", whole(include_str!("../../kernels/attention.cu"))),
-        ("exact.cu", whole(include_str!("../../kernels/exact.cu"))),
-    ]
+/// The engine's kernel files.
+const SOURCES: [(&str, &str); 6] = [
+    ("load.cu", include_str!("../../kernels/load.cu")),
+    ("stream.cu", include_str!("../../kernels/stream.cu")),
+    ("linear.cu", include_str!("../../kernels/linear.cu")),
+    ("linear_sm90.cu", include_str!("../../kernels/linear_sm90.cu")),
+    ("attention.cu", include_str!("../../kernels/attention.cu")),
+    ("exact.cu", include_str!("../../kernels/exact.cu")),
+];
+
+/// The text of the kernel file `name`, with the prelude in front; the prelude alone where there is no such file.
+pub(super) fn native_source(name: &str) -> String {
+    let text = SOURCES.iter().find_map(|(file, text)| (*file == name).then_some(*text)).unwrap_or_default();
+    format!("{PRELUDE}\n{text}")
 }
 
 /// NVRTC's options for kernels of this precision and activation (as the prelude numbers it).
@@ -69,7 +75,7 @@ mod tests {
     #[test]
     fn kernels_are_compiled_for_the_device_or_for_what_it_stands_in_for() {
         let arch = |own, forced| Arch::choose(own, forced);
-        let made = |target: &str, dependent| Ok(Arch { target: target.to_owned(), dependent });
+        let made = |target: &str, dependent| Ok(Arch { target: target.to_owned(), hopper: target == "sm_90a", dependent });
         assert_eq!(arch(80, None), made("sm_80", false));
         assert_eq!(arch(90, None), made("sm_90a", true));
         assert_eq!(arch(120, None), made("sm_120", true));

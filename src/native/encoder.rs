@@ -1,7 +1,9 @@
 //! The engine as an encoder that lanes run: its size classes, and a session that interprets the program.
 
 use super::arch::Arch;
-use super::kernels::{AttentionJob, DeviceNorm, FEW, LinearJob, Matrix, Measured, NativeKernels, Rows};
+use super::attention::AttentionJob;
+use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows};
+use super::linear::{LinearJob, Measured, Tile};
 use super::load::LoadKernels;
 use super::program::{LinearId, NormId, Residual, Step, program, stage_name};
 use super::scratch::{Scratch, capacity};
@@ -185,6 +187,7 @@ struct Work {
     qkv: Matrix,
     context: Matrix,
     wide: Matrix,
+    partials: DeviceBuffer<f32>,
     list: DeviceBuffer<u8>,
     fault: DeviceBuffer<i32>,
 }
@@ -208,6 +211,7 @@ impl Session {
             qkv: matrix(&places.qkv, shape.qkv())?,
             context: matrix(&places.context, shape.hidden)?,
             wide: matrix(&places.wide, shape.wide)?,
+            partials: self.scratch.slice(places.partials.clone())?.cast()?,
             list: self.scratch.slice(places.work.clone())?,
             fault: self.scratch.slice(places.fault.clone())?.cast()?,
         })
@@ -217,15 +221,20 @@ impl Session {
         self.parts.model.norms.get(&id).ok_or_else(|| unfit(format!("there are no weights of {id:?}")))
     }
 
+    /// Whether linears take the statistics of what they read by themselves.
+    fn measures_itself(&self) -> bool {
+        let Shape { hidden, precision, .. } = self.parts.shape;
+        precision != Precision::Fp32 && self.parts.kernels.tile(self.size.tokens, hidden, hidden) == Tile::Few
+    }
+
     fn step(&self, place: usize, work: &Work, stream: &mut Stream) -> Result<()> {
         let steps = &self.parts.program;
         let (step, next) = (&steps[place], steps.get(place + 1));
+        let before = place.checked_sub(1).and_then(|before| steps.get(before));
         let Parts { kernels, model, windows, .. } = &*self.parts;
-        let Work { stream: residual, statistics, qkv, context, wide, list, fault } = work;
+        let Work { stream: residual, statistics, qkv, context, wide, partials, list, fault } = work;
         let BatchSize { rows, longest, tokens } = self.size;
         let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
-        // Few tokens: linears measure the stream themselves.
-        let few = tokens <= FEW && self.parts.shape.precision != Precision::Fp32;
         match *step {
             Step::Embed { norm } => {
                 let norm = norm.map(|id| self.norm(id)).transpose()?;
@@ -233,11 +242,16 @@ impl Session {
                 Ok(kernels.plan_attention(stream, &rows, list)?)
             }
             Step::Normalise { norm } => Ok(kernels.normalise(stream, (residual, statistics), &rows, self.norm(norm)?)?),
-            Step::Measure { norm, .. } if few && matches!(next, Some(Step::Linear { norm: Some(of), .. }) if *of == norm) => {
-                Ok(())
-            }
             Step::Measure { norm, stage } => {
-                Ok(kernels.measure(stream, (residual, statistics), &rows, self.norm(norm)?, (stage, fault))?)
+                let (norm_weights, fault) = (self.norm(norm)?, (stage, fault));
+                match next {
+                    // The linear measures the stream itself.
+                    Some(Step::Linear { norm: Some(of), .. }) if *of == norm && self.measures_itself() => Ok(()),
+                    _ if kernels.leaves_partials(tokens) && matches!(before, Some(Step::Linear { residual: Some(_), .. })) => {
+                        Ok(kernels.join(stream, partials, (residual, statistics), &rows, norm_weights, fault)?)
+                    }
+                    _ => Ok(kernels.measure(stream, (residual, statistics), &rows, norm_weights, fault)?),
+                }
             }
             Step::Linear { layer, linear, norm, residual: added } => {
                 let (input, out) = match linear {
@@ -259,14 +273,16 @@ impl Session {
                     activated: linear == LinearId::Expansion,
                     out,
                     tokens,
+                    partials,
                 };
                 let norm = norm.map(|id| self.norm(id)).transpose()?;
-                let stage = match place.checked_sub(1).and_then(|before| steps.get(before)) {
+                let stage = match before {
                     Some(Step::Measure { stage, .. }) => *stage,
                     _ => 0,
                 };
                 let measured = Measured { norm, rows, stage, fault };
-                Ok(kernels.linear(stream, &job, few.then_some(&measured))?)
+                let tile = kernels.tile(tokens, weights.weight.capacity, weights.weight.columns);
+                Ok(kernels.linear(stream, &job, tile, &measured)?)
             }
             Step::Attention { layer } => {
                 let window = windows.get(layer).copied().unwrap_or(-1);

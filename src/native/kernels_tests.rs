@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::native::arch::Arch;
+use crate::native::linear::{FEW, LinearJob, Measured, Tile};
 use crate::native::load::{LoadJob, LoadKernels};
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 struct Random(u64);
@@ -132,12 +134,13 @@ struct Case {
     /// 0 none, 1 the stream as it is, 2 through a norm.
     residual: u8,
     activation: i32,
-    few: bool,
+    tile: Tile,
 }
 
 /// The largest of |found - expected| over what roundings may make of it.
 fn linear_error(precision: Precision, case: Case, seed: u64) -> f64 {
-    let Case { tokens, inputs, outputs, normed, residual, activation: which, few } = case;
+    let Case { tokens, inputs, outputs, normed, residual, activation: which, tile } = case;
+    let few = tile == Tile::Few && precision != Precision::Fp32;
     let device = device();
     let kernels = kernels(&device, precision, which);
     let mut stream = device.stream().unwrap();
@@ -179,6 +182,7 @@ fn linear_error(precision: Precision, case: Case, seed: u64) -> f64 {
     let device_statistics = upload(&mut stream, &statistics);
     let (starts, lengths) = (upload(&mut stream, &[0]), upload(&mut stream, &[tokens as i32]));
     let fault = upload(&mut stream, &[i32::MAX]);
+    let partials = upload(&mut stream, &vec![f32::NAN; outputs.div_ceil(64) * capacity * 2]);
     let rows = Rows { starts: &starts, lengths: &lengths, rows: 1, tokens };
     let job = LinearJob {
         input: &input,
@@ -192,16 +196,31 @@ fn linear_error(precision: Precision, case: Case, seed: u64) -> f64 {
         activated: which != 0,
         out: &out,
         tokens,
+        partials: &partials,
     };
     let measures = Measured { norm: normed.then_some(&norm), rows, stage: 3, fault: &fault };
-    kernels.linear(&mut stream, &job, few.then_some(&measures)).unwrap();
+    kernels.linear(&mut stream, &job, tile, &measures).unwrap();
     let found = download(&mut stream, precision, &out, tokens);
+    if residual != 0 && matches!(tile, Tile::Pingpong | Tile::Wide | Tile::Narrow | Tile::Split(_)) {
+        let joined = upload(&mut stream, &vec![f32::NAN; 2 * capacity]);
+        kernels.join(&mut stream, &partials, (&out, &joined), &rows, &norm, (1, &fault)).unwrap();
+        let mut values = vec![0.0; 2 * capacity];
+        stream.download(&joined, &mut values).unwrap();
+        for (t, row) in found.chunks(outputs).enumerate() {
+            for (found, expected) in values[2 * t..2 * t + 2].iter().zip(measured(row)) {
+                assert!(
+                    (found - expected).abs() < 1e-4 * (1.0 + expected.abs()),
+                    "{case:?}: token {t} has {found}, expected {expected}"
+                );
+            }
+        }
+    }
     let mut noted = [0];
     stream.download(&fault, &mut noted).unwrap();
     assert_eq!(noted[0], i32::MAX, "{case:?}: a fault where there is none");
 
-    let mut worst = 0.0_f64;
-    for t in 0..tokens {
+    let of_token = |t: usize| {
+        let mut worst = 0.0_f64;
         let [mean, rs] = [f64::from(statistics[2 * t]), f64::from(statistics[2 * t + 1])];
         for n in 0..outputs {
             let row = a[t * inputs..(t + 1) * inputs].iter().zip(&w[n * inputs..(n + 1) * inputs]);
@@ -232,8 +251,9 @@ fn linear_error(precision: Precision, case: Case, seed: u64) -> f64 {
             assert!(error.is_finite(), "{case:?} {precision:?}: ({t}, {n}) is {}", found[t * outputs + n]);
             worst = worst.max(error);
         }
-    }
-    worst
+        worst
+    };
+    (0..tokens).into_par_iter().map(of_token).reduce(|| 0.0, f64::max)
 }
 
 #[test]
@@ -244,22 +264,12 @@ fn linears_equal_sums_in_f64() {
     for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
         for (place, tokens) in [1, 5, 16, 17, 33, 64, 77, 128, 129, 300].into_iter().enumerate() {
             let (inputs, outputs) = sizes[place % sizes.len()];
-            for few in [false, true] {
-                if few && tokens > FEW {
+            for tile in tiles(precision) {
+                if tile == Tile::Few && tokens > FEW {
                     continue;
                 }
-                for (normed, residual, activation) in [
-                    (false, 0, 0),
-                    (true, 0, 0),
-                    (true, 0, 1),
-                    (false, 1, 0),
-                    (false, 2, 0),
-                    (true, 0, 2),
-                    (true, 0, 3),
-                    (false, 0, 4),
-                ] {
-                    let case =
-                        Case { tokens, inputs, outputs, normed, residual, activation, few: few && precision != Precision::Fp32 };
+                for (normed, residual, activation) in EPILOGUES {
+                    let case = Case { tokens, inputs, outputs, normed, residual, activation, tile };
                     seed += 1;
                     let error = linear_error(precision, case, seed);
                     assert!(error <= 1.0, "{precision:?} {case:?}: {error} times what roundings may make");
@@ -269,15 +279,34 @@ fn linears_equal_sums_in_f64() {
     }
 }
 
+/// With a norm or not; residual; activation.
+const EPILOGUES: [(bool, u8, i32); 8] =
+    [(false, 0, 0), (true, 0, 0), (true, 0, 1), (false, 1, 0), (false, 2, 0), (true, 0, 2), (true, 0, 3), (false, 0, 4)];
+
+/// All kernels that this GPU has.
+fn tiles(precision: Precision) -> Vec<Tile> {
+    let hopper = arch(&device()).hopper;
+    match (precision, hopper) {
+        (Precision::Fp32, _) => vec![Tile::Small],
+        (_, false) => vec![Tile::Few, Tile::Small, Tile::Large],
+        (_, true) => {
+            let own = [Tile::Pingpong, Tile::Wide, Tile::Narrow, Tile::Split(1), Tile::Split(2), Tile::Split(4)];
+            [Tile::Few, Tile::Small, Tile::Large].into_iter().chain(own).collect()
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn large_tiles_equal_sums_in_f64() {
     // Enough tiles of 128 x 128 for any GPU that there is.
     for precision in [Precision::Fp16, Precision::Bf16] {
-        for (residual, activation) in [(0, 1), (2, 0)] {
-            let case = Case { tokens: 2200, inputs: 64, outputs: 1280, normed: residual == 0, residual, activation, few: false };
-            let error = linear_error(precision, case, 77);
-            assert!(error <= 1.0, "{precision:?} {case:?}: {error}");
+        for tile in tiles(precision).into_iter().filter(|&tile| tile != Tile::Few) {
+            for (residual, activation) in [(0, 1), (2, 0)] {
+                let case = Case { tokens: 2200, inputs: 64, outputs: 1280, normed: residual == 0, residual, activation, tile };
+                let error = linear_error(precision, case, 77);
+                assert!(error <= 1.0, "{precision:?} {case:?}: {error}");
+            }
         }
     }
 }
@@ -549,6 +578,9 @@ fn what_does_not_fit_is_an_error() {
         sums: None,
     };
     let (good, short, other) = (linear(&mut stream, 128, 128), linear(&mut stream, 128, 127), linear(&mut stream, 192, 192));
+    let (starts, fault) = (upload(&mut stream, &[0]), upload(&mut stream, &[0]));
+    let rows = Rows { starts: &starts, lengths: &starts, rows: 1, tokens: 128 };
+    let measures = Measured { norm: None, rows, stage: 0, fault: &fault };
     let job = LinearJob {
         input: &input,
         linear: &good,
@@ -557,8 +589,9 @@ fn what_does_not_fit_is_an_error() {
         activated: false,
         out: &out,
         tokens: 128,
+        partials: &statistics,
     };
-    kernels.linear(&mut stream, &job, None).unwrap();
+    kernels.linear(&mut stream, &job, Tile::Small, &measures).unwrap();
     let cut = Matrix { values: out.values.slice(0..100).unwrap(), ..out.clone() };
     for bad in [
         LinearJob { tokens: 129, ..job },
@@ -568,7 +601,8 @@ fn what_does_not_fit_is_an_error() {
         LinearJob { out: &cut, ..job },
         LinearJob { residual: Some((&input, None)), ..job },
     ] {
-        let error = kernels.linear(&mut stream, &bad, None).unwrap_err();
+        let error = kernels.linear(&mut stream, &bad, Tile::Small, &measures).unwrap_err();
         assert!(matches!(error, CudaError::Argument { call: "linear", .. }), "{error}");
     }
+    assert!(kernels.linear(&mut stream, &job, Tile::Few, &measures).is_err());
 }

@@ -1,7 +1,7 @@
 //! The kernels that bring weights into place: a checked launch of each.
 #![allow(unsafe_code)]
 
-use super::arch::{Arch, native_sources, options};
+use super::arch::{Arch, native_source, options};
 use super::kernels::{DeviceLinear, Matrix, address, argument, c_int, enqueue, hold};
 use super::shape::{CHUNK, Precision};
 use crate::cuda::launch::{Function, Grid, Module, Parameters};
@@ -38,10 +38,10 @@ pub(super) struct LoadKernels {
 
 impl LoadKernels {
     pub fn load(device: &Device, cache: &CubinCache, arch: &Arch, precision: Precision) -> Result<Self> {
-        let [(name, text), ..] = native_sources();
+        let text = native_source("load.cu");
         let options = options(precision, 0);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
-        let module = Module::compile_for(device, cache, &Source::new(name, &text, &options), &arch.target)?;
+        let module = Module::compile_for(device, cache, &Source::new("load.cu", &text, &options), &arch.target)?;
         let exact = precision == Precision::Fp32;
         Ok(Self {
             lay_out: module.function(if exact { c"lay_out_exact" } else { c"lay_out_weight" })?,

@@ -1,6 +1,6 @@
 //! Where intermediate results lie: pieces of one block of device memory, some of which are of no use while others are.
 
-use super::shape::Shape;
+use super::shape::{CHUNK, Shape};
 use std::ops::Range;
 
 /// Tokens are rounded up to this many: tiles of all kernels end there.
@@ -19,6 +19,8 @@ pub(super) struct Scratch {
     pub context: Range<usize>,
     /// The wide half; it lies where queries, keys, values and context were.
     pub wide: Range<usize>,
+    /// Sums of the stream's chunks, two f32 a chunk and token.
+    pub partials: Range<usize>,
     /// Attention's list of work.
     pub work: Range<usize>,
     /// The first stage that found a value which is not finite, one i32; at the beginning, whatever the number of tokens.
@@ -47,12 +49,13 @@ impl Scratch {
         let fault = piece(4);
         let stream = piece(matrix(shape.hidden));
         let statistics = piece(tokens * 8);
+        let partials = piece(tokens * shape.hidden.div_ceil(CHUNK) * 8);
         let work = piece(work);
         let qkv = piece(matrix(shape.qkv()));
         let context = piece(matrix(shape.hidden));
         let wide = qkv.start..qkv.start + matrix(shape.wide);
         let bytes = context.end.max(wide.end).next_multiple_of(ALIGNMENT);
-        Self { stream, statistics, qkv, context, wide, work, fault, bytes }
+        Self { stream, statistics, qkv, context, wide, partials, work, fault, bytes }
     }
 }
 
@@ -70,8 +73,8 @@ mod tests {
             let precision = if exact { Precision::Fp32 } else { Precision::Fp16 };
             let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision };
             let scratch = Scratch::of(&shape, tokens, work);
-            let Scratch { stream, statistics, qkv, context, wide, work, fault, bytes } = scratch;
-            let always = [&stream, &statistics, &work, &fault];
+            let Scratch { stream, statistics, qkv, context, wide, partials, work, fault, bytes } = scratch;
+            let always = [&stream, &statistics, &partials, &work, &fault];
             for together in [[&qkv, &context], [&wide, &(bytes..bytes)]] {
                 let mut pieces: Vec<_> = always.iter().copied().chain(together).collect();
                 pieces.sort_by_key(|piece| piece.start);

@@ -1,6 +1,7 @@
 //! A model's weights on the device: read once from the mapped files, laid out there, with every norm folded into the linears behind it.
 
-use super::kernels::{Bias, DeviceLinear, DeviceNorm, Matrix};
+use super::attention::Bias;
+use super::kernels::{DeviceLinear, DeviceNorm, Matrix};
 use super::load::{LoadJob, LoadKernels};
 use super::program::{LinearId, NormId, Step};
 use super::shape::{Precision, Shape, by_distance, rms};

@@ -1,0 +1,211 @@
+//! Attention of packed rows: its list of work, its bias, and a checked launch of each kernel.
+#![allow(unsafe_code)]
+
+use super::kernels::{Matrix, NativeKernels, Rows, address, argument, c_int, hold};
+use super::shape::{Precision, Shape};
+use crate::cuda::launch::{Function, Grid, Module, Parameters};
+use crate::cuda::{DeviceBuffer, Result, Stream};
+use crate::tokens::BatchSize;
+use std::sync::Arc;
+
+/// Bytes of an entry of attention's list.
+const LIST_ENTRY: usize = 32;
+/// Tokens of the longest row that the packed attention takes.
+const LONGEST_ROW: usize = 8192;
+
+/// Entries of attention's list that serve any `rows` rows of `tokens` tokens.
+fn list_entries(rows: usize, tokens: usize) -> usize {
+    let long = rows.min(tokens / 33);
+    (tokens + 63 * long) / 64 + (rows - long).div_ceil(4) + 1
+}
+
+/// What attention reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttentionJob<'a> {
+    pub qkv: &'a Matrix,
+    pub context: &'a Matrix,
+    pub rows: Rows<'a>,
+    /// Tokens of the longest row.
+    pub longest: usize,
+    /// Bias of the scores.
+    pub bias: Option<&'a Bias>,
+    /// Places that a token sees to each side; -1 for all.
+    pub window: i32,
+    /// What [`NativeKernels::plan_attention`] wrote.
+    pub list: &'a DeviceBuffer<u8>,
+}
+
+/// Bias of the scores by distance.
+#[derive(Debug, Clone)]
+pub(super) struct Bias {
+    /// `[heads, 2 reach + 1]`.
+    pub by_distance: DeviceBuffer<f32>,
+    pub reach: usize,
+    /// As the packed attention takes it; [`NativeKernels::prepare_bias`] makes it.
+    pub table: Option<DeviceBuffer<f32>>,
+}
+
+/// The kernels of one shape.
+pub(super) enum AttentionKernel {
+    Exact(Function),
+    Packed { prepare: Function, plan: Function, all: Function, window: Function, biased: bool },
+}
+
+impl AttentionKernel {
+    /// `module` compiles a kernel file; `biased` says whether scores have a bias.
+    pub fn load(precision: Precision, biased: bool, module: impl Fn(&str) -> Result<Arc<Module>>) -> Result<Self> {
+        if precision == Precision::Fp32 {
+            return Ok(Self::Exact(module("exact.cu")?.function(c"attention_exact")?));
+        }
+        let module = module("attention.cu")?;
+        Ok(Self::Packed {
+            prepare: module.function(c"prepare_bias")?,
+            plan: module.function(c"plan_attention")?,
+            all: module.function(c"attention")?,
+            window: module.function(c"attention_window")?,
+            biased,
+        })
+    }
+}
+
+impl NativeKernels {
+    /// Bytes of attention's list of work for a batch of `size`.
+    pub fn work_bytes(&self, size: BatchSize) -> usize {
+        match &self.0.attention {
+            AttentionKernel::Exact(_) => 0,
+            AttentionKernel::Packed { .. } => list_entries(size.rows, size.tokens) * LIST_ENTRY,
+        }
+    }
+
+    /// Makes the bias as attention takes it, once a model.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] for a bias that is too short; [`CudaError::OutOfMemory`].
+    pub fn prepare_bias(&self, stream: &mut Stream, bias: &Bias) -> Result<Bias> {
+        const CALL: &str = "prepare the bias";
+        let AttentionKernel::Packed { prepare, .. } = &self.0.attention else { return Ok(bias.clone()) };
+        let heads = self.0.shape.heads;
+        let width = 2 * bias.reach + 192;
+        if bias.by_distance.len() < heads * (2 * bias.reach + 1) {
+            return Err(argument(
+                CALL,
+                format!("{} values for {heads} heads to a distance of {}", bias.by_distance.len(), bias.reach),
+            ));
+        }
+        let table: DeviceBuffer<f32> = self.0.device.alloc(heads * width * 4)?;
+        hold(stream, &[Some(&bias.by_distance), Some(&table)]);
+        let mut parameters = Parameters::new();
+        parameters.address(bias.by_distance.address());
+        parameters.int(c_int(CALL, bias.reach)?);
+        parameters.address(table.address());
+        let grid = Grid { y: c_int(CALL, heads)?.cast_unsigned(), ..Grid::simple(width) };
+        // SAFETY: attention.cu's parameters, in order; both sizes are as it asks.
+        unsafe { self.launch(stream, prepare, CALL, grid, parameters) }?;
+        Ok(Bias { table: Some(table), ..bias.clone() })
+    }
+
+    /// Enqueues making attention's list of work, once for all layers.
+    ///
+    /// # Errors
+    /// As [`NativeKernels::linear`].
+    pub fn plan_attention(&self, stream: &mut Stream, rows: &Rows<'_>, list: &DeviceBuffer<u8>) -> Result<()> {
+        const CALL: &str = "plan attention";
+        let AttentionKernel::Packed { plan, .. } = &self.0.attention else { return Ok(()) };
+        self.check_rows(CALL, rows)?;
+        let entries = list_entries(rows.rows, rows.tokens);
+        if list.len() < entries * LIST_ENTRY {
+            return Err(argument(CALL, format!("{} bytes for {entries} entries", list.len())));
+        }
+        hold(stream, &[Some(rows.starts), Some(rows.lengths)]);
+        hold(stream, &[Some(list)]);
+        let mut parameters = Parameters::new();
+        parameters.address(rows.starts.address());
+        parameters.address(rows.lengths.address());
+        parameters.int(c_int(CALL, rows.rows)?);
+        parameters.address(list.address());
+        parameters.int(c_int(CALL, entries)?);
+        parameters.int(c_int(CALL, 2 * self.0.device.properties().multiprocessors as usize)?);
+        let threads = rows.rows.max(entries).next_multiple_of(32).clamp(32, 1024) as u32;
+        let grid = Grid { x: 1, block: threads, dependent: self.0.dependent, ..Grid::simple(1) };
+        // SAFETY: attention.cu's parameters, in order; sizes were checked above.
+        unsafe { self.launch(stream, plan, CALL, grid, parameters) }
+    }
+
+    /// Enqueues attention of all rows.
+    ///
+    /// # Errors
+    /// As [`NativeKernels::linear`].
+    pub fn attention(&self, stream: &mut Stream, job: &AttentionJob<'_>) -> Result<()> {
+        const CALL: &str = "attention";
+        let AttentionJob { qkv, context, rows, longest, bias, window, list } = *job;
+        let Shape { hidden, heads, head_size, .. } = self.0.shape;
+        let fits = qkv.columns == 3 * hidden
+            && context.columns == hidden
+            && qkv.capacity == context.capacity
+            && rows.tokens <= qkv.capacity
+            && bias.is_none_or(|bias| bias.reach + 1 >= longest && bias.by_distance.len() >= heads * (2 * bias.reach + 1));
+        if !fits {
+            return Err(argument(
+                CALL,
+                format!("rows of up to {longest} of {} tokens, {qkv:?} to {context:?}, {bias:?}", rows.tokens),
+            ));
+        }
+        self.check_matrix(CALL, qkv)?;
+        self.check_matrix(CALL, context)?;
+        self.check_rows(CALL, &rows)?;
+        hold(stream, &[Some(&qkv.values), Some(&context.values)]);
+        hold(stream, &[Some(rows.starts), Some(rows.lengths)]);
+        hold(stream, &[bias.map(|bias| &bias.by_distance)]);
+        match &self.0.attention {
+            AttentionKernel::Exact(function) => {
+                let mut parameters = Parameters::new();
+                for address in [qkv.values.address(), context.values.address(), rows.starts.address(), rows.lengths.address()] {
+                    parameters.address(address);
+                }
+                for n in [rows.rows, heads, head_size] {
+                    parameters.int(c_int(CALL, n)?);
+                }
+                parameters.address(bias.map_or(0, |bias| bias.by_distance.address()));
+                parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
+                parameters.int(window);
+                let (x, y) = (c_int(CALL, rows.tokens)?.cast_unsigned(), c_int(CALL, heads)?.cast_unsigned());
+                let shared = c_int(CALL, longest * 4)?.cast_unsigned();
+                let grid = Grid { x, y, block: 128, cluster: 1, shared, dependent: self.0.dependent };
+                // SAFETY: exact.cu's parameters, in order; sizes were checked above, and the shared memory holds the scores of the longest row.
+                unsafe { self.launch(stream, function, CALL, grid, parameters) }
+            }
+            AttentionKernel::Packed { all, window: windowed, biased, .. } => {
+                let entries = list_entries(rows.rows, rows.tokens);
+                let table = bias.and_then(|bias| bias.table.as_ref());
+                let width = |bias: &Bias| heads * (2 * bias.reach + 192) * 4;
+                let prepared = bias.is_none_or(|bias| table.is_some_and(|table| table.len() >= width(bias)));
+                if *biased != bias.is_some() || !prepared || list.len() < entries * LIST_ENTRY || longest > LONGEST_ROW {
+                    let reason = format!(
+                        "{bias:?} with kernels for {biased}, {} bytes for {entries} entries, {longest} tokens",
+                        list.len()
+                    );
+                    return Err(argument(CALL, reason));
+                }
+                hold(stream, &[Some(list)]);
+                hold(stream, &[table]);
+                let mut parameters = Parameters::new();
+                for address in [qkv.values.address(), context.values.address(), list.address()] {
+                    parameters.address(address);
+                }
+                parameters.int(c_int(CALL, entries)?);
+                parameters.int(0); // the list may still be in the making when the first attention starts
+                parameters.address(address(table));
+                parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
+                parameters.int(c_int(CALL, qkv.capacity)?);
+                parameters.int(window);
+                let most = 16 * self.0.device.properties().multiprocessors as usize;
+                let blocks = c_int(CALL, (heads * entries).min(most))?.cast_unsigned();
+                let shared = 2 * (256 * head_size + if *biased { 3072 } else { 0 });
+                let grid = Grid { x: blocks, y: 1, block: 128, cluster: 1, shared: shared as u32, dependent: self.0.dependent };
+                let function = if window < 0 { all } else { windowed };
+                // SAFETY: attention.cu's parameters, in order; sizes were checked above. The list is of these very rows, whose tokens lie within the capacity.
+                unsafe { self.launch(stream, function, CALL, grid, parameters) }
+            }
+        }
+    }
+}
