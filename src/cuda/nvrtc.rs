@@ -127,6 +127,11 @@ fn wheel_folders(venv: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// [`CudaError::NvrtcMissing`]; [`CudaError::Compile`] with the compiler's log.
 pub(crate) fn compile(newest: u32, name: &str, source: &str, arch: &str, options: &[&str]) -> Result<Vec<u8>> {
+    Ok(compile_with_log(newest, name, source, arch, options)?.0)
+}
+
+/// As [`compile`], with what the compiler says besides.
+pub(crate) fn compile_with_log(newest: u32, name: &str, source: &str, arch: &str, options: &[&str]) -> Result<(Vec<u8>, String)> {
     // One at a time: NVRTC before 12 is not safe for several threads, and there is nothing to gain.
     static ONE: Mutex<()> = Mutex::new(());
     let nvrtc = open(newest)?;
@@ -164,7 +169,7 @@ impl Nvrtc {
         }
     }
 
-    fn compile(&self, name: &str, source: &str, arch: &str, options: &[&str]) -> Result<Vec<u8>> {
+    fn compile(&self, name: &str, source: &str, arch: &str, options: &[&str]) -> Result<(Vec<u8>, String)> {
         let failed = |log: String| CudaError::Compile { name: name.to_owned(), arch: arch.to_owned(), log };
         let text = |s: &str| CString::new(s).map_err(|_| failed("a zero byte in the source, its name or an option".to_owned()));
         let (c_name, c_source) = (text(name)?, text(source)?);
@@ -187,14 +192,15 @@ impl Nvrtc {
                 return Err(failed(self.describe(code)));
             }
             let code = (self.compile)(program.program, count, c_options.as_ptr());
+            let log = read(program.program, self.log_size, self.log).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim().to_owned();
             if code != 0 {
-                let log = read(program.program, self.log_size, self.log).unwrap_or_default();
-                let log = String::from_utf8_lossy(&log);
-                return Err(failed(format!("{}: {}", self.describe(code), log.trim_end_matches('\0').trim())));
+                return Err(failed(format!("{}: {log}", self.describe(code))));
             }
             let (size, get) =
                 if arch.starts_with("compute_") { (self.ptx_size, self.ptx) } else { (self.cubin_size, self.cubin) };
-            read(program.program, size, get).map_err(|code| failed(self.describe(code)))
+            let image = read(program.program, size, get).map_err(|code| failed(self.describe(code)))?;
+            Ok((image, log))
         }
     }
 

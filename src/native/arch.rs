@@ -68,9 +68,78 @@ pub(super) fn options(precision: Precision, activation: i32) -> Vec<String> {
     ["--std=c++17".to_owned(), "-lineinfo".to_owned(), format!("-DBF16={bf16}"), format!("-DACTIVATION={activation}")].to_vec()
 }
 
+/// Those of the kernels of a shape besides.
+pub(super) fn shape_options(heads: usize, head_size: usize, biased: bool) -> [String; 3] {
+    [format!("-DHEADS={heads}"), format!("-DHEAD_SIZE={head_size}"), format!("-DBIAS={}", i32::from(biased))]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::nvrtc::{NEWEST_MAJOR, compile_with_log};
+
+    /// Kernels that may spill so many bytes: more of their blocks on a multiprocessor are worth more.
+    const MAY_SPILL: [(&str, u32); 2] = [("linear_sm90_pingpong", 8), ("attention", 100)];
+
+    /// The kernels of which the compiler's report says that they spill registers, with the bytes.
+    fn spills(log: &str) -> Vec<(String, u32)> {
+        let mut kernel = String::new();
+        let mut found = Vec::new();
+        for line in log.lines() {
+            if let Some((_, name)) = line.split_once("Compiling entry function '") {
+                kernel = name.split('\'').next().unwrap_or_default().to_owned();
+            } else if let Some((before, _)) = line.split_once(" bytes spill stores") {
+                let bytes = before.rsplit(' ').next().and_then(|bytes| bytes.parse().ok()).expect("a number of bytes");
+                if bytes > 0 {
+                    found.push((kernel.clone(), bytes));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn spills_are_read_from_the_compilers_report() {
+        let log = "ptxas info    : Compiling entry function 'one' for 'sm_80'\nptxas info    : Function properties for one\n\
+                   ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
+                   ptxas info    : Compiling entry function 'two' for 'sm_80'\n\
+                   ptxas         .     16 bytes stack frame, 12 bytes spill stores, 24 bytes spill loads\n";
+        assert_eq!(spills(log), [("two".to_owned(), 12)]);
+    }
+
+    #[test]
+    #[ignore = "needs NVRTC (no GPU)"]
+    fn native_kernels_compile_for_every_architecture_without_spills() {
+        let mut entries = 0;
+        for arch in ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"] {
+            for (name, _) in SOURCES.iter().filter(|(name, _)| arch == "sm_90a" || *name != "linear_sm90.cu") {
+                for (heads, head_size, biased) in [(12, 64, true), (12, 32, false)] {
+                    if *name != "attention.cu" && head_size == 32 {
+                        continue;
+                    }
+                    let precisions: &[Precision] = if arch == "sm_80" || arch == "sm_90a" {
+                        &[Precision::Fp16, Precision::Bf16]
+                    } else {
+                        &[Precision::Fp16]
+                    };
+                    for &precision in precisions {
+                        let mut all = options(precision, 1);
+                        all.extend(shape_options(heads, head_size, biased));
+                        all.push("--ptxas-options=-v".to_owned());
+                        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+                        let (image, log) = compile_with_log(NEWEST_MAJOR, name, &native_source(name), arch, &all).unwrap();
+                        assert_eq!(image[..4], *b"\x7fELF", "{name} for {arch}");
+                        entries += log.matches("Compiling entry function").count();
+                        let may =
+                            |kernel: &str, bytes| MAY_SPILL.iter().any(|(name, most)| kernel.contains(name) && bytes <= *most);
+                        let bad: Vec<_> = spills(&log).into_iter().filter(|(kernel, bytes)| !may(kernel, *bytes)).collect();
+                        assert!(bad.is_empty(), "{name} for {arch}, {precision:?}: {bad:?} spill registers");
+                    }
+                }
+            }
+        }
+        assert!(entries > 100, "the compiler's report names {entries} kernels");
+    }
 
     #[test]
     fn kernels_are_compiled_for_the_device_or_for_what_it_stands_in_for() {

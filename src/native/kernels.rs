@@ -2,7 +2,7 @@
 //! Those of the stream are launched in `stream.rs`, linears in `linear.rs`, attention in `attention.rs`.
 #![allow(unsafe_code)]
 
-use super::arch::{Arch, native_source, options};
+use super::arch::{Arch, native_source, options, shape_options};
 use super::attention::AttentionKernel;
 use super::linear::Linears;
 use super::shape::{CHUNK, Precision, Shape};
@@ -72,11 +72,7 @@ impl NativeKernels {
     /// [`CudaError::NvrtcMissing`], [`CudaError::Compile`], or what the driver says to the cubin.
     pub fn load(device: &Device, cache: &CubinCache, arch: &Arch, shape: Shape, biased: bool) -> Result<Self> {
         let mut options = options(shape.precision, shape.activation);
-        options.extend([
-            format!("-DHEADS={}", shape.heads),
-            format!("-DHEAD_SIZE={}", shape.head_size),
-            format!("-DBIAS={}", i32::from(biased)),
-        ]);
+        options.extend(shape_options(shape.heads, shape.head_size, biased));
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let module = |name: &str| -> Result<Arc<Module>> {
             let text = native_source(name);
@@ -208,7 +204,3 @@ pub(super) fn argument(call: &'static str, reason: String) -> CudaError {
 pub(super) fn c_int(call: &'static str, n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| argument(call, format!("a size of {n} is above 2^31 - 1")))
 }
-
-#[cfg(test)]
-#[path = "kernels_tests.rs"]
-mod tests;

@@ -14,6 +14,8 @@ mod program;
 mod scratch;
 mod shape;
 mod stream;
+#[cfg(test)]
+mod test_support;
 mod weights;
 
 pub use encoder::{NativeEncoder, NativeSettings};

@@ -144,3 +144,7 @@ impl NativeKernels {
         unsafe { self.launch(stream, &self.0.hidden_states, CALL, self.token_grid(rows.tokens), parameters) }
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

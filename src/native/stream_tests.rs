@@ -1,0 +1,261 @@
+//! The kernels of loading and of the stream against sums in f64, over odd shapes, with poisoned outputs. What stands behind the tokens is NaN: nothing may come of it.
+
+use super::*;
+use crate::cuda::CubinCache;
+use crate::native::kernels::DeviceLinear;
+use crate::native::load::{LoadJob, LoadKernels};
+use crate::native::shape::Precision;
+use crate::native::test_support::*;
+use half::{bf16, f16};
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn weights_are_laid_out_and_norms_folded() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+        let load = LoadKernels::load(&device, &CubinCache::of_user(), &arch(&device), precision).unwrap();
+        for (dtype, inputs, parts) in [(0, 64, vec![64]), (1, 128, vec![64, 64, 64]), (2, 192, vec![128]), (3, 64, vec![192, 64])]
+        {
+            let mut random = Random(inputs as u64 + dtype as u64);
+            let outputs: usize = parts.iter().sum();
+            let (gamma, beta) = (random.values(inputs, 2.0), random.values(inputs, 1.0));
+            let as_stored = |value: f32| match dtype {
+                1 => f16::from_f32(value).to_f32(),
+                2 => bf16::from_f32(value).to_f32(),
+                _ => value,
+            };
+            let w: Vec<f32> = random.values(outputs * inputs, 0.5).into_iter().map(as_stored).collect();
+            let bias = random.values(outputs, 1.0);
+            let raw: Vec<u8> = w
+                .iter()
+                .flat_map(|&value| match dtype {
+                    1 => f16::from_f32(value).to_le_bytes().to_vec(),
+                    2 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                    3 => f64::from(value).to_le_bytes().to_vec(),
+                    _ => value.to_le_bytes().to_vec(),
+                })
+                .collect();
+            let into = DeviceLinear {
+                weight: matrix(&mut stream, precision, &[], outputs, inputs),
+                bias: upload(&mut stream, &vec![f32::NAN; outputs]),
+                sums: Some(upload(&mut stream, &vec![f32::NAN; outputs])),
+            };
+            let fault = upload(&mut stream, &[0]);
+            let (device_gamma, device_beta) = (upload(&mut stream, &gamma), upload(&mut stream, &beta));
+            let mut first = 0;
+            for rows in parts {
+                let width = raw.len() / outputs;
+                let source = upload(&mut stream, &raw[first * width..(first + rows) * width]);
+                let part_bias = upload(&mut stream, &bias[first..first + rows]);
+                let job = LoadJob {
+                    source: &source,
+                    dtype,
+                    rows,
+                    inputs,
+                    first,
+                    gamma: Some(&device_gamma),
+                    beta: Some(&device_beta),
+                    bias: Some(&part_bias),
+                    fault: &fault,
+                };
+                load.linear(&mut stream, &job, &into).unwrap();
+                first += rows;
+            }
+            let found = download(&mut stream, precision, &into.weight, outputs);
+            let expected: Vec<f32> =
+                w.iter().enumerate().map(|(i, &value)| stored(precision, value * gamma[i % inputs])).collect();
+            assert_eq!(found, expected, "{precision:?} {dtype}");
+            let (mut folded, mut sums, mut faults) = (vec![0.0; outputs], vec![0.0; outputs], [0]);
+            stream.download(&into.bias, &mut folded).unwrap();
+            stream.download(into.sums.as_ref().unwrap(), &mut sums).unwrap();
+            stream.download(&fault, &mut faults).unwrap();
+            assert_eq!(faults, [0]);
+            for row in 0..outputs {
+                let of_row = |i: usize| row * inputs + i;
+                let shift: f64 = (0..inputs).map(|i| f64::from(w[of_row(i)]) * f64::from(beta[i])).sum();
+                let sum: f64 = (0..inputs).map(|i| f64::from(expected[of_row(i)])).sum();
+                assert!((f64::from(folded[row]) - f64::from(bias[row]) - shift).abs() < 1e-4, "{precision:?} {dtype} bias {row}");
+                assert!((f64::from(sums[row]) - sum).abs() < 1e-4, "{precision:?} {dtype} sum {row}");
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn values_that_do_not_fit_are_noted() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    for (precision, value, expected) in [
+        (Precision::Fp16, 1.0, 0),
+        (Precision::Fp16, 70_000.0, 2),
+        (Precision::Bf16, 70_000.0, 0),
+        (Precision::Fp32, 1e38, 0),
+        (Precision::Fp16, f32::NAN, 1),
+        (Precision::Bf16, f32::INFINITY, 1),
+        (Precision::Fp32, f32::NEG_INFINITY, 1),
+    ] {
+        let load = LoadKernels::load(&device, &CubinCache::of_user(), &arch(&device), precision).unwrap();
+        let mut values = vec![0.5_f32; 64 * 64];
+        values[64 * 63 + 63] = value;
+        let source = upload(&mut stream, bytemuck::cast_slice::<f32, u8>(&values));
+        let fault = upload(&mut stream, &[0]);
+        let into = DeviceLinear {
+            weight: matrix(&mut stream, precision, &[], 64, 64),
+            bias: upload(&mut stream, &[0.0; 64]),
+            sums: None,
+        };
+        let job = LoadJob {
+            source: &source,
+            dtype: 0,
+            rows: 64,
+            inputs: 64,
+            first: 0,
+            gamma: None,
+            beta: None,
+            bias: None,
+            fault: &fault,
+        };
+        load.linear(&mut stream, &job, &into).unwrap();
+        let mut found = [0];
+        stream.download(&fault, &mut found).unwrap();
+        assert_eq!(found[0], expected, "{precision:?} {value}, linear");
+
+        stream.fill_bytes(&fault, 0).unwrap();
+        let table = device.alloc::<u8>(64 * 64 * precision.bytes()).unwrap();
+        load.table(&mut stream, &job, &table).unwrap();
+        stream.download(&fault, &mut found).unwrap();
+        assert_eq!(found[0], expected, "{precision:?} {value}, table");
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn the_stream_is_made_measured_and_given_out() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+        let kernels = kernels(&device, precision, 1);
+        for (hidden, lengths, rms) in
+            [(64, vec![1], 0), (320, vec![3, 0, 9, 1], 0), (768, vec![128, 5, 0], 1), (2048, vec![7], 0)]
+        {
+            let mut random = Random(hidden as u64);
+            let real: usize = lengths.iter().sum();
+            let tokens = real + 3;
+            let capacity = tokens.next_multiple_of(128);
+            let words: Vec<f32> = random.values(20 * hidden, 1.0).into_iter().map(|v| stored(precision, v)).collect();
+            let added = random.values(130 * hidden, 1.0);
+            let (gamma, beta) = (random.values(hidden, 2.0), random.values(hidden, 1.0));
+            let ids: Vec<i32> = (0..tokens).map(|_| (random.next() % 20) as i32).collect();
+            let starts: Vec<i32> = lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
+            let counts: Vec<i32> = lengths.iter().map(|&n| n as i32).collect();
+            let raw: Vec<u8> = words
+                .iter()
+                .flat_map(|&v| match precision {
+                    Precision::Fp16 => f16::from_f32(v).to_le_bytes().to_vec(),
+                    Precision::Bf16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+                    Precision::Fp32 => v.to_le_bytes().to_vec(),
+                })
+                .collect();
+            let (device_ids, device_words, device_added) =
+                (upload(&mut stream, &ids), upload(&mut stream, &raw), upload(&mut stream, &added));
+            let (device_starts, device_lengths) = (upload(&mut stream, &starts), upload(&mut stream, &counts));
+            let rows = Rows { starts: &device_starts, lengths: &device_lengths, rows: lengths.len(), tokens };
+            let norm =
+                DeviceNorm { gamma: upload(&mut stream, &gamma), beta: Some(upload(&mut stream, &beta)), epsilon: 1e-5, rms };
+            let residual = matrix(&mut stream, precision, &[], capacity, hidden);
+            let statistics = upload(&mut stream, &vec![f32::NAN; 2 * capacity]);
+            let (fault, seen) = (upload(&mut stream, &[i32::MAX]), upload(&mut stream, &[0]));
+            let out = upload(&mut stream, &vec![f32::NAN; tokens * hidden]);
+
+            let mut expected = Vec::new();
+            for (row, &length) in lengths.iter().enumerate() {
+                for place in 0..length {
+                    let id = ids[starts[row] as usize + place] as usize;
+                    expected.extend((0..hidden).map(|i| stored(precision, words[id * hidden + i] + added[place * hidden + i])));
+                }
+            }
+            let into = (&residual, &statistics);
+            kernels.embed(&mut stream, &device_ids, &rows, &device_words, Some(&device_added), Some(&norm), into).unwrap();
+            assert_eq!(download(&mut stream, precision, &residual, real), expected, "{precision:?} {hidden}");
+
+            let check = |found: &[f32], what: &str| {
+                for (t, row) in expected.chunks(hidden).enumerate() {
+                    let mean = if rms == 1 { 0.0 } else { row.iter().map(|&v| f64::from(v)).sum::<f64>() / hidden as f64 };
+                    let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / hidden as f64;
+                    let rs = 1.0 / (variance + 1e-5).sqrt();
+                    for (place, expected) in [mean, rs].into_iter().enumerate() {
+                        let found = f64::from(found[2 * t + place]);
+                        assert!(
+                            (found - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                            "{what}: token {t}: {found} {expected}"
+                        );
+                    }
+                }
+            };
+            let mut found = vec![0.0; 2 * capacity];
+            stream.download(&statistics, &mut found).unwrap();
+            check(&found, "embed");
+            stream.upload(&vec![f32::NAN; 2 * capacity], &statistics).unwrap();
+            kernels.measure(&mut stream, into, &rows, &norm, (5, &fault)).unwrap();
+            stream.download(&statistics, &mut found).unwrap();
+            check(&found, "measure");
+
+            let through = |t: usize, i: usize| {
+                let of = |place: usize| f64::from(found[2 * t + place]);
+                (f64::from(expected[t * hidden + i]) - of(0)) * of(1) * f64::from(gamma[i]) + f64::from(beta[i])
+            };
+            kernels.hidden_states(&mut stream, into, &rows, Some(&norm), &out, (&fault, &seen)).unwrap();
+            let mut given = vec![0.0; tokens * hidden];
+            stream.download(&out, &mut given).unwrap();
+            for t in 0..real {
+                for i in 0..hidden {
+                    let (found, expected) = (f64::from(given[t * hidden + i]), through(t, i));
+                    assert!((found - expected).abs() < 2e-6 * (1.0 + expected.abs()), "({t}, {i}): {found} {expected}");
+                }
+            }
+            kernels.normalise(&mut stream, into, &rows, &norm).unwrap();
+            let normal = download(&mut stream, precision, &residual, real);
+            for (i, found) in normal.iter().enumerate() {
+                let expected = through(i / hidden, i % hidden);
+                let allowed = 1.01 * unit(precision) * expected.abs() + 2e-6 * (1.0 + expected.abs());
+                assert!((f64::from(*found) - expected).abs() < allowed, "{i}: {found} {expected}");
+            }
+            kernels.hidden_states(&mut stream, into, &rows, None, &out, (&fault, &seen)).unwrap();
+            stream.download(&out, &mut given).unwrap();
+            assert_eq!(given[..real * hidden], normal);
+            let mut noted = [0];
+            stream.download(&seen, &mut noted).unwrap();
+            assert_eq!(noted[0], i32::MAX, "a fault where there is none");
+        }
+    }
+}
+
+/// Infinities of real tokens are noted with the first stage that saw them, those of padding are not.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn overflow_is_noted_with_its_stage() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    let precision = Precision::Fp16;
+    let kernels = kernels(&device, precision, 1);
+    let norm = DeviceNorm { gamma: upload(&mut stream, &[1.0; 64]), beta: None, epsilon: 1e-5, rms: 0 };
+    let (starts, lengths) = (upload(&mut stream, &[0, 2]), upload(&mut stream, &[2, 1]));
+    let statistics = upload(&mut stream, &[0.0; 256]);
+    let fault = upload(&mut stream, &[i32::MAX]);
+    let rows = Rows { starts: &starts, lengths: &lengths, rows: 2, tokens: 5 };
+    let mut noted = [0];
+    for (token, expected) in [(3, i32::MAX), (2, 7), (0, 4)] {
+        let mut values = vec![1.0; 5 * 64];
+        values[token * 64 + 9] = f32::INFINITY;
+        let residual = matrix(&mut stream, precision, &values, 128, 64);
+        for stage in [expected, 9] {
+            if let Ok(stage) = usize::try_from(stage) {
+                kernels.measure(&mut stream, (&residual, &statistics), &rows, &norm, (stage.min(9), &fault)).unwrap();
+            }
+        }
+        stream.download(&fault, &mut noted).unwrap();
+        assert_eq!(noted[0], if expected == i32::MAX { i32::MAX } else { expected }, "token {token}");
+    }
+}
