@@ -171,16 +171,30 @@ DEVICE void store_matrix4(u32 address, const u32 (&v)[4]) {
 
 // ---- the epilogue's arithmetic
 
-// prelude.cuh's gelu of four values in step, to the same bits: left to itself the compiler does one after the other, and waits at every step.
+#ifndef GELU_DEGREE
+#define GELU_DEGREE 5
+#endif
+
+// prelude.cuh's gelu of four values in step: left to itself the compiler does one after the other, and waits at every step. Of degree 5, for every
+// operation beside running products costs some percent of a linear: the relative error of Phi is below 8.4e-5, a sixth of half a unit of fp16's last
+// place, and the absolute error of the whole below 1.3e-5. Of degree 7 it gives prelude.cuh's bits.
 #define IN_STEP(coefficient)                                                                                                                  \
     "fma.rn.f32 p0, a0, p0, " coefficient ";\n\tfma.rn.f32 p1, a1, p1, " coefficient ";\n\t"                                                   \
     "fma.rn.f32 p2, a2, p2, " coefficient ";\n\tfma.rn.f32 p3, a3, p3, " coefficient ";\n\t"
+#if GELU_DEGREE == 7
+#define GELU_TOP "0fB59CB0FC"
+#define GELU_STEPS                                                                                                                            \
+    IN_STEP("0f385791BB") IN_STEP("0fBA640FC3") IN_STEP("0f3C0884D4") IN_STEP("0fBD5BF8CD") IN_STEP("0fBEEAD296") IN_STEP("0fBF935ACC")       \
+    IN_STEP("0fBF7FFFCD")
+#else
+#define GELU_TOP "0fB9A80A33"
+#define GELU_STEPS IN_STEP("0f3BBEF309") IN_STEP("0fBD4594AD") IN_STEP("0fBEEDA12A") IN_STEP("0fBF931838") IN_STEP("0fBF8003F4")
+#endif
 DEVICE void gelu4(float& x, float& y, float& z, float& w) {
     asm volatile("{\n\t.reg .f32 a0, a1, a2, a3, p0, p1, p2, p3;\n\t"
                  "abs.f32 a0, %0;\n\tabs.f32 a1, %1;\n\tabs.f32 a2, %2;\n\tabs.f32 a3, %3;\n\t"
-                 "mov.f32 p0, 0fB59CB0FC;\n\tmov.f32 p1, p0;\n\tmov.f32 p2, p0;\n\tmov.f32 p3, p0;\n\t"
-                 IN_STEP("0f385791BB") IN_STEP("0fBA640FC3") IN_STEP("0f3C0884D4") IN_STEP("0fBD5BF8CD")
-                 IN_STEP("0fBEEAD296") IN_STEP("0fBF935ACC") IN_STEP("0fBF7FFFCD")
+                 "mov.f32 p0, " GELU_TOP ";\n\tmov.f32 p1, p0;\n\tmov.f32 p2, p0;\n\tmov.f32 p3, p0;\n\t"
+                 GELU_STEPS
                  "ex2.approx.ftz.f32 p0, p0;\n\tex2.approx.ftz.f32 p1, p1;\n\tex2.approx.ftz.f32 p2, p2;\n\tex2.approx.ftz.f32 p3, p3;\n\t"
                  "neg.f32 a0, a0;\n\tneg.f32 a1, a1;\n\tneg.f32 a2, a2;\n\tneg.f32 a3, a3;\n\t"
                  "max.f32 %0, %0, 0f00000000;\n\tmax.f32 %1, %1, 0f00000000;\n\tmax.f32 %2, %2, 0f00000000;\n\tmax.f32 %3, %3, 0f00000000;\n\t"
@@ -230,6 +244,12 @@ DEVICE void unfold(float (&x)[4], const TwoTokens& of, float2 bias, float2 sums)
     x[2] = fmaf(x[2], of.far.x, fmaf(of.far.y, sums.x, bias.x));
     x[3] = fmaf(x[3], of.far.x, fmaf(of.far.y, sums.y, bias.y));
 }
+DEVICE void scale(float (&x)[4], const TwoTokens& of, float2 bias) {
+    x[0] = fmaf(x[0], of.near.x, bias.x);
+    x[1] = fmaf(x[1], of.near.x, bias.y);
+    x[2] = fmaf(x[2], of.far.x, bias.x);
+    x[3] = fmaf(x[3], of.far.x, bias.y);
+}
 DEVICE void add_view(float (&x)[4], u32 near, u32 far) {
     const float2 first = unpack2(near);
     const float2 second = unpack2(far);
@@ -252,6 +272,20 @@ DEVICE void count_in(float2& total, u32 word) {
     const float2 pair = unpack2(word);
     total.x += pair.x + pair.y;
     total.y = fmaf(pair.x, pair.x, fmaf(pair.y, pair.y, total.y));
+}
+// Of 32 of the 64 outputs of token lane / 2 in a buffer.
+DEVICE float2 count_half_row(u32 buffer, int lane) {
+    const u32 row = lane / 2;
+    float2 total = make_float2(0.f, 0.f);
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        const u32 address = buffer + row * 128 + (((4 * (lane % 2) + i) ^ (row & 7)) << 4);
+        u32 words[4];
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address) : "memory");
+#pragma unroll
+        for (int word = 0; word < 4; word++) count_in(total, words[word]);
+    }
+    return total;
 }
 template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 #pragma unroll
@@ -304,7 +338,6 @@ template <class S> struct Tiles {
         first = blockIdx.x / S::CLUSTER;
         step = gridDim.x / S::CLUSTER;
     }
-    DEVICE int at(int count) const { return first + count * step; }
     DEVICE int output(int tile) const { return (tile % across) * S::TILE_N; }
     DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::CLUSTER + (int)block) * TILE_M; }
 };
@@ -315,21 +348,23 @@ DEVICE int rows_of_tile(int tokens, int m0) {
     return rows < 0 ? 0 : rows < TILE_M ? rows : TILE_M;
 }
 
-// Where a tile's operands begin, and how far it is to their next 64 inputs, in bytes.
+// Where the 64 inputs of a tile lie next, in rows of 128 bytes: one register each, for the loading thread has few.
 struct Operands {
-    const char* a;
-    const char* w;
-    u32 a_step;
-    u32 w_step;
+    u32 a;
+    u32 w;
     DEVICE Operands(const Linear& l, int m0, int n0, int chunk) {
-        a = (const char*)(l.a + ((size_t)chunk * l.capacity + m0) * 64);
-        w = (const char*)(l.w + ((size_t)chunk * l.outputs + n0) * 64);
-        a_step = 128 * l.capacity;
-        w_step = 128 * l.outputs;
+        a = (u32)chunk * l.capacity + m0;
+        w = (u32)chunk * l.outputs + n0;
     }
-    DEVICE void advance() {
-        a += a_step;
-        w += w_step;
+    DEVICE const Value* next_a(const Linear& l) {
+        const Value* from = l.a + (size_t)a * 64;
+        a += l.capacity;
+        return from;
+    }
+    DEVICE const Value* next_w(const Linear& l) {
+        const Value* from = l.w + (size_t)w * 64;
+        w += l.outputs;
+        return from;
     }
 };
 
@@ -345,15 +380,13 @@ template <class S> DEVICE void load_first_stages(const Linear& l, const Places<S
 #pragma unroll 1
     for (int chunk = 0; chunk < early; chunk++) {
         barrier_expect(at.full() + 8 * chunk, a_bytes + w_bytes);
-        bulk_load(at.w() + chunk * S::W_BYTES, from.w, w_bytes, at.full() + 8 * chunk);
-        from.w += from.w_step;
+        bulk_load(at.w() + chunk * S::W_BYTES, from.next_w(l), w_bytes, at.full() + 8 * chunk);
     }
     wait_for_previous_kernel();
     if (a_bytes == 0) return;
 #pragma unroll 1
     for (int chunk = 0; chunk < early; chunk++) {
-        bulk_load(at.a + chunk * S::A_BYTES, from.a, a_bytes, at.full() + 8 * chunk);
-        from.a += from.a_step;
+        bulk_load(at.a + chunk * S::A_BYTES, from.next_a(l), a_bytes, at.full() + 8 * chunk);
     }
 }
 
@@ -378,12 +411,11 @@ template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at,
             barrier_wait(at.empty() + 8 * stage, parity);
             barrier_expect(full, bytes);
             if constexpr (S::CLUSTER == 1) {
-                bulk_load(to, from.w, share, full);
-            } else if (share > 0) {
-                bulk_load_to_all(to, from.w, share, full, (u16)((1 << S::CLUSTER) - 1));
+                bulk_load(to, from.next_w(l), share, full);
+            } else if (share > 0) { // or for the whole tile not
+                bulk_load_to_all(to, from.next_w(l), share, full, (u16)((1 << S::CLUSTER) - 1));
             }
-            if (a_bytes > 0) bulk_load(at.a + stage * S::A_BYTES, from.a, a_bytes, full);
-            from.advance();
+            if (a_bytes > 0) bulk_load(at.a + stage * S::A_BYTES, from.next_a(l), a_bytes, full);
             if (++stage == S::STAGES) {
                 stage = 0;
                 parity ^= 1;
@@ -418,8 +450,13 @@ template <class S> DEVICE void load_residual(const Linear& l, const Pieces<S>& p
 // Of the input, or of the residual.
 template <int KIND> DEVICE const float2* statistics_of(const Linear& l) { return KIND == RESIDUAL ? l.residual_statistics : l.statistics; }
 
-// From products to stored outputs. NORMED: the input, or the residual, has statistics; `early` the thread's, where the tile has one part.
-template <class S, int KIND, bool NORMED>
+// Which norm there is: of the input, or of the residual.
+#define NO_NORM 0
+#define SCALED 1 // of an input: its mean does not matter, for W's rows sum to zero or it has none
+#define NORMED 2
+
+// From products to stored outputs. `early` are the thread's statistics, where the tile has one part.
+template <class S, int KIND, int NORM>
 DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, const TwoTokens& early, u32& parities) {
     const int lane = pieces.lane;
     const u32 row = lane & 15;
@@ -453,9 +490,7 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
             __syncwarp();
         }
         TwoTokens of = early;
-        if constexpr (NORMED && S::PARTS > 1) of = load_two_tokens(statistics_of<KIND>(l), pieces.token(piece) + lane / 4);
-        float2 near_total = make_float2(0.f, 0.f);
-        float2 far_total = make_float2(0.f, 0.f);
+        if constexpr (NORM != NO_NORM && S::PARTS > 1) of = load_two_tokens(statistics_of<KIND>(l), pieces.token(piece) + lane / 4);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             const u32 address = pieces.buffer(piece) + row * 128 + (((2 * pair + half) ^ (row & 7)) << 4);
@@ -469,8 +504,9 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
 #pragma unroll
                 for (int e = 0; e < 4; e++) x[i][e] = acc[part][group * 4 + e];
                 if constexpr (KIND != RESIDUAL) {
-                    if constexpr (NORMED) unfold(x[i], of, load_pair(l.bias, n), __ldg((const float2*)(l.sums + n)));
-                } else if constexpr (NORMED) {
+                    if constexpr (NORM == NORMED) unfold(x[i], of, load_pair(l.bias, n), __ldg((const float2*)(l.sums + n)));
+                    if constexpr (NORM == SCALED) scale(x[i], of, load_pair(l.bias, n));
+                } else if constexpr (NORM == NORMED) {
                     add_normed_view(x[i], words[2 * i], words[2 * i + 1], of, __ldg((const float2*)(l.gamma + n)));
                 } else {
                     add_view(x[i], words[2 * i], words[2 * i + 1]);
@@ -478,10 +514,6 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
                 if constexpr (KIND == ACTIVATED) activate4(x[i][0], x[i][1], x[i][2], x[i][3]);
                 words[2 * i] = pack2(x[i][0], x[i][1]);
                 words[2 * i + 1] = pack2(x[i][2], x[i][3]);
-                if constexpr (KIND == RESIDUAL) {
-                    count_in(near_total, words[2 * i]);
-                    count_in(far_total, words[2 * i + 1]);
-                }
             }
             store_matrix4(address, words);
         }
@@ -493,11 +525,10 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         }
         if constexpr (KIND == RESIDUAL) {
             if (l.partials != nullptr) {
-                near_total = total_of_lanes<4>(near_total);
-                far_total = total_of_lanes<4>(far_total);
-                float2* to = l.partials + (size_t)(pieces.output(piece) / 64) * l.capacity + pieces.token(piece) + lane / 4;
-                if (lane % 4 == 0) to[0] = near_total;
-                if (lane % 4 == 1) to[8] = far_total;
+                // Two lanes read a token's stored values back, which takes fewer registers than to count them as they are made.
+                const float2 total = total_of_lanes<2>(count_half_row(pieces.buffer(piece), lane));
+                float2* to = l.partials + (size_t)(pieces.output(piece) / 64) * l.capacity + pieces.token(piece) + lane / 2;
+                if (lane % 2 == 0) *to = total;
             }
         }
     }
@@ -509,7 +540,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     const int warp = (threadIdx.x / 32) % 4;
     const int lane = threadIdx.x % 32;
     const int first_row = (S::IN_TURN ? 0 : group * S::PARTS * 64); // of the warpgroup in its tile
-    const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.sums != nullptr;
+    const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.statistics != nullptr;
     const bool bias_first = l.bias != nullptr && (KIND == RESIDUAL || !normed);
     const bool beta_first = l.beta != nullptr && normed;
     const int residual_chunk = chunks > 1 ? 1 : 0; // under whose products the residual's first pieces are fetched
@@ -525,10 +556,9 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     wait_for_previous_kernel();
     if (S::IN_TURN && group == 1 && tiles.first < tiles.all) arrive(TURN, 256);
     constexpr int STRIDE = S::IN_TURN ? 2 : 1;
-    int count = S::IN_TURN ? group : 0; // which of the block's tiles
+    u32 before = S::IN_TURN ? group * chunks : 0; // chunks that went through the ring before the tile's
 #pragma unroll 1
-    for (; tiles.at(count) < tiles.all; count += STRIDE) {
-        const int tile = tiles.at(count);
+    for (int tile = tiles.first + (S::IN_TURN ? group * tiles.step : 0); tile < tiles.all; tile += STRIDE * tiles.step, before += STRIDE * chunks) {
         pieces.n0 = tiles.output(tile);
         pieces.m0 = tiles.token(tile, block) + first_row + warp * 16;
         // The sums start from the bias where nothing scales them.
@@ -548,7 +578,6 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             }
         }
         if (S::PARTS == 1 && normed && pieces.m0 < l.tokens) early = load_two_tokens(statistics_of<KIND>(l), pieces.m0 + lane / 4);
-        const u32 before = (u32)count * chunks; // chunks that went through the ring
         u32 stage = before % S::STAGES;
         u32 parity = (before / S::STAGES) & 1;
         u32 last_stage = 0;
@@ -586,17 +615,19 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 parity ^= 1;
             }
         }
-        if (S::IN_TURN && tiles.at(count + 1) < tiles.all) arrive(TURN + 1 - group, 256);
+        if (S::IN_TURN && tile + tiles.step < tiles.all) arrive(TURN + 1 - group, 256);
         wgmma_wait<0>();
         if (S::CLUSTER == 1) {
             if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
         } else if (lane < S::CLUSTER) {
             barrier_arrive_at(at.empty() + 8 * last_stage, lane);
         }
-        if (normed) {
-            finish_tile<S, KIND, true>(acc, l, pieces, early, parities);
+        if (!normed) {
+            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, early, parities);
+        } else if (KIND != RESIDUAL && l.sums == nullptr) {
+            finish_tile<S, KIND, SCALED>(acc, l, pieces, early, parities);
         } else {
-            finish_tile<S, KIND, false>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, NORMED>(acc, l, pieces, early, parities);
         }
     }
     if (lane == 0) bulk_wait_read<0>();
@@ -683,21 +714,18 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
             Operands from(l, m0, n0, first);
             for (int chunk = 0; chunk < early; chunk++) {
                 barrier_expect(full + 8 * chunk, a_bytes + W_BYTES);
-                bulk_load(at_w + chunk * W_BYTES, from.w, W_BYTES, full + 8 * chunk);
-                from.w += from.w_step;
+                bulk_load(at_w + chunk * W_BYTES, from.next_w(l), W_BYTES, full + 8 * chunk);
             }
             wait_for_previous_kernel();
             for (int chunk = 0; chunk < early; chunk++) {
-                bulk_load(at_a + chunk * A_BYTES, from.a, a_bytes, full + 8 * chunk);
-                from.a += from.a_step;
+                bulk_load(at_a + chunk * A_BYTES, from.next_a(l), a_bytes, full + 8 * chunk);
             }
             for (int chunk = early; chunk < chunks; chunk++) {
                 const int stage = chunk % SPLIT_STAGES;
                 barrier_wait(empty + 8 * stage, ((chunk / SPLIT_STAGES) & 1) ^ 1);
                 barrier_expect(full + 8 * stage, a_bytes + W_BYTES);
-                bulk_load(at_w + stage * W_BYTES, from.w, W_BYTES, full + 8 * stage);
-                bulk_load(at_a + stage * A_BYTES, from.a, a_bytes, full + 8 * stage);
-                from.advance();
+                bulk_load(at_w + stage * W_BYTES, from.next_w(l), W_BYTES, full + 8 * stage);
+                bulk_load(at_a + stage * A_BYTES, from.next_a(l), a_bytes, full + 8 * stage);
             }
         }
         __syncwarp();
@@ -735,7 +763,7 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         }
         // What the end needs, fetched while the others arrive: a thread has 4 outputs of a row.
         const int n = n0 + (thread % 16) * 4;
-        const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.sums != nullptr;
+        const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.statistics != nullptr;
         const float2 bias[2] = {load_pair(l.bias, n), load_pair(l.bias, n + 2)};
         const float* scales = KIND == RESIDUAL ? l.gamma : l.sums;
         const float2 scale[2] = {load_pair(scales, n), load_pair(scales, n + 2)};

@@ -129,7 +129,7 @@ fn seeded(kind: Kind, sizes: Sizes) -> (TempDir, ModelFolder) {
 #[ignore = "needs an NVIDIA GPU"]
 fn fixtures_in_fp32_equal_the_cpu() {
     for name in ["mpnet", "bert", "bert-fp16-plain"] {
-        packs_equal_the_cpu(&ModelFolder::open(&Path::new("tests/fixtures").join(name)).unwrap(), Precision::Fp32);
+        packs_equal_the_cpu(&ModelFolder::open(Path::new("tests/fixtures").join(name)).unwrap(), Precision::Fp32);
     }
 }
 

@@ -325,8 +325,7 @@ impl EmbedderBuilder {
                 super::ChosenBackend::Cpu { reason } => self.cpu(folder, head, max_tokens, reason),
                 #[cfg(feature = "cuda")]
                 super::ChosenBackend::Cuda { device } => {
-                    let mut settings = crate::native::NativeSettings::default();
-                    settings.precision = self.precision;
+                    let settings = crate::native::NativeSettings { precision: self.precision, ..Default::default() };
                     Ok(Executor::of_gpu(super::cuda::open(&device, &settings, self.lanes, folder, head, max_tokens)?, None))
                 }
                 #[cfg(feature = "tensorrt")]

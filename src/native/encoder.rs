@@ -238,7 +238,7 @@ impl Session {
         match *step {
             Step::Embed { norm } => {
                 let norm = norm.map(|id| self.norm(id)).transpose()?;
-                kernels.embed(stream, &self.ids, &rows, &model.words, model.added.as_ref(), norm, (residual, statistics))?;
+                kernels.embed(stream, &self.ids, &rows, (&model.words, model.added.as_ref()), norm, (residual, statistics))?;
                 Ok(kernels.plan_attention(stream, &rows, list)?)
             }
             Step::Normalise { norm } => Ok(kernels.normalise(stream, (residual, statistics), &rows, self.norm(norm)?)?),

@@ -40,12 +40,13 @@ pub(super) struct Measured<'a> {
 pub(super) enum Linears {
     /// Without and with the activation.
     Exact([Function; 2]),
+    /// Of values of two bytes.
     Tiled {
         /// Without and with the activation.
         few: [Function; 2],
         small: [Function; 2],
         large: [Function; 2],
-        hopper: Option<Hopper>,
+        hopper: Option<Box<Hopper>>,
     },
 }
 
@@ -130,7 +131,7 @@ impl Linears {
             few: pair([c"linear_few", c"linear_few_activated"], Tile::Few)?,
             small: pair([c"linear_64", c"linear_64_activated"], Tile::Small)?,
             large: pair([c"linear_128", c"linear_128_activated"], Tile::Large)?,
-            hopper: if hopper { Some(Hopper::load(&module("linear_sm90.cu")?)?) } else { None },
+            hopper: if hopper { Some(Box::new(Hopper::load(&module("linear_sm90.cu")?)?)) } else { None },
         })
     }
 }
@@ -300,7 +301,7 @@ impl NativeKernels {
         (stage, fault): (usize, &DeviceBuffer<i32>),
     ) -> Result<()> {
         const CALL: &str = "join statistics";
-        let Linears::Tiled { hopper: Some(Hopper { join, .. }), .. } = &self.0.linears else {
+        let Linears::Tiled { hopper: Some(hopper), .. } = &self.0.linears else {
             return Err(argument(CALL, "no linear left sums for it".to_owned()));
         };
         self.check_stream(CALL, matrix, statistics, rows)?;
@@ -322,7 +323,7 @@ impl NativeKernels {
         let x = c_int(CALL, rows.tokens.div_ceil(128))?.cast_unsigned();
         let grid = Grid { x, y: 1, block: 128, cluster: 1, shared: 0, dependent: self.0.dependent };
         // SAFETY: linear_sm90.cu's parameters, in order; sizes were checked above.
-        unsafe { self.launch(stream, join, CALL, grid, parameters) }
+        unsafe { self.launch(stream, &hopper.join, CALL, grid, parameters) }
     }
 }
 

@@ -79,10 +79,10 @@ mod tests {
                 let mut pieces: Vec<_> = always.iter().copied().chain(together).collect();
                 pieces.sort_by_key(|piece| piece.start);
                 prop_assert!(pieces.windows(2).all(|pair| pair[0].end <= pair[1].start), "{pieces:?}");
-                prop_assert!(pieces.iter().all(|piece| piece.start % 1024 == 0 && piece.end <= bytes));
+                prop_assert!(pieces.iter().all(|piece| piece.start.is_multiple_of(1024) && piece.end <= bytes));
             }
             prop_assert_eq!(fault, 0..4);
-            prop_assert!(capacity(tokens) >= tokens && capacity(tokens) % 128 == 0);
+            prop_assert!(capacity(tokens) >= tokens && capacity(tokens).is_multiple_of(128));
             prop_assert_eq!(stream.len(), capacity(tokens) * shape.hidden * precision.bytes());
         }
     }

@@ -15,8 +15,7 @@ impl NativeKernels {
         stream: &mut Stream,
         ids: &DeviceBuffer<i32>,
         rows: &Rows<'_>,
-        words: &DeviceBuffer<u8>,
-        added: Option<&DeviceBuffer<f32>>,
+        (words, added): (&DeviceBuffer<u8>, Option<&DeviceBuffer<f32>>),
         norm: Option<&DeviceNorm>,
         into: (&Matrix, &DeviceBuffer<f32>),
     ) -> Result<()> {

@@ -177,7 +177,7 @@ fn the_stream_is_made_measured_and_given_out() {
                 }
             }
             let into = (&residual, &statistics);
-            kernels.embed(&mut stream, &device_ids, &rows, &device_words, Some(&device_added), Some(&norm), into).unwrap();
+            kernels.embed(&mut stream, &device_ids, &rows, (&device_words, Some(&device_added)), Some(&norm), into).unwrap();
             assert_eq!(download(&mut stream, precision, &residual, real), expected, "{precision:?} {hidden}");
 
             let check = |found: &[f32], what: &str| {
