@@ -318,6 +318,7 @@ template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int
 // Where the parts of a block's shared memory lie.
 template <class S> struct Places {
     u32 a;
+    DEVICE Places(u32 base) : a(base) {}
     DEVICE Places(const void* shared) { a = (shared_address(shared) + 1023) & ~1023u; }
     DEVICE u32 w() const { return a + S::STAGES * S::A_BYTES; }
     DEVICE u32 pieces() const { return w() + S::STAGES * S::W_BYTES; }
@@ -338,6 +339,7 @@ template <class S> struct Tiles {
         first = blockIdx.x / S::CLUSTER;
         step = gridDim.x / S::CLUSTER;
     }
+    DEVICE int at(int count) const { return first + count * step; }
     DEVICE int output(int tile) const { return (tile % across) * S::TILE_N; }
     DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::CLUSTER + (int)block) * TILE_M; }
 };
@@ -427,17 +429,16 @@ template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at,
 
 // A warp's view of its tile: PIECES pieces of 16 tokens x 64 outputs, piece i of part i % PARTS and columns i / PARTS.
 template <class S> struct Pieces {
-    u32 buffers;
-    u32 barriers; // of the residual
-    int lane;
+    u32 base; // of the block's shared memory
     int m0; // of the warp's first piece
     int n0;
     DEVICE int token(int piece) const { return m0 + (piece % S::PARTS) * 64; }
     DEVICE int output(int piece) const { return n0 + (piece / S::PARTS) * 64; }
     DEVICE bool wanted(const Linear& l, int piece) const { return token(piece) < l.tokens && output(piece) < l.outputs; }
     DEVICE size_t place(const Linear& l, int piece) const { return ((size_t)(output(piece) / 64) * l.capacity + token(piece)) * 64; }
-    DEVICE u32 buffer(int piece) const { return buffers + (piece % S::BUFFERS) * S::PIECE_BYTES; }
-    DEVICE u32 barrier(int piece) const { return barriers + 8 * (piece % S::BUFFERS); }
+    DEVICE u32 buffer(int piece) const { return Places<S>(base).pieces() + warp() * S::BUFFERS * S::PIECE_BYTES + (piece % S::BUFFERS) * S::PIECE_BYTES; }
+    DEVICE u32 barrier(int piece) const { return Places<S>(base).residual() + 8 * warp() * S::BUFFERS + 8 * (piece % S::BUFFERS); }
+    static DEVICE u32 warp() { return threadIdx.x / 32 - 4; }
 };
 
 // By lane 0, whose stores have left the buffer.
@@ -458,7 +459,7 @@ template <int KIND> DEVICE const float2* statistics_of(const Linear& l) { return
 // From products to stored outputs. `early` are the thread's statistics, where the tile has one part.
 template <class S, int KIND, int NORM>
 DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, const TwoTokens& early, u32& parities) {
-    const int lane = pieces.lane;
+    const int lane = threadIdx.x % 32;
     const u32 row = lane & 15;
     const u32 half = lane >> 4; // which of two 16-byte pieces this lane addresses for stmatrix
 #pragma unroll
@@ -545,9 +546,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     const bool beta_first = l.beta != nullptr && normed;
     const int residual_chunk = chunks > 1 ? 1 : 0; // under whose products the residual's first pieces are fetched
     Pieces<S> pieces;
-    pieces.buffers = at.pieces() + (group * 4 + warp) * S::BUFFERS * S::PIECE_BYTES;
-    pieces.barriers = at.residual() + 8 * (group * 4 + warp) * S::BUFFERS;
-    pieces.lane = lane;
+    pieces.base = at.a;
     u32 parities = 0;
     float acc[S::PARTS][S::TILE_N / 2];
     TwoTokens early = {make_float2(1.f, 0.f), make_float2(1.f, 0.f)};
@@ -556,9 +555,10 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     wait_for_previous_kernel();
     if (S::IN_TURN && group == 1 && tiles.first < tiles.all) arrive(TURN, 256);
     constexpr int STRIDE = S::IN_TURN ? 2 : 1;
-    u32 before = S::IN_TURN ? group * chunks : 0; // chunks that went through the ring before the tile's
+    int count = S::IN_TURN ? group : 0; // which of the block's tiles
 #pragma unroll 1
-    for (int tile = tiles.first + (S::IN_TURN ? group * tiles.step : 0); tile < tiles.all; tile += STRIDE * tiles.step, before += STRIDE * chunks) {
+    for (; tiles.at(count) < tiles.all; count += STRIDE) {
+        const int tile = tiles.at(count);
         pieces.n0 = tiles.output(tile);
         pieces.m0 = tiles.token(tile, block) + first_row + warp * 16;
         // The sums start from the bias where nothing scales them.
@@ -578,6 +578,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             }
         }
         if (S::PARTS == 1 && normed && pieces.m0 < l.tokens) early = load_two_tokens(statistics_of<KIND>(l), pieces.m0 + lane / 4);
+        const u32 before = (u32)count * chunks; // chunks that went through the ring
         u32 stage = before % S::STAGES;
         u32 parity = (before / S::STAGES) & 1;
         u32 last_stage = 0;
@@ -615,7 +616,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 parity ^= 1;
             }
         }
-        if (S::IN_TURN && tile + tiles.step < tiles.all) arrive(TURN + 1 - group, 256);
+        if (S::IN_TURN && tiles.at(count + 1) < tiles.all) arrive(TURN + 1 - group, 256);
         wgmma_wait<0>();
         if (S::CLUSTER == 1) {
             if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
