@@ -100,7 +100,9 @@ impl NativeEncoder {
 /// One class a power of two for single texts, and one range for packs of all sizes.
 fn ranges(max_tokens: usize) -> Vec<SizeRange> {
     let mut classes: Vec<usize> = CLASSES.iter().copied().filter(|&tokens| tokens < max_tokens).collect();
-    classes.push(max_tokens.min(CLASSES[CLASSES.len() - 1]));
+    if max_tokens <= CLASSES[CLASSES.len() - 1] {
+        classes.push(max_tokens);
+    }
     let class = |tokens| {
         let size = BatchSize::padded(1, tokens);
         SizeRange { layout: Layout::Packed, min: size, max: size }
