@@ -7,8 +7,8 @@
 //             = acc + bias[n] + view                                                                                           *_residual
 //
 // A [capacity, inputs], C and residual [capacity, outputs] and W [outputs, inputs] are chunked (prelude.cuh), capacity a multiple of 128 that
-// is not below `tokens`; statistics are (mean, rs) of each token; bias, sums, gamma, beta are f32 [outputs] and may be null. C may be the
-// residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
+// is not below `tokens`; statistics are (mean, rs) of each token, null without sums; bias, sums, gamma, beta are f32 [outputs] and may be
+// null. C may be the residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
 // *_residual, with partials not null: partials[n / 64][t] = (sum, sum of squares) of the values of C[t] in chunk n / 64, as they are stored.
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
@@ -26,7 +26,7 @@
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      197760, 214240, 230528, 197760
+//             bytes      197824, 214272, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION

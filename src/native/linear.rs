@@ -88,9 +88,10 @@ impl Tile {
             Self::Few => 0,
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
-            Self::Pingpong | Self::Split(_) => 197_760,
-            Self::Wide => 214_240,
-            Self::Narrow => 230_528,
+            Self::Pingpong => 197_824,
+            Self::Wide => 214_272,
+            Self::Narrow => 230_656,
+            Self::Split(_) => 197_760,
         }
     }
 
@@ -214,7 +215,8 @@ impl NativeKernels {
             linear.weight.values.address(),
             linear.bias.address(),
             address(linear.sums.as_ref()),
-            statistics.address(),
+            // Without a norm there are none, whatever the buffer holds.
+            linear.sums.as_ref().map_or(0, |_| statistics.address()),
             residual_matrix.map_or(0, |matrix| matrix.values.address()),
             statistics.address(),
             address(gamma),
