@@ -98,19 +98,10 @@ extern "C" __global__ void __launch_bounds__(128) attention_exact(const float* _
     const int t = blockIdx.x;
     const int head = blockIdx.y;
     const int hidden = heads * head_size;
-    int low = 0;
-    int high = rows;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (starts[middle] <= t) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    if (low == 0) return;
-    const int start = starts[low - 1];
-    const int length = lengths[low - 1];
+    const int row = row_before(t, starts, rows);
+    if (row < 0) return;
+    const int start = starts[row];
+    const int length = lengths[row];
     const int query = t - start;
     if (query >= length) return;
 

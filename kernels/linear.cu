@@ -276,9 +276,7 @@ DEVICE void linear_of_few(const Value* __restrict__ a, const Value* __restrict__
             of = make_float2(mean, rsqrtf(fmaxf(total.y / (float)inputs - mean * mean, 0.f) + epsilon));
             if (blockIdx.x == 0 && quad == 0) {
                 statistics[t] = of;
-                const bool finite = (__float_as_uint(total.y) & 0x7f800000u) != 0x7f800000u;
-                const int real = rows == 0 ? 0 : starts[rows - 1] + lengths[rows - 1];
-                if (!finite && t < real) atomicMin(fault, stage);
+                if (!is_finite(total.y) && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
             }
         }
         const float2 residual_of = e.gamma == nullptr ? make_float2(0.f, 1.f) : e.residual_statistics[t];

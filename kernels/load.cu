@@ -21,8 +21,6 @@ DEVICE float source_value(const void* source, int type, size_t place) {
     return ((const float*)source)[place];
 }
 
-DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
-
 // What goes wrong when `value` becomes `stored`.
 DEVICE int fault_of(float value, float stored) { return !is_finite(value) ? 1 : !is_finite(stored) ? 2 : 0; }
 
@@ -49,14 +47,10 @@ extern "C" __global__ void lay_out_weight(const void* __restrict__ source, int t
     if (faults != 0) atomicOr(fault, faults);
 }
 
-DEVICE float warp_sum(float value) {
-    for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-    return value;
-}
-
-extern "C" __global__ void fold_norm(const void* __restrict__ source, int type, const float* __restrict__ bias, const float* __restrict__ beta,
-                                     const Value* __restrict__ weight, float* __restrict__ folded, float* __restrict__ sums, int rows, int inputs,
-                                     int first, int total) {
+// `stored(row, k)` is a value of W'.
+template <class Stored>
+DEVICE void fold(const void* source, int type, const float* bias, const float* beta, float* folded, float* sums, int rows, int inputs, int first,
+                 Stored stored) {
     const int row = (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32);
     const int lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -64,13 +58,20 @@ extern "C" __global__ void fold_norm(const void* __restrict__ source, int type, 
     float sum = 0.f;
     for (int k = lane; k < inputs; k += 32) {
         if (beta != nullptr) shift = fmaf(source_value(source, type, (size_t)row * inputs + k), beta[k], shift);
-        sum += widen(weight[chunked((size_t)(first + row), (u32)(k / 8), (size_t)total) + k % 8]);
+        sum += stored((size_t)(first + row), k);
     }
     shift = warp_sum(shift);
     sum = warp_sum(sum);
     if (lane != 0) return;
     folded[first + row] = (bias == nullptr ? 0.f : bias[row]) + shift;
     if (sums != nullptr) sums[first + row] = sum;
+}
+
+extern "C" __global__ void fold_norm(const void* __restrict__ source, int type, const float* __restrict__ bias, const float* __restrict__ beta,
+                                     const Value* __restrict__ weight, float* __restrict__ folded, float* __restrict__ sums, int rows, int inputs,
+                                     int first, int total) {
+    const auto stored = [&](size_t row, int k) { return widen(weight[chunked(row, (u32)(k / 8), (size_t)total) + k % 8]); };
+    fold(source, type, bias, beta, folded, sums, rows, inputs, first, stored);
 }
 
 extern "C" __global__ void narrow_table(const void* __restrict__ source, int type, Value* __restrict__ table, long long values, int* __restrict__ fault) {
@@ -100,18 +101,6 @@ extern "C" __global__ void lay_out_exact(const void* __restrict__ source, int ty
 extern "C" __global__ void fold_exact(const void* __restrict__ source, int type, const float* __restrict__ bias, const float* __restrict__ beta,
                                       const float* __restrict__ weight, float* __restrict__ folded, float* __restrict__ sums, int rows, int inputs,
                                       int first) {
-    const int row = (int)((blockIdx.x * blockDim.x + threadIdx.x) / 32);
-    const int lane = threadIdx.x % 32;
-    if (row >= rows) return;
-    float shift = 0.f;
-    float sum = 0.f;
-    for (int k = lane; k < inputs; k += 32) {
-        if (beta != nullptr) shift = fmaf(source_value(source, type, (size_t)row * inputs + k), beta[k], shift);
-        sum += weight[(size_t)(first + row) * inputs + k];
-    }
-    shift = warp_sum(shift);
-    sum = warp_sum(sum);
-    if (lane != 0) return;
-    folded[first + row] = (bias == nullptr ? 0.f : bias[row]) + shift;
-    if (sums != nullptr) sums[first + row] = sum;
+    const auto stored = [&](size_t row, int k) { return weight[row * inputs + k]; };
+    fold(source, type, bias, beta, folded, sums, rows, inputs, first, stored);
 }

@@ -124,7 +124,35 @@ DEVICE void let_next_kernel_start() {
 #endif
 }
 
-// ---- functions of one value
+// ---- rows, which lie side by side: row r has tokens starts[r] .. starts[r] + lengths[r]
+
+// How many tokens all rows have; those behind are padding.
+DEVICE int real_tokens(const int* starts, const int* lengths, int rows) { return rows == 0 ? 0 : starts[rows - 1] + lengths[rows - 1]; }
+
+// The last row that starts at or before token t, which holds it if any does; -1 if none starts there.
+DEVICE int row_before(int t, const int* starts, int rows) {
+    int low = 0;
+    int high = rows;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (starts[middle] <= t) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low - 1;
+}
+
+// ---- functions of one value, and of one in each lane
+
+DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+
+// In every lane, and the same bits in each.
+DEVICE float warp_sum(float value) {
+    for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+    return value;
+}
 
 DEVICE float exp2_approximate(float x) {
     float y;

@@ -14,31 +14,12 @@
 #define WARPS 8
 #define MOST_GROUPS 8 // of 256 columns
 
-DEVICE float warp_total(float value) {
-    for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-    return value;
-}
-
-DEVICE bool finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
-
-// How many tokens all rows have, which lie in their order.
-DEVICE int real_tokens(const int* starts, const int* lengths, int rows) { return rows == 0 ? 0 : starts[rows - 1] + lengths[rows - 1]; }
-
-// The place of token t in its row: the last row that starts at or before t holds it, if any does.
+// The place of token t in its row; 0 for one of no row.
 DEVICE int place_in_row(int t, const int* starts, const int* lengths, int rows) {
-    int low = 0;
-    int high = rows;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (starts[middle] <= t) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    if (low == 0) return 0;
-    const int place = t - starts[low - 1];
-    return place < lengths[low - 1] ? place : 0;
+    const int row = row_before(t, starts, rows);
+    if (row < 0) return 0;
+    const int place = t - starts[row];
+    return place < lengths[row] ? place : 0;
 }
 
 // A token's values, 8 a lane and group of 256 columns. Lanes beyond `hidden` have zeros.
@@ -80,6 +61,15 @@ template <bool EXACT> DEVICE void store_piece(float (&v)[8], void* stream, int t
     }
 }
 
+// A piece of a token through its norm; of: (mean, rs).
+DEVICE void put_through_norm(float (&v)[8], float2 of, const float* gamma, const float* beta, int piece) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const float shift = beta == nullptr ? 0.f : beta[piece * 8 + i];
+        v[i] = fmaf((v[i] - of.x) * of.y, gamma[piece * 8 + i], shift);
+    }
+}
+
 // (mean, rs) of a token's values; rms: of RMSNorm.
 DEVICE float2 measure(const Token& token, int hidden, int lane, float epsilon, int rms) {
     float sum = 0.f;
@@ -88,7 +78,7 @@ DEVICE float2 measure(const Token& token, int hidden, int lane, float epsilon, i
         for (int group = 0; group < MOST_GROUPS; group++)
 #pragma unroll
             for (int i = 0; i < 8; i++) sum += token.values[group][i];
-        sum = warp_total(sum);
+        sum = warp_sum(sum);
     }
     const float mean = sum / (float)hidden;
     float squares = 0.f;
@@ -98,7 +88,7 @@ DEVICE float2 measure(const Token& token, int hidden, int lane, float epsilon, i
 #pragma unroll
         for (int i = 0; i < 8; i++) squares = fmaf(token.values[group][i] - mean, token.values[group][i] - mean, squares);
     }
-    squares = warp_total(squares);
+    squares = warp_sum(squares);
     return make_float2(mean, rsqrtf(squares / (float)hidden + epsilon));
 }
 
@@ -166,7 +156,7 @@ DEVICE void measure_token(const void* stream, float2* statistics, const int* sta
     if (lane != 0) return;
     statistics[t] = measured;
     // The sum of squares may overflow where no value does, which is as bad: rs would be 0.
-    const bool bad = !finite(measured.x) || !finite(measured.y) || measured.y == 0.f;
+    const bool bad = !is_finite(measured.x) || !is_finite(measured.y) || measured.y == 0.f;
     if (bad && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
 }
 
@@ -181,11 +171,7 @@ DEVICE void normalise_token(void* stream, float2* statistics, const float* gamma
     for (int piece = lane; piece * 8 < hidden; piece += 32) {
         float v[8];
         load_piece<EXACT>(v, stream, t, piece, hidden, capacity);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float shift = beta == nullptr ? 0.f : beta[piece * 8 + i];
-            v[i] = fmaf((v[i] - of.x) * of.y, gamma[piece * 8 + i], shift);
-        }
+        put_through_norm(v, of, gamma, beta, piece);
         store_piece<EXACT>(v, stream, t, piece, hidden, capacity);
     }
     __syncwarp();
@@ -205,13 +191,7 @@ DEVICE void give_token(const void* stream, const float2* statistics, const float
     for (int piece = lane; piece * 8 < hidden; piece += 32) {
         float v[8];
         load_piece<EXACT>(v, stream, t, piece, hidden, capacity);
-        if (gamma != nullptr) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const float shift = beta == nullptr ? 0.f : beta[piece * 8 + i];
-                v[i] = fmaf((v[i] - of.x) * of.y, gamma[piece * 8 + i], shift);
-            }
-        }
+        if (gamma != nullptr) put_through_norm(v, of, gamma, beta, piece);
         float4* at = (float4*)(hidden_out + (size_t)t * hidden + piece * 8);
         at[0] = make_float4(v[0], v[1], v[2], v[3]);
         at[1] = make_float4(v[4], v[5], v[6], v[7]);

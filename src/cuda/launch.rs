@@ -3,8 +3,9 @@
 
 use super::cubin::{CubinCache, Source};
 use super::device::Device;
-use super::error::{Result, driver};
+use super::error::{CudaError, Result, driver};
 use super::nvrtc;
+use super::stream::Stream;
 use cudarc::driver::{DriverError, result, sys};
 use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
@@ -87,12 +88,7 @@ impl Parameters {
 /// # Safety
 /// The parameters are the kernel's own, in number, order and type, and the addresses among them hold what it reads and writes
 /// under this grid until the stream has run it. The function's module stays loaded as long.
-pub(crate) unsafe fn launch(
-    function: &Function,
-    grid: Grid,
-    stream: sys::CUstream,
-    mut parameters: Parameters,
-) -> Result<(), DriverError> {
+unsafe fn launch(function: &Function, grid: Grid, stream: sys::CUstream, mut parameters: Parameters) -> Result<(), DriverError> {
     let Grid { x, y, block, cluster, shared, dependent } = grid;
     let function = function.raw;
     let mut parameters = parameters.pointers();
@@ -133,6 +129,32 @@ pub(crate) unsafe fn launch(
     };
     // SAFETY: the caller's promise; the attributes live through the call.
     unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }.result()
+}
+
+/// As [`launch`], on `device`, whose stream it must be; an error is about trying to do `during`.
+///
+/// # Safety
+/// As [`launch`].
+pub(crate) unsafe fn enqueue(
+    device: &Device,
+    stream: &mut Stream,
+    function: &Function,
+    during: &'static str,
+    grid: Grid,
+    parameters: Parameters,
+) -> Result<()> {
+    stream.check_device(during, device)?;
+    device.bind()?;
+    // SAFETY: the caller's promise.
+    unsafe { launch(function, grid, stream.cu(), parameters) }.map_err(driver(during))
+}
+
+/// A size as kernels take it.
+///
+/// # Errors
+/// [`CudaError::Argument`] above 2^31 - 1.
+pub(crate) fn c_int(call: &'static str, n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| CudaError::Argument { call, reason: format!("a size of {n} is above 2^31 - 1") })
 }
 
 /// A loaded cubin.

@@ -3,8 +3,7 @@
 
 use super::pool_plan::{Hardware, PoolPlan};
 use super::values::{Hidden, Integers};
-use crate::cuda::error::driver;
-use crate::cuda::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, launch};
+use crate::cuda::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, c_int, enqueue};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
 use crate::pooling::PoolingMode;
 use std::sync::Arc;
@@ -371,7 +370,7 @@ impl Kernels {
     }
 
     /// # Safety
-    /// As [`launch`]; the stream holds the buffers.
+    /// As [`enqueue`]; the stream holds the buffers.
     unsafe fn launch(
         &self,
         stream: &mut Stream,
@@ -380,16 +379,10 @@ impl Kernels {
         grid: Grid,
         parameters: Parameters,
     ) -> Result<()> {
-        self.0.device.bind()?;
         stream.hold(self.0.clone());
         // SAFETY: the caller's promise; the function's module lives in `self`, which the stream holds.
-        unsafe { launch(function, grid, stream.cu(), parameters) }.map_err(driver(during))
+        unsafe { enqueue(&self.0.device, stream, function, during, grid, parameters) }
     }
-}
-
-/// A size as the kernels take it.
-fn c_int(call: &'static str, n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| CudaError::Argument { call, reason: format!("a size of {n} is above 2^31 - 1") })
 }
 
 /// The modes as pooling.cu numbers them.

@@ -1,9 +1,9 @@
 //! Attention of packed rows: its list of work, its bias, and a checked launch of each kernel.
 #![allow(unsafe_code)]
 
-use super::kernels::{Matrix, NativeKernels, Rows, address, argument, c_int, hold};
+use super::kernels::{Matrix, NativeKernels, Rows, address, argument, hold};
 use super::shape::{Precision, Shape};
-use crate::cuda::launch::{Function, Grid, Module, Parameters};
+use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int};
 use crate::cuda::{DeviceBuffer, Result, Stream};
 use crate::tokens::BatchSize;
 use std::sync::Arc;
@@ -43,6 +43,13 @@ pub(super) struct Bias {
     pub reach: usize,
     /// As the packed attention takes it; [`NativeKernels::prepare_bias`] makes it.
     pub table: Option<DeviceBuffer<f32>>,
+}
+
+impl Bias {
+    /// Values of the table of so many heads, as attention.cu wants it: four for each place.
+    fn table_len(&self, heads: usize) -> usize {
+        heads * (2 * self.reach + 192) * 4
+    }
 }
 
 /// The kernels of one shape.
@@ -85,20 +92,19 @@ impl NativeKernels {
         const CALL: &str = "prepare the bias";
         let AttentionKernel::Packed { prepare, .. } = &self.0.attention else { return Ok(bias.clone()) };
         let heads = self.0.shape.heads;
-        let width = 2 * bias.reach + 192;
         if bias.by_distance.len() < heads * (2 * bias.reach + 1) {
             return Err(argument(
                 CALL,
                 format!("{} values for {heads} heads to a distance of {}", bias.by_distance.len(), bias.reach),
             ));
         }
-        let table: DeviceBuffer<f32> = self.0.device.alloc(heads * width * 4)?;
+        let table: DeviceBuffer<f32> = self.0.device.alloc(bias.table_len(heads))?;
         hold(stream, &[Some(&bias.by_distance), Some(&table)]);
         let mut parameters = Parameters::new();
         parameters.address(bias.by_distance.address());
         parameters.int(c_int(CALL, bias.reach)?);
         parameters.address(table.address());
-        let grid = Grid { y: c_int(CALL, heads)?.cast_unsigned(), ..Grid::simple(width) };
+        let grid = Grid { y: c_int(CALL, heads)?.cast_unsigned(), ..Grid::simple(bias.table_len(1) / 4) };
         // SAFETY: attention.cu's parameters, in order; both sizes are as it asks.
         unsafe { self.launch(stream, prepare, CALL, grid, parameters) }?;
         Ok(Bias { table: Some(table), ..bias.clone() })
@@ -177,8 +183,7 @@ impl NativeKernels {
             AttentionKernel::Packed { all, window: windowed, biased, .. } => {
                 let entries = list_entries(rows.rows, rows.tokens);
                 let table = bias.and_then(|bias| bias.table.as_ref());
-                let width = |bias: &Bias| heads * (2 * bias.reach + 192) * 4;
-                let prepared = bias.is_none_or(|bias| table.is_some_and(|table| table.len() >= width(bias)));
+                let prepared = bias.is_none_or(|bias| table.is_some_and(|table| table.len() >= bias.table_len(heads)));
                 if *biased != bias.is_some() || !prepared || list.len() < entries * LIST_ENTRY || longest > LONGEST_ROW {
                     let reason = format!(
                         "{bias:?} with kernels for {biased}, {} bytes for {entries} entries, {longest} tokens",

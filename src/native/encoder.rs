@@ -148,7 +148,10 @@ impl GpuEncoder for NativeEncoder {
         };
         let mut fault_seen = self.device.pinned(1, HostMemory::Cached)?;
         fault_seen.fill(0, 1, NO_FAULT)?;
-        let session = Session {
+        let places = Scratch::of(&self.parts.shape, range.max.tokens, self.parts.kernels.work_bytes(range.max));
+        let fault = memory.scratch.slice(places.fault)?.cast()?;
+        stream.fill_bytes(&fault, NO_FAULT_BYTE)?;
+        Ok(Box::new(Session {
             parts: self.parts.clone(),
             ids: ids.clone(),
             starts: starts.clone(),
@@ -156,11 +159,10 @@ impl GpuEncoder for NativeEncoder {
             hidden: hidden.clone(),
             scratch: memory.scratch.clone(),
             size: range.max,
+            fault,
             seen: fault_seen.mapped()?,
             fault_seen,
-        };
-        session.forget(stream)?;
-        Ok(Box::new(session))
+        }))
     }
 }
 
@@ -173,14 +175,17 @@ struct Session {
     hidden: DeviceBuffer<f32>,
     scratch: DeviceBuffer<u8>,
     size: BatchSize,
-    /// The first stage of the last run that found a value which is not finite.
+    /// The first stage that found a value which is not finite, of all sessions of the lane.
+    fault: DeviceBuffer<i32>,
+    /// What it was after the last run.
     fault_seen: PinnedBuffer<i32>,
     /// The same memory as the device addresses it.
     seen: DeviceBuffer<i32>,
 }
 
-/// What no stage has.
-const NO_FAULT: i32 = i32::from_ne_bytes([0x7f; 4]);
+/// The bytes of what no stage has.
+const NO_FAULT_BYTE: u8 = 0x7f;
+const NO_FAULT: i32 = i32::from_ne_bytes([NO_FAULT_BYTE; 4]);
 
 /// The pieces of a session's scratch memory, at one size.
 struct Work {
@@ -191,15 +196,9 @@ struct Work {
     wide: Matrix,
     partials: DeviceBuffer<f32>,
     list: DeviceBuffer<u8>,
-    fault: DeviceBuffer<i32>,
 }
 
 impl Session {
-    /// No fault so far.
-    fn forget(&self, stream: &mut Stream) -> Result<()> {
-        Ok(stream.fill_bytes(&self.work()?.fault, 0x7f)?)
-    }
-
     fn work(&self) -> Result<Work> {
         let shape = &self.parts.shape;
         let places = Scratch::of(shape, self.size.tokens, self.parts.kernels.work_bytes(self.size));
@@ -215,7 +214,6 @@ impl Session {
             wide: matrix(&places.wide, shape.wide)?,
             partials: self.scratch.slice(places.partials.clone())?.cast()?,
             list: self.scratch.slice(places.work.clone())?,
-            fault: self.scratch.slice(places.fault.clone())?.cast()?,
         })
     }
 
@@ -234,7 +232,8 @@ impl Session {
         let (step, next) = (&steps[place], steps.get(place + 1));
         let before = place.checked_sub(1).and_then(|before| steps.get(before));
         let Parts { kernels, model, windows, .. } = &*self.parts;
-        let Work { stream: residual, statistics, qkv, context, wide, partials, list, fault } = work;
+        let Work { stream: residual, statistics, qkv, context, wide, partials, list } = work;
+        let fault = &self.fault;
         let BatchSize { rows, longest, tokens } = self.size;
         let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
         match *step {
@@ -319,7 +318,7 @@ impl GpuSession for Session {
         if fault[0] == NO_FAULT {
             return Ok(());
         }
-        self.forget(stream)?;
+        stream.fill_bytes(&self.fault, NO_FAULT_BYTE)?;
         let place = stage_name(&self.parts.program, usize::try_from(fault[0]).unwrap_or(0));
         Err(Error::Overflow { place, precision: self.parts.shape.precision.name() })
     }

@@ -6,8 +6,7 @@ use super::arch::{Arch, native_source, options, shape_options};
 use super::attention::AttentionKernel;
 use super::linear::Linears;
 use super::shape::{CHUNK, Precision, Shape};
-use crate::cuda::error::driver;
-use crate::cuda::launch::{Function, Grid, Module, Parameters, launch};
+use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int, enqueue};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Result, Source, Stream};
 use std::sync::Arc;
 
@@ -142,13 +141,43 @@ impl NativeKernels {
         Ok(())
     }
 
+    /// Enqueues `function`, which makes statistics of the stream for `norm` out of what lies at `source`.
+    ///
+    /// # Safety
+    /// As [`enqueue`]: `source` holds what the kernel reads for all tokens, and the stream holds it.
+    pub(super) unsafe fn make_statistics(
+        &self,
+        stream: &mut Stream,
+        (function, call, grid, source): (&Function, &'static str, Grid, u64),
+        (matrix, statistics): (&Matrix, &DeviceBuffer<f32>),
+        rows: &Rows<'_>,
+        norm: &DeviceNorm,
+        (stage, fault): (usize, &DeviceBuffer<i32>),
+    ) -> Result<()> {
+        self.check_stream(call, matrix, statistics, rows)?;
+        hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
+        hold(stream, &[Some(statistics)]);
+        let mut parameters = Parameters::new();
+        for address in [source, statistics.address(), rows.starts.address(), rows.lengths.address()] {
+            parameters.address(address);
+        }
+        for n in [rows.rows, rows.tokens, matrix.capacity, matrix.columns] {
+            parameters.int(c_int(call, n)?);
+        }
+        norm_parameters(&mut parameters, Some(norm));
+        parameters.int(c_int(call, stage)?);
+        parameters.address(fault.address());
+        // SAFETY: the parameters that such kernels have, in order; sizes were checked above, and the source by the caller.
+        unsafe { self.launch(stream, function, call, grid, parameters) }
+    }
+
     /// A warp a token.
     pub(super) fn token_grid(&self, tokens: usize) -> Grid {
         Grid { x: tokens.div_ceil(8).max(1) as u32, dependent: self.0.dependent, ..Grid::simple(1) }
     }
 
     /// # Safety
-    /// As [`launch`]; the stream holds the buffers.
+    /// As [`enqueue`]; the stream holds the buffers.
     pub(super) unsafe fn launch(
         &self,
         stream: &mut Stream,
@@ -161,22 +190,6 @@ impl NativeKernels {
         // SAFETY: the caller's promise; the function's module lives in `self`, which the stream holds.
         unsafe { enqueue(&self.0.device, stream, function, during, grid, parameters) }
     }
-}
-
-/// # Safety
-/// As [`launch`]; the stream holds the buffers, and the function lives until the stream has run it.
-pub(super) unsafe fn enqueue(
-    device: &Device,
-    stream: &mut Stream,
-    function: &Function,
-    during: &'static str,
-    grid: Grid,
-    parameters: Parameters,
-) -> Result<()> {
-    stream.check_device(during, device)?;
-    device.bind()?;
-    // SAFETY: the caller's promise.
-    unsafe { launch(function, grid, stream.cu(), parameters) }.map_err(driver(during))
 }
 
 /// Epsilon and whether there is no mean; anything will do without a norm.
@@ -198,9 +211,4 @@ pub(super) fn address<T: DeviceValue>(buffer: Option<&DeviceBuffer<T>>) -> u64 {
 
 pub(super) fn argument(call: &'static str, reason: String) -> CudaError {
     CudaError::Argument { call, reason }
-}
-
-/// A size as the kernels take it.
-pub(super) fn c_int(call: &'static str, n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| argument(call, format!("a size of {n} is above 2^31 - 1")))
 }

@@ -1,9 +1,9 @@
 //! Linears with what follows them fused: which kernel serves which sizes, and a checked launch of each.
 #![allow(unsafe_code)]
 
-use super::kernels::{DeviceLinear, DeviceNorm, Matrix, NativeKernels, Rows, address, argument, c_int, hold, norm_parameters};
+use super::kernels::{DeviceLinear, DeviceNorm, Matrix, NativeKernels, Rows, address, argument, hold, norm_parameters};
 use super::shape::{CHUNK, Precision};
-use crate::cuda::launch::{Function, Grid, Module, Parameters};
+use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int};
 use crate::cuda::{DeviceBuffer, Result, Stream};
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -300,32 +300,21 @@ impl NativeKernels {
         (matrix, statistics): (&Matrix, &DeviceBuffer<f32>),
         rows: &Rows<'_>,
         norm: &DeviceNorm,
-        (stage, fault): (usize, &DeviceBuffer<i32>),
+        fault: (usize, &DeviceBuffer<i32>),
     ) -> Result<()> {
         const CALL: &str = "join statistics";
         let Linears::Tiled { hopper: Some(hopper), .. } = &self.0.linears else {
             return Err(argument(CALL, "no linear left sums for it".to_owned()));
         };
-        self.check_stream(CALL, matrix, statistics, rows)?;
         if partials.len() < matrix.columns / CHUNK * matrix.capacity * 2 {
             return Err(argument(CALL, format!("{} partial sums for {matrix:?}", partials.len())));
         }
-        hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
-        hold(stream, &[Some(partials), Some(statistics)]);
-        let mut parameters = Parameters::new();
-        for address in [partials.address(), statistics.address(), rows.starts.address(), rows.lengths.address()] {
-            parameters.address(address);
-        }
-        for n in [rows.rows, rows.tokens, matrix.capacity, matrix.columns] {
-            parameters.int(c_int(CALL, n)?);
-        }
-        norm_parameters(&mut parameters, Some(norm));
-        parameters.int(c_int(CALL, stage)?);
-        parameters.address(fault.address());
+        stream.hold_buffer(partials);
         let x = c_int(CALL, rows.tokens.div_ceil(128))?.cast_unsigned();
         let grid = Grid { x, y: 1, block: 128, cluster: 1, shared: 0, dependent: self.0.dependent };
-        // SAFETY: linear_sm90.cu's parameters, in order; sizes were checked above.
-        unsafe { self.launch(stream, &hopper.join, CALL, grid, parameters) }
+        let how = (&hopper.join, CALL, grid, partials.address());
+        // SAFETY: linear_sm90.cu's join_statistics; the partial sums are of the matrix' size (checked above).
+        unsafe { self.make_statistics(stream, how, (matrix, statistics), rows, norm, fault) }
     }
 }
 

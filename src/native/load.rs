@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::arch::{Arch, native_source, options};
-use super::kernels::{DeviceLinear, Matrix, address, argument, c_int, enqueue, hold};
+use super::kernels::{DeviceLinear, address, argument, hold};
 use super::shape::{CHUNK, Precision};
-use crate::cuda::launch::{Function, Grid, Module, Parameters};
+use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int, enqueue};
 use crate::cuda::{CubinCache, Device, DeviceBuffer, Result, Source, Stream};
 
 /// Blocks of the kernels that run once a model.
@@ -57,11 +57,10 @@ impl LoadKernels {
         const CALL: &str = "lay out a weight";
         let LoadJob { source, dtype, rows, inputs, first, gamma, beta, bias, fault } = *job;
         let total = into.weight.capacity;
-        let value = if self.exact { 4 } else { 2 };
         let fits = inputs == into.weight.columns
             && inputs.is_multiple_of(if self.exact { 1 } else { CHUNK })
             && first + rows <= total
-            && into.weight.values.len() >= total * inputs * value
+            && into.weight.values.len() >= total * inputs * self.stored_bytes()
             && source.len() >= rows * inputs * dtype_bytes(dtype)
             && into.bias.len() >= total
             && into.sums.as_ref().is_none_or(|sums| sums.len() >= total)
@@ -74,21 +73,8 @@ impl LoadKernels {
         hold(stream, &[Some(source), Some(&into.weight.values)]);
         hold(stream, &[gamma, beta, bias, Some(&into.bias), into.sums.as_ref()]);
         hold(stream, &[Some(fault)]);
-        let mut parameters = Parameters::new();
-        parameters.address(source.address());
-        parameters.int(dtype);
-        parameters.address(address(gamma));
-        parameters.address(into.weight.values.address());
-        for n in [rows, inputs, first] {
-            parameters.int(c_int(CALL, n)?);
-        }
-        if !self.exact {
-            parameters.int(c_int(CALL, total)?);
-        }
-        parameters.address(fault.address());
-        let grid = Grid { x: LOAD_GRID as u32, ..Grid::simple(1) };
-        // SAFETY: load.cu's parameters, in order; sizes were checked above and the stream holds the buffers.
-        unsafe { enqueue(&self.device, stream, &self.lay_out, "lay out a weight", grid, parameters) }?;
+        // SAFETY: the rows are within both (checked above), and the stream holds the buffers.
+        unsafe { self.lay_out(stream, job, &into.weight.values, total) }?;
 
         let mut parameters = Parameters::new();
         parameters.address(source.address());
@@ -113,21 +99,22 @@ impl LoadKernels {
     pub fn table(&self, stream: &mut Stream, job: &LoadJob<'_>, table: &DeviceBuffer<u8>) -> Result<()> {
         const CALL: &str = "narrow a table";
         let LoadJob { source, dtype, rows, inputs, first, fault, .. } = *job;
-        if self.exact {
-            // The same bytes, through the kernel that checks them.
-            let whole = Matrix { values: table.clone(), capacity: table.len() / (4 * inputs.max(1)), columns: inputs };
-            return self.exact_rows(stream, job, &whole);
-        }
         let values = rows * inputs;
-        if (first * inputs + values) * 2 > table.len() || source.len() < values * dtype_bytes(dtype) || fault.is_empty() {
+        let stored = self.stored_bytes();
+        if (first * inputs + values) * stored > table.len() || source.len() < values * dtype_bytes(dtype) || fault.is_empty() {
             return Err(argument(CALL, format!("{values} values at row {first} of a table of {} bytes", table.len())));
         }
         hold(stream, &[Some(source), Some(table)]);
         hold(stream, &[Some(fault)]);
+        if self.exact {
+            // A table is laid out as a weight without a norm.
+            // SAFETY: the rows are within both (checked above), and the stream holds the buffers.
+            return unsafe { self.lay_out(stream, &LoadJob { gamma: None, ..*job }, table, first + rows) };
+        }
         let mut parameters = Parameters::new();
         parameters.address(source.address());
         parameters.int(dtype);
-        parameters.address(table.address() + (first * inputs * 2) as u64);
+        parameters.address(table.address() + (first * inputs * stored) as u64);
         parameters.long(values as u64);
         parameters.address(fault.address());
         let grid = Grid { x: LOAD_GRID as u32, ..Grid::simple(1) };
@@ -135,26 +122,32 @@ impl LoadKernels {
         unsafe { enqueue(&self.device, stream, &self.narrow, CALL, grid, parameters) }
     }
 
-    fn exact_rows(&self, stream: &mut Stream, job: &LoadJob<'_>, into: &Matrix) -> Result<()> {
-        const CALL: &str = "copy a table";
-        let LoadJob { source, dtype, rows, inputs, first, fault, .. } = *job;
-        if first + rows > into.capacity || source.len() < rows * inputs * dtype_bytes(dtype) || fault.is_empty() {
-            return Err(argument(CALL, format!("{rows} rows at {first} of {}", into.capacity)));
-        }
-        hold(stream, &[Some(source), Some(&into.values)]);
-        hold(stream, &[Some(fault)]);
+    /// Enqueues laying out the job's rows among `total` rows of `values`.
+    ///
+    /// # Safety
+    /// The rows lie within `source` and `values`, gamma has `inputs` values, and the stream holds them all.
+    unsafe fn lay_out(&self, stream: &mut Stream, job: &LoadJob<'_>, values: &DeviceBuffer<u8>, total: usize) -> Result<()> {
+        const CALL: &str = "lay out a weight";
         let mut parameters = Parameters::new();
-        parameters.address(source.address());
-        parameters.int(dtype);
-        parameters.address(0);
-        parameters.address(into.values.address());
-        for n in [rows, inputs, first] {
+        parameters.address(job.source.address());
+        parameters.int(job.dtype);
+        parameters.address(address(job.gamma));
+        parameters.address(values.address());
+        for n in [job.rows, job.inputs, job.first] {
             parameters.int(c_int(CALL, n)?);
         }
-        parameters.address(fault.address());
+        if !self.exact {
+            parameters.int(c_int(CALL, total)?);
+        }
+        parameters.address(job.fault.address());
         let grid = Grid { x: LOAD_GRID as u32, ..Grid::simple(1) };
-        // SAFETY: load.cu's parameters, in order; the rows are within both (checked above) and the stream holds the buffers.
+        // SAFETY: load.cu's parameters, in order; the rest is the caller's promise.
         unsafe { enqueue(&self.device, stream, &self.lay_out, CALL, grid, parameters) }
+    }
+
+    /// Bytes of a stored value.
+    fn stored_bytes(&self) -> usize {
+        if self.exact { 4 } else { 2 }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The residual stream's own kernels: a checked launch of each.
 #![allow(unsafe_code)]
 
-use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows, address, argument, c_int, hold, norm_parameters};
-use crate::cuda::launch::Parameters;
+use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows, address, argument, hold, norm_parameters};
+use crate::cuda::launch::{Parameters, c_int};
 use crate::cuda::{DeviceBuffer, Result, Stream};
 
 impl NativeKernels {
@@ -57,25 +57,13 @@ impl NativeKernels {
         (matrix, statistics): (&Matrix, &DeviceBuffer<f32>),
         rows: &Rows<'_>,
         norm: &DeviceNorm,
-        (stage, fault): (usize, &DeviceBuffer<i32>),
+        fault: (usize, &DeviceBuffer<i32>),
     ) -> Result<()> {
         const CALL: &str = "measure the stream";
-        self.check_stream(CALL, matrix, statistics, rows)?;
-        hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
-        hold(stream, &[Some(&matrix.values)]);
-        hold(stream, &[Some(statistics)]);
-        let mut parameters = Parameters::new();
-        for address in [matrix.values.address(), statistics.address(), rows.starts.address(), rows.lengths.address()] {
-            parameters.address(address);
-        }
-        for n in [rows.rows, rows.tokens, matrix.capacity, matrix.columns] {
-            parameters.int(c_int(CALL, n)?);
-        }
-        norm_parameters(&mut parameters, Some(norm));
-        parameters.int(c_int(CALL, stage)?);
-        parameters.address(fault.address());
-        // SAFETY: stream.cu's parameters, in order; sizes were checked above.
-        unsafe { self.launch(stream, &self.0.statistics, CALL, self.token_grid(rows.tokens), parameters) }
+        stream.hold_buffer(&matrix.values);
+        let how = (&self.0.statistics, CALL, self.token_grid(rows.tokens), matrix.values.address());
+        // SAFETY: stream.cu's statistics; the matrix holds the tokens, as is checked with the rows.
+        unsafe { self.make_statistics(stream, how, (matrix, statistics), rows, norm, fault) }
     }
 
     /// Enqueues putting the stream through `norm`, in place; its statistics are then those of nothing.

@@ -30,10 +30,10 @@ fn weights_are_laid_out_and_norms_folded() {
             let raw: Vec<u8> = w
                 .iter()
                 .flat_map(|&value| match dtype {
-                    1 => f16::from_f32(value).to_le_bytes().to_vec(),
-                    2 => bf16::from_f32(value).to_le_bytes().to_vec(),
+                    1 => stored_bytes(Precision::Fp16, value),
+                    2 => stored_bytes(Precision::Bf16, value),
                     3 => f64::from(value).to_le_bytes().to_vec(),
-                    _ => value.to_le_bytes().to_vec(),
+                    _ => stored_bytes(Precision::Fp32, value),
                 })
                 .collect();
             let into = DeviceLinear {
@@ -150,14 +150,7 @@ fn the_stream_is_made_measured_and_given_out() {
             let ids: Vec<i32> = (0..tokens).map(|_| (random.next() % 20) as i32).collect();
             let starts: Vec<i32> = lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
             let counts: Vec<i32> = lengths.iter().map(|&n| n as i32).collect();
-            let raw: Vec<u8> = words
-                .iter()
-                .flat_map(|&v| match precision {
-                    Precision::Fp16 => f16::from_f32(v).to_le_bytes().to_vec(),
-                    Precision::Bf16 => bf16::from_f32(v).to_le_bytes().to_vec(),
-                    Precision::Fp32 => v.to_le_bytes().to_vec(),
-                })
-                .collect();
+            let raw: Vec<u8> = words.iter().flat_map(|&value| stored_bytes(precision, value)).collect();
             let (device_ids, device_words, device_added) =
                 (upload(&mut stream, &ids), upload(&mut stream, &raw), upload(&mut stream, &added));
             let (device_starts, device_lengths) = (upload(&mut stream, &starts), upload(&mut stream, &counts));

@@ -49,6 +49,15 @@ pub(super) fn stored(precision: Precision, value: f32) -> f32 {
     }
 }
 
+/// The bytes of it.
+pub(super) fn stored_bytes(precision: Precision, value: f32) -> Vec<u8> {
+    match precision {
+        Precision::Fp16 => f16::from_f32(value).to_le_bytes().to_vec(),
+        Precision::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
+        Precision::Fp32 => value.to_le_bytes().to_vec(),
+    }
+}
+
 /// Half a unit of the last place of a stored 1.
 pub(super) fn unit(precision: Precision) -> f64 {
     match precision {
@@ -73,12 +82,7 @@ pub(super) fn laid_out(precision: Precision, values: &[f32], capacity: usize, co
     let mut out = vec![0xff_u8; capacity * columns * bytes];
     for (i, &value) in values.iter().enumerate() {
         let at = place(precision, i / columns, i % columns, capacity, columns) * bytes;
-        let raw = match precision {
-            Precision::Fp16 => f16::from_f32(value).to_le_bytes().to_vec(),
-            Precision::Bf16 => bf16::from_f32(value).to_le_bytes().to_vec(),
-            Precision::Fp32 => value.to_le_bytes().to_vec(),
-        };
-        out[at..at + bytes].copy_from_slice(&raw);
+        out[at..at + bytes].copy_from_slice(&stored_bytes(precision, value));
     }
     out
 }

@@ -214,7 +214,7 @@ impl Loader<'_> {
         let values: usize = view.shape.iter().product();
         let table = self.arena.take(values * self.precision.bytes())?;
         let fault = self.fault(name)?;
-        self.rows(view, |kernels, stream, job| kernels.table(stream, &LoadJob { fault: &fault, ..job }, &table))?;
+        self.rows(view, &fault, |kernels, stream, job| kernels.table(stream, &job, &table))?;
         Ok(table)
     }
 
@@ -232,7 +232,7 @@ impl Loader<'_> {
         for part in parts {
             let bias = part.bias.as_ref().map(|bias| self.vector(&part.name, bias)).transpose()?;
             let fault = self.fault(&part.name)?;
-            self.rows(&part.weight, |kernels, stream, job| {
+            self.rows(&part.weight, &fault, |kernels, stream, job| {
                 let first = job.first;
                 let bias = bias.as_ref().map(|bias| bias.slice(first..first + job.rows)).transpose()?;
                 let job = LoadJob {
@@ -240,7 +240,6 @@ impl Loader<'_> {
                     gamma: norm.map(|norm| &norm.gamma),
                     beta: norm.and_then(|norm| norm.beta.as_ref()),
                     bias: bias.as_ref(),
-                    fault: &fault,
                     ..job
                 };
                 kernels.linear(stream, &job, &into)
@@ -250,10 +249,11 @@ impl Loader<'_> {
         Ok(into)
     }
 
-    /// Brings the rows of `view` to the device, piece by piece, and lets `place` lay out each.
+    /// Brings the rows of `view` to the device, piece by piece, and lets `place` lay out each and note what is wrong in `fault`.
     fn rows(
         &mut self,
         view: &TensorView,
+        fault: &DeviceBuffer<i32>,
         mut place: impl FnMut(&LoadKernels, &mut Stream, LoadJob<'_>) -> crate::cuda::Result<()>,
     ) -> Result<()> {
         let (total, dtype) = (view.shape.first().copied().unwrap_or(0), dtype_number(view.dtype));
@@ -261,7 +261,6 @@ impl Loader<'_> {
         let bytes = view.bytes();
         let row = bytes.len() / total.max(1);
         let most = (PIECE / row.max(1)).max(1);
-        let fault = self.faults.clone();
         for first in (0..total).step_by(most) {
             let rows = most.min(total - first);
             let piece = &bytes[first * row..(first + rows) * row];
@@ -269,8 +268,7 @@ impl Loader<'_> {
                 self.source = self.stream.device().alloc(piece.len())?;
             }
             self.stream.upload(piece, &self.source)?;
-            let job =
-                LoadJob { source: &self.source, dtype, rows, inputs, first, gamma: None, beta: None, bias: None, fault: &fault };
+            let job = LoadJob { source: &self.source, dtype, rows, inputs, first, gamma: None, beta: None, bias: None, fault };
             place(self.kernels, &mut self.stream, job)?;
         }
         Ok(())

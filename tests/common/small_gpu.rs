@@ -1,6 +1,10 @@
 //! A small MPNet as a TensorRT engine, with the CPU backend beside it.
 #![allow(dead_code)] // each test file uses a part
 
+#[path = "random.rs"]
+mod random;
+
+pub use random::Random;
 use std::path::Path;
 use std::sync::Arc;
 use trt_embed::NoProgress;
@@ -15,18 +19,6 @@ use trt_embed::tokens::{BatchPlan, TokenBatch, batches_from_ids};
 
 const FIXTURE: &str = "tests/fixtures/mpnet";
 const PROFILES: [&str; 4] = ["1x8", "4x16", "2x2:2x8:8x24", "1x24"];
-/// SplitMix64 (Steele, Lea, Flood 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as usize % n
-    }
-}
-
 pub struct Gpu {
     pub engine: Arc<Engine>,
     pub folder: ModelFolder,

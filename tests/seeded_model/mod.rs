@@ -1,31 +1,19 @@
 //! Model folders of any size with seeded weights, made of a fixture's tokenizer.
 #![allow(dead_code)] // each test file uses a part
 
+#[path = "../common/random.rs"]
+mod random;
+
+pub use random::Random;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
 
-/// SplitMix64 (Steele, Lea, Flood 2014).
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        self.next() as usize % n
-    }
-
-    /// Nearly normal: the sum of 12 uniform values.
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| (self.next() >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
-    }
+/// Nearly normal: the sum of 12 uniform values.
+fn normal(random: &mut Random) -> f32 {
+    (0..12).map(|_| (random.next() >> 40) as f32 / (1 << 24) as f32).sum::<f32>() - 6.0
 }
 
 /// Sizes of a model.
@@ -113,7 +101,7 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
         .into_iter()
         .map(|(name, shape, mean, deviation)| {
             let count: usize = shape.iter().product();
-            let values = (0..count).flat_map(|_| (mean + deviation * random.normal()).to_le_bytes()).collect();
+            let values = (0..count).flat_map(|_| (mean + deviation * normal(&mut random)).to_le_bytes()).collect();
             (name, shape, values)
         })
         .collect();
