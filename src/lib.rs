@@ -16,7 +16,7 @@
 //! # Ok::<(), trt_embed::Error>(())
 //! ```
 //!
-//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (what runs on NVIDIA GPUs shares: memory, streams, kernels),
+//! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (runs models on NVIDIA GPUs by this crate's own kernels),
 //! `tensorrt` (builds TensorRT engines and runs them there), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]

@@ -16,7 +16,7 @@ use trt_embed::{backend::gpu::LayerTime, cuda::CudaError};
 /// Shows where the GPU's time of a call goes: staging, encoder, pooling, and the encoder's kernels and layers, slowest first.
 ///
 /// Kernels are those of a bucket's captured graph, timed one by one with an event between them, layers those that TensorRT's profiler
-/// tells (TensorRT 8.6 compiles a whole encoder into one). Both add to each about a microsecond or more: their sum is above the
+/// tells (TensorRT 8.6 compiles a whole encoder into one), or the steps of the backend `cuda`. Both add to each about a microsecond or more: their sum is above the
 /// encoder's own time, which is that of a CUDA graph.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

@@ -1,4 +1,4 @@
-//! NVRTC, CUDA's run-time compiler: found, opened, and called to make a cubin of a source.
+//! NVRTC, CUDA's run-time compiler: found, opened, and called to make a cubin (or PTX) of a source.
 //!
 //! Opened here and not through cudarc, which panics where it is missing, looks for the library of one CUDA version alone, and
 //! does not look into Python wheels.

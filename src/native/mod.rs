@@ -1,8 +1,10 @@
 //! The native CUDA engine: an [`Architecture`](crate::model::Architecture) run by this crate's own kernels, on packed rows of any lengths,
 //! without TensorRT and without building anything but the kernels themselves.
 //!
-//! `shape.rs` says what is served, `program.rs` in which order what runs, `weights.rs` brings the weights to the device, `kernels.rs` has the kernels, `stream.rs`, `linear.rs` and `attention.rs` launch them, `encoder.rs`
-//! is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes through it.
+//! `shape.rs` says what is served, `program.rs` in which order what runs, `scratch.rs` where intermediate results lie, `arch.rs` for which GPU
+//! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device. `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
+//! `attention.rs` launch them. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
+//! through it.
 
 mod arch;
 mod attention;
