@@ -105,13 +105,17 @@ impl Tile {
         if !hopper {
             return if tiles(128, 128) >= multiprocessors { Self::Large } else { Self::Small };
         }
-        // Blocks of a cluster share out the inputs where tiles alone leave most of the GPU idle.
-        let split = [4, 2].into_iter().find(|&blocks| tiles(128, 64) * blocks <= multiprocessors && inputs / blocks >= 192);
-        match split {
-            Some(blocks) => Self::Split(blocks),
-            None if tiles(128, 64) <= multiprocessors => Self::Narrow,
-            None if tiles(128, 192) <= multiprocessors => Self::Wide,
-            None => Self::Pingpong,
+        // Measured on an H200 for the linears of MPNet-base: long sums of few tiles are split over clusters; narrow tiles serve where there is at most one for each
+        // multiprocessor, or two of short sums.
+        let narrow = tiles(128, 64);
+        if inputs >= 1536 && 4 * narrow <= multiprocessors {
+            Self::Split(4)
+        } else if narrow <= multiprocessors || inputs <= 1536 && narrow <= 2 * multiprocessors {
+            Self::Narrow
+        } else if tiles(128, 192) <= multiprocessors {
+            Self::Wide
+        } else {
+            Self::Pingpong
         }
     }
 }
@@ -329,8 +333,8 @@ mod choice_tests {
         assert_eq!(on_h100(16_384, 2304, 768), Tile::Pingpong);
         assert_eq!([on_h100(16, 2304, 768), on_h100(17, 768, 3072)], [Tile::Few, Tile::Split(4)]);
         assert_eq!(on_h100(128, 768, 3072), Tile::Split(4));
-        assert_eq!(on_h100(128, 3072, 768), Tile::Split(2));
-        assert_eq!(on_h100(512, 2304, 768), Tile::Wide);
+        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Narrow]);
+        assert_eq!([on_h100(512, 768, 3072), on_h100(1024, 3072, 768)], [Tile::Narrow, Tile::Wide]);
         let on_a100 = |tokens, outputs| Tile::choose(tokens, outputs, 768, 108, false);
         assert_eq!([on_a100(16, 768), on_a100(128, 768), on_a100(16_384, 768)], [Tile::Few, Tile::Small, Tile::Large]);
     }
@@ -342,7 +346,7 @@ mod choice_tests {
             match tile {
                 Tile::Few => prop_assert!(tokens <= FEW),
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
-                Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 / blocks >= 192),
+                Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
                 Tile::Pingpong | Tile::Wide | Tile::Narrow => prop_assert!(hopper),
             }
         }

@@ -1,0 +1,196 @@
+// Few tokens, weights streamed once: what the classes of 16 (latency16.cu) and of 32, 64 and 128 tokens (latency128.cu) share.
+// One encoder call is a chain of small kernels in one CUDA graph, each launched as programmatic dependent of the one before. sm_90.
+//
+// Options   -DHIDDEN, -DHEADS, -DHEAD_SIZE (32 or 64, HIDDEN = HEADS * HEAD_SIZE), -DWIDE (of the feed-forward part), -DTOKENS (16, 32, 64, 128: the class),
+//           -DACTIVATION (prelude.cuh), -DBF16. HIDDEN and WIDE are multiples of 128, HEADS of 4.
+// Compile   prelude.cuh + latency.cu + latency16.cu or latency128.cu as one text.
+//
+// Layers are post-norm: h = y + attention(norm(y)) Wo + .., that is the residual branch is the normalised view of the stream before. Activations are chunked with
+// a capacity of TOKENS rows. A token behind the last row (padding) starts as zeros and sees itself alone; what it holds never reaches a row.
+// A row's result depends on its own tokens, its length and its start alone, not on what else the pack holds.
+//
+// latency_embed   stream[t] = words[ids[t]] + positions[place in its row + first_position] + types[0] + added[place in its row], what is null left out.
+//                 words, positions, types: stored type, row-major [.., HIDDEN]; added: f32 likewise. Rows are not longer than the tables; ids are not read for padding.
+//                 spans[t] = first token of its row and the one behind its last; (t, t) for padding.
+//                 sums: null, or float2 [TOKENS][parts], the partial sums of latency128.cu: all in part 0, the others 0.
+//                 Grid TOKENS, block HIDDEN / 8 rounded up to 32. Launch it without the programmatic attribute if ids, starts, lengths are written right before.
+// latency_hidden  hidden[t] = (stream[t] - mean) rs gamma + beta, f32, row-major, of all TOKENS. fault: null, or |= 1 where a token of a row is not finite: what is not
+//                 finite anywhere in a layer stays so in the stream. Grid TOKENS, block HIDDEN / 8 rounded up to 32.
+
+static_assert(HIDDEN == HEADS * HEAD_SIZE && HIDDEN % 128 == 0 && WIDE % 128 == 0 && HEADS % 4 == 0, "sizes that latency kernels do not serve");
+static_assert(HEAD_SIZE == 32 || HEAD_SIZE == 64, "heads of 32 or 64");
+
+#ifndef ACTIVATION
+#define ACTIVATION GELU
+#endif
+
+// 1 / sqrt(HEAD_SIZE), for a softmax by powers of two.
+constexpr float SCORE_SCALE = (HEAD_SIZE == 64 ? 0.125f : 0.17677669529663687f) * LOG2E;
+
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+DEVICE u32 rank_in_cluster() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Where block `rank` of the cluster has what this block has at `address` of its shared memory.
+DEVICE u32 address_at_rank(u32 address, u32 rank) {
+    u32 there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+
+// The bias of a query for a key `distance` tokens behind it.
+DEVICE float distance_bias(const float* by_distance, int head, int distance, int reach) {
+    if (by_distance == nullptr) return 0.f;
+    const int clamped = max(-reach, min(reach, distance));
+    return __ldg(by_distance + (size_t)head * (2 * reach + 1) + clamped + reach) * LOG2E;
+}
+
+DEVICE int2 load_span(const int2* spans, int token) {
+    int2 span;
+    asm volatile("ld.global.v2.s32 {%0,%1}, [%2];" : "=r"(span.x), "=r"(span.y) : "l"(spans + token) : "memory");
+    return span;
+}
+
+// Whether a query of this span sees the key. Padding sees itself.
+DEVICE bool sees(int2 span, int key) { return key >= span.x && key < max(span.y, span.x + 1); }
+
+// All ones in the half of a word whose key is no padding, for the keys key and key + 1; their spans are the words of `two`.
+DEVICE u32 real_keys(int4 two) { return (two.y > two.x ? 0x0000ffffu : 0u) | (two.w > two.z ? 0xffff0000u : 0u); }
+
+DEVICE int4 load_two_spans(const int2* spans, int token) {
+    int4 two;
+    asm volatile("ld.global.v4.s32 {%0,%1,%2,%3}, [%4];" : "=r"(two.x), "=r"(two.y), "=r"(two.z), "=r"(two.w) : "l"(spans + token) : "memory");
+    return two;
+}
+
+DEVICE void unpack16(float (&v)[8], uint4 words) {
+    const float2 pairs[4] = {unpack2(words.x), unpack2(words.y), unpack2(words.z), unpack2(words.w)};
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        v[2 * pair] = pairs[pair].x;
+        v[2 * pair + 1] = pairs[pair].y;
+    }
+}
+
+constexpr int ROW_THREADS = (HIDDEN / 8 + 31) / 32 * 32;
+
+// Sums over a block of ROW_THREADS threads; `scratch` is not used again.
+DEVICE float2 row_sums(float2 of, float2 (&scratch)[ROW_THREADS / 32]) {
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) {
+        of.x += __shfl_xor_sync(0xffffffffu, of.x, lane);
+        of.y += __shfl_xor_sync(0xffffffffu, of.y, lane);
+    }
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = of;
+    __syncthreads();
+    float2 all = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int warp = 0; warp < ROW_THREADS / 32; warp++) {
+        all.x += scratch[warp].x;
+        all.y += scratch[warp].y;
+    }
+    return all;
+}
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+latency_embed(const int* __restrict__ ids, const int* __restrict__ starts, const int* __restrict__ lengths, int rows, const Value* __restrict__ words,
+              const Value* __restrict__ positions, const Value* __restrict__ types, const float* __restrict__ added, int first_position,
+              Value* __restrict__ stream, float2* __restrict__ sums, int parts, int2* __restrict__ spans) {
+    __shared__ float2 scratch[ROW_THREADS / 32];
+    __shared__ int2 shared_span;
+    const int t = blockIdx.x;
+    const int piece = threadIdx.x;
+    if (threadIdx.x == 0) shared_span = make_int2(t, t);
+    __syncthreads();
+    wait_for_previous_kernel();
+    // Not before the wait: the kernels behind may read what is written before this one without waiting for it.
+    let_next_kernel_start();
+    for (int row = threadIdx.x; row < rows; row += ROW_THREADS) {
+        const int start = starts[row];
+        const int end = start + lengths[row];
+        if (start <= t && t < end) shared_span = make_int2(start, end);
+    }
+    __syncthreads();
+    const int2 span = shared_span;
+    float v[8] = {};
+    if (span.y > span.x && piece < HIDDEN / 8) {
+        const int place = t - span.x;
+        unpack16(v, load16(words + (size_t)ids[t] * HIDDEN + piece * 8));
+        float more[8];
+        if (positions != nullptr) {
+            unpack16(more, load16(positions + (size_t)(place + first_position) * HIDDEN + piece * 8));
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] += more[i];
+        }
+        if (types != nullptr) {
+            unpack16(more, load16(types + piece * 8));
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] += more[i];
+        }
+        if (added != nullptr) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] += added[(size_t)place * HIDDEN + piece * 8 + i];
+        }
+    }
+    const uint4 stored = make_uint4(pack2(v[0], v[1]), pack2(v[2], v[3]), pack2(v[4], v[5]), pack2(v[6], v[7]));
+    if (piece < HIDDEN / 8) store16(stream + chunked(t, piece, TOKENS), stored.x, stored.y, stored.z, stored.w);
+    if (threadIdx.x == 0) spans[t] = span;
+    if (sums == nullptr) return;
+    unpack16(v, stored);
+    float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        sum.x += v[i];
+        sum.y += v[i] * v[i];
+    }
+    const float2 all = row_sums(sum, scratch);
+    for (int part = threadIdx.x; part < parts; part += ROW_THREADS) sums[t * parts + part] = part == 0 ? all : make_float2(0.f, 0.f);
+}
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+latency_hidden(const Value* __restrict__ stream, const float* __restrict__ gamma, const float* __restrict__ beta, const int2* __restrict__ spans, float epsilon,
+               float* __restrict__ hidden, int* __restrict__ fault) {
+    __shared__ float2 scratch[ROW_THREADS / 32];
+    __shared__ float2 scratch_of_squares[ROW_THREADS / 32];
+    const int t = blockIdx.x;
+    const int piece = threadIdx.x;
+    const bool has = piece < HIDDEN / 8;
+    float g[8];
+    float b[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        g[i] = has ? __ldg(gamma + piece * 8 + i) : 0.f;
+        b[i] = has ? __ldg(beta + piece * 8 + i) : 0.f;
+    }
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    float v[8] = {};
+    if (has) unpack16(v, load16(stream + chunked(t, piece, TOKENS)));
+    float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum.x += v[i];
+    const float mean = row_sums(sum, scratch).x / HIDDEN;
+    float2 squares = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares.x += has ? (v[i] - mean) * (v[i] - mean) : 0.f;
+    const float variance = row_sums(squares, scratch_of_squares).x / HIDDEN;
+    const float rs = rsqrtf(variance + epsilon);
+    if (has) {
+        float out[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] = (v[i] - mean) * rs * g[i] + b[i];
+        float4* at = (float4*)(hidden + (size_t)t * HIDDEN + piece * 8);
+        at[0] = make_float4(out[0], out[1], out[2], out[3]);
+        at[1] = make_float4(out[4], out[5], out[6], out[7]);
+    }
+    if (fault != nullptr && threadIdx.x == 0) {
+        const int2 span = load_span(spans, t);
+        const bool bad = !(variance < __int_as_float(0x7f800000));
+        if (bad && span.y > span.x) atomicOr(fault, 1);
+    }
+}
