@@ -14,7 +14,7 @@
 //                 spans[t] = first token of its row and the one behind its last; (t, t) for padding.
 //                 sums: null, or float2 [TOKENS][parts], the partial sums of latency128.cu: all in part 0, the others 0.
 //                 Grid TOKENS, block HIDDEN / 8 rounded up to 32. Launch it without the programmatic attribute if ids, starts, lengths are written right before.
-// latency_hidden  hidden[t] = (stream[t] - mean) rs gamma + beta, f32, row-major, of all TOKENS. fault: null, or |= 1 where a token of a row is not finite: what is not
+// latency_hidden  hidden[t] = (stream[t] - mean) rs gamma + beta, f32, row-major, of all TOKENS. seen = 0 where a token of a row is not finite: what is not
 //                 finite anywhere in a layer stays so in the stream. Grid TOKENS, block HIDDEN / 8 rounded up to 32.
 
 static_assert(HIDDEN == HEADS * HEAD_SIZE && HIDDEN % 128 == 0 && WIDE % 128 == 0 && HEADS % 4 == 0, "sizes that latency kernels do not serve");
@@ -154,7 +154,7 @@ latency_embed(const int* __restrict__ ids, const int* __restrict__ starts, const
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 latency_hidden(const Value* __restrict__ stream, const float* __restrict__ gamma, const float* __restrict__ beta, const int2* __restrict__ spans, float epsilon,
-               float* __restrict__ hidden, int* __restrict__ fault) {
+               float* __restrict__ hidden, int* __restrict__ seen) {
     __shared__ float2 scratch[ROW_THREADS / 32];
     __shared__ float2 scratch_of_squares[ROW_THREADS / 32];
     const int t = blockIdx.x;
@@ -188,9 +188,8 @@ latency_hidden(const Value* __restrict__ stream, const float* __restrict__ gamma
         at[0] = make_float4(out[0], out[1], out[2], out[3]);
         at[1] = make_float4(out[4], out[5], out[6], out[7]);
     }
-    if (fault != nullptr && threadIdx.x == 0) {
+    if (threadIdx.x == 0) {
         const int2 span = load_span(spans, t);
-        const bool bad = !(variance < __int_as_float(0x7f800000));
-        if (bad && span.y > span.x) atomicOr(fault, 1);
+        if (!is_finite(variance) && span.y > span.x) *seen = 0;
     }
 }

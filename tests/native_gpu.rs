@@ -17,6 +17,8 @@ use trt_embed::tokens::{BatchPlan, TokenBatch, batches_from_ids};
 use trt_embed::{BackendChoice, Embedder, Error};
 
 const SMALL: Sizes = Sizes { hidden: 128, heads: 2, wide: 256, layers: 3 };
+/// What the kernels of few tokens serve, with heads of 64.
+const FEW_TOKENS: Sizes = Sizes { hidden: 256, heads: 4, wide: 512, layers: 3 };
 /// Heads of 32, and more columns than one group of a warp holds.
 const NARROW_HEADS: Sizes = Sizes { hidden: 384, heads: 12, wide: 1536, layers: 2 };
 
@@ -26,10 +28,14 @@ fn head(folder: &ModelFolder) -> Head {
 }
 
 fn open(folder: &ModelFolder, precision: Precision, lanes: usize) -> Result<GpuBackend, Error> {
-    let device = Device::open(0)?;
     let mut native = NativeSettings::default();
     native.precision = precision;
-    let encoder = NativeEncoder::new(&device, &folder.architecture()?, folder.config.max_tokens(), &native)?;
+    open_as(folder, &native, lanes)
+}
+
+fn open_as(folder: &ModelFolder, native: &NativeSettings, lanes: usize) -> Result<GpuBackend, Error> {
+    let device = Device::open(0)?;
+    let encoder = NativeEncoder::new(&device, &folder.architecture()?, folder.config.max_tokens(), native)?;
     let mut settings = GpuSettings::default();
     settings.lanes = lanes;
     GpuBackend::new(Arc::new(encoder), head(folder), Padding::of_model(folder), &settings)
@@ -137,9 +143,11 @@ fn fixtures_in_fp32_equal_the_cpu() {
 #[ignore = "needs an NVIDIA GPU"]
 fn models_with_heads_of_64_equal_the_cpu() {
     for kind in [Kind::Mpnet, Kind::Bert] {
-        let (_keep, folder) = seeded(kind, SMALL);
-        for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
-            packs_equal_the_cpu(&folder, precision);
+        for sizes in [SMALL, FEW_TOKENS] {
+            let (_keep, folder) = seeded(kind, sizes);
+            for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+                packs_equal_the_cpu(&folder, precision);
+            }
         }
     }
 }
@@ -170,7 +178,7 @@ fn hidden_states_equal_the_cpu() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn runs_give_the_same_bits() {
-    let (_keep, folder) = seeded(Kind::Mpnet, SMALL);
+    let (_keep, folder) = seeded(Kind::Mpnet, FEW_TOKENS);
     let backend = open(&folder, Precision::Fp16, 2).unwrap();
     let dim = folder.config.hidden_size;
     for (seed, lengths) in PACKS.into_iter().enumerate() {
@@ -188,11 +196,51 @@ fn runs_give_the_same_bits() {
     }
 }
 
+/// A text's vector alone, and in packs of random others, at every place and in every precision: the same bits.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn invariant_vectors_are_the_same_bits_in_every_pack() {
+    for (kind, sizes) in [(Kind::Mpnet, FEW_TOKENS), (Kind::Bert, NARROW_HEADS)] {
+        let (_keep, folder) = seeded(kind, sizes);
+        let dim = folder.config.hidden_size;
+        for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+            let mut native = NativeSettings::default();
+            (native.precision, native.invariant) = (precision, true);
+            let backend = open_as(&folder, &native, 1).unwrap();
+            let mut random = Random(5);
+            for round in 0..if precision == Precision::Fp32 { 3 } else { 40 } {
+                let few = [1, 3, 17, 150][round % 4];
+                let longest = [16, 40, 130, 512][random.below(4)];
+                let lengths: Vec<usize> = (0..1 + random.below(few)).map(|_| 1 + random.below(longest)).collect();
+                let fits =
+                    lengths.iter().scan(0, |sum, length| Some(std::mem::replace(sum, *sum + length))).filter(|sum| *sum < 15_000);
+                let lengths = &lengths[..fits.count()];
+                let pack = batch(&folder, lengths, round as u64);
+                let together = encode(&backend, &pack, dim);
+                for _ in 0..4 {
+                    let row = random.below(lengths.len());
+                    let (start, end) = (pack.starts()[row] as usize, pack.starts()[row + 1] as usize);
+                    let alone =
+                        TokenBatch::from_ragged(pack.ids()[start..end].to_vec(), vec![0, (end - start) as u32], 0).unwrap();
+                    let vector = encode(&backend, &alone, dim);
+                    assert_eq!(vector, together[row * dim..(row + 1) * dim], "{precision:?}, row {row} of {lengths:?}");
+                }
+            }
+        }
+    }
+}
+
 /// Weights so large that the residual stream leaves fp16: an error that says where, and a vector in bf16.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn overflow_is_an_error_that_says_where() {
-    let on_disk = folder(Kind::Bert, SMALL, 3, 3000.0);
+    for sizes in [SMALL, FEW_TOKENS] {
+        overflow_is_told(sizes);
+    }
+}
+
+fn overflow_is_told(sizes: Sizes) {
+    let on_disk = folder(Kind::Bert, sizes, 3, 3000.0);
     let folder = ModelFolder::open(on_disk.path()).unwrap();
     let backend = open(&folder, Precision::Fp16, 1).unwrap();
     let dim = folder.config.hidden_size;
@@ -210,7 +258,7 @@ fn overflow_is_an_error_that_says_where() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn an_embedder_runs_on_it() {
-    let (keep, _) = seeded(Kind::Mpnet, SMALL);
+    let (keep, _) = seeded(Kind::Mpnet, FEW_TOKENS);
     let build = |choice| Embedder::builder(keep.path().to_str().unwrap()).backend(choice).build().unwrap();
     let (gpu, cpu) = (build(BackendChoice::Cuda), build(BackendChoice::Cpu));
     assert_eq!((gpu.info().backend, cpu.info().backend), ("cuda", "cpu"));

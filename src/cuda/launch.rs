@@ -171,7 +171,7 @@ unsafe impl Sync for Module {}
 /// A kernel, with the module that it lives in.
 pub(crate) struct Function {
     raw: sys::CUfunction,
-    _module: Arc<Module>,
+    module: Arc<Module>,
 }
 
 // SAFETY: as for Module.
@@ -203,18 +203,47 @@ impl Module {
         // SAFETY: the module is loaded and lives as long as the function (the Arc).
         let raw = unsafe { result::module::get_function(self.raw, CString::from(name)) }
             .map_err(driver("find a kernel in its cubin"))?;
-        Ok(Function { raw, _module: self.clone() })
+        Ok(Function { raw, module: self.clone() })
     }
 
     /// As [`Module::function`], for a kernel that takes `bytes` of dynamic shared memory, more than the 48 KiB that need no asking.
     pub(crate) fn function_with_shared(self: &Arc<Self>, name: &CStr, bytes: usize) -> Result<Function> {
         let function = self.function(name)?;
         let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is loaded and lives as long as its module, which it holds.
-        unsafe { result::function::set_function_attribute(function.raw, attribute, bytes) }
-            .map_err(driver("give a kernel its shared memory"))?;
+        function.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)?;
         Ok(function)
+    }
+
+    /// Reads the array of integers that the module has as the global `name`.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] where it is of another size than `into`.
+    pub(crate) fn read_global(&self, name: &CStr, into: &mut [i32]) -> Result<()> {
+        const DURING: &str = "read a value of a cubin";
+        self.device.bind()?;
+        // SAFETY: the module is loaded.
+        let (address, bytes) = unsafe { result::module::get_global(self.raw, CString::from(name)) }.map_err(driver(DURING))?;
+        if bytes != size_of_val(into) {
+            let reason = format!("{name:?} has {bytes} bytes, not {}", size_of_val(into));
+            return Err(CudaError::Argument { call: DURING, reason });
+        }
+        // SAFETY: so many bytes are there, which no kernel writes, and any bytes are integers.
+        unsafe { result::memcpy_dtoh_sync(into, address) }.map_err(driver(DURING))
+    }
+}
+
+impl Function {
+    /// Asks for as much of a multiprocessor's cache as shared memory as there is, so that blocks of two kernels fit beside each other.
+    pub(crate) fn prefer_shared(&self) -> Result<()> {
+        const ALL: i32 = 100;
+        self.set(sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, ALL)
+    }
+
+    fn set(&self, attribute: sys::CUfunction_attribute, value: i32) -> Result<()> {
+        self.module.device.bind()?;
+        // SAFETY: the function is loaded and lives as long as its module, which it holds.
+        unsafe { result::function::set_function_attribute(self.raw, attribute, value) }
+            .map_err(driver("set how a kernel is launched"))
     }
 }
 

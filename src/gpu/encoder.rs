@@ -21,6 +21,11 @@ pub trait GpuEncoder: Send + Sync {
     /// one size, whose work is captured once, wider ranges of rectangles, or packed rows of any lengths.
     fn ranges(&self) -> &[SizeRange];
 
+    /// Whether a row's hidden states are the same bits whatever shares its batch.
+    fn is_invariant(&self) -> bool {
+        false
+    }
+
     /// The largest batch of all ranges: a lane's memory holds its rows, and the ids and hidden states of its tokens.
     fn capacity(&self) -> BatchSize {
         let most = |of: fn(BatchSize) -> usize| self.ranges().iter().map(|range| of(range.max)).max().unwrap_or(0);

@@ -3,6 +3,7 @@
 
 use super::encoder::{EncoderIo, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, LaneMemory, LayerTime};
 use super::kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows};
+use super::pool_plan::{Hardware, PoolPlan};
 use crate::cuda::steps::{step_names, step_times};
 use crate::cuda::{CudaError, DeviceBuffer, Graph, HostMemory, PinnedBuffer, Stream};
 use crate::pooling::PoolingMode;
@@ -27,6 +28,8 @@ pub(super) struct DevicePooling {
     /// Values of a vector.
     pub dim: usize,
     pub normalise: bool,
+    /// Whether a row's sums have the same order in every batch.
+    pub invariant: bool,
 }
 
 pub(super) struct Lane {
@@ -335,7 +338,7 @@ impl Work {
     }
 
     fn pool(&self, stream: &mut Stream, vectors: &mut PinnedBuffer<f32>, layout: Layout, size: BatchSize) -> Result<()> {
-        let DevicePooling { modes, dim, normalise } = &self.pooling;
+        let DevicePooling { modes, dim, normalise, invariant } = &self.pooling;
         let (Out::Host(out) | Out::Device(out)) = &self.out;
         let BatchSize { rows: batch, longest: seq, tokens } = size;
         let job = PoolJob {
@@ -347,7 +350,13 @@ impl Work {
             modes,
             shape: PoolShape { batch, seq, tokens, hidden: self.hidden_size, dim: *dim, normalise: *normalise },
         };
-        self.kernels.pool(stream, &job)?;
+        if *invariant {
+            let lane = job.hidden.lane();
+            let hardware = Hardware::of(stream.device().properties());
+            self.kernels.pool_planned(stream, &job, |_, columns| PoolPlan::in_one_order(hardware, batch, columns, lane))?;
+        } else {
+            self.kernels.pool(stream, &job)?;
+        }
         if let Out::Device(out) = &self.out {
             stream.copy_to_host(out, vectors, batch * dim)?;
         }

@@ -98,9 +98,10 @@ impl GpuBackend {
         let before = device.memory()?.free;
         // What the kernels cannot do in one pass runs on the host, on the pooled vector.
         let modes = head.pooling.modes.clone();
+        let invariant = encoder.is_invariant();
         let pooling = match head.has_more_steps() {
-            false => DevicePooling { modes, dim: head.dim, normalise: head.scaling != Scaling::None },
-            true => DevicePooling { modes, dim: head.pooled_width(), normalise: false },
+            false => DevicePooling { modes, dim: head.dim, normalise: head.scaling != Scaling::None, invariant },
+            true => DevicePooling { modes, dim: head.pooled_width(), normalise: false, invariant },
         };
         let kernels = stage("loading the kernels", || Kernels::load(&device, &settings.cubins))?;
         let Padding { id, vocab_size } = padding;

@@ -71,6 +71,12 @@ impl PoolPlan {
         Self { lanes, groups, tiles, cluster, clusters: batch.clamp(1, Self::MOST_CLUSTERS) }
     }
 
+    /// The plan of [`PoolPlan::choose`] for batches that fill the device, whatever the batch is: a row's sums then have one order in all of them.
+    pub fn in_one_order(hardware: Hardware, batch: usize, columns: usize, lane: usize) -> Self {
+        let full = Self::choose(hardware, usize::MAX, usize::MAX, columns, lane);
+        Self { clusters: batch.clamp(1, Self::MOST_CLUSTERS), ..full }
+    }
+
     /// Keeps `clusters * cluster` within a grid's first dimension.
     const MOST_CLUSTERS: usize = (i32::MAX as usize) / MAX_CLUSTER;
 

@@ -56,10 +56,17 @@ const SOURCES: [(&str, &str); 6] = [
     ("exact.cu", include_str!("../../kernels/exact.cu")),
 ];
 
-/// The text of the kernel file `name`, with the prelude in front; the prelude alone where there is no such file.
+/// Those of few tokens, which are compiled for a model's sizes: what they share, and each class' own.
+const LATENCY: &str = include_str!("../../kernels/latency.cu");
+const LATENCY_SOURCES: [(&str, &str); 1] = [("latency16.cu", include_str!("../../kernels/latency16.cu"))];
+
+/// The text of the kernel file `name`, with what it needs in front; the prelude alone where there is no such file.
 pub(super) fn native_source(name: &str) -> String {
-    let text = SOURCES.iter().find_map(|(file, text)| (*file == name).then_some(*text)).unwrap_or_default();
-    format!("{PRELUDE}\n{text}")
+    let text_of = |sources: &[(&str, &'static str)]| sources.iter().find_map(|(file, text)| (*file == name).then_some(*text));
+    match text_of(&LATENCY_SOURCES) {
+        Some(text) => format!("{PRELUDE}\n{LATENCY}\n{text}"),
+        None => format!("{PRELUDE}\n{}", text_of(&SOURCES).unwrap_or_default()),
+    }
 }
 
 /// NVRTC's options for kernels of this precision and activation (as the prelude numbers it).

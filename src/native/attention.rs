@@ -214,3 +214,7 @@ impl NativeKernels {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "attention_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 use super::arch::Arch;
 use super::attention::AttentionJob;
 use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows};
+use super::latency::{self, LatencyClass, LatencyJob};
 use super::linear::{LinearJob, Measured, Tile};
 use super::load::LoadKernels;
 use super::program::{LinearId, NormId, Residual, Step, program, stage_name};
@@ -16,9 +17,10 @@ use crate::model::architecture::ScoreBias;
 use crate::tokens::{BatchSize, Layout, SizeRange};
 use crate::trace::stage;
 use crate::{Error, Result};
+use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Tokens of the classes that are captured, each for one text.
+/// Tokens of the classes that are captured, each for one text. The first ones have kernels of their own where the model and the GPU are theirs.
 const CLASSES: [usize; 6] = [16, 32, 64, 128, 256, 512];
 /// Tokens of the largest pack: the products reach their full speed well below.
 const MOST_TOKENS: usize = 16_384;
@@ -33,6 +35,8 @@ pub struct NativeSettings {
     pub precision: Precision,
     /// Where compiled kernels are kept.
     pub cubins: CubinCache,
+    /// Whether a text's vector is the same bits whatever shares its batch: one fixed order of all sums, at the cost of the kernels for few tokens.
+    pub invariant: bool,
     /// Runs the kernels of an older architecture, as `TRT_EMBED_CUDA_ARCH` says where it is set: `80` for those of an A100.
     pub arch: Option<String>,
 }
@@ -40,13 +44,14 @@ pub struct NativeSettings {
 impl Default for NativeSettings {
     fn default() -> Self {
         let arch = std::env::var("TRT_EMBED_CUDA_ARCH").ok();
-        Self { precision: Precision::default(), cubins: CubinCache::of_user(), arch }
+        Self { precision: Precision::default(), cubins: CubinCache::of_user(), invariant: false, arch }
     }
 }
 
 /// An architecture on a GPU, run by this crate's own kernels.
 pub struct NativeEncoder {
     parts: Arc<Parts>,
+    /// The first are those of [`Parts::latency`].
     ranges: Vec<SizeRange>,
     device: Device,
 }
@@ -58,6 +63,7 @@ struct Parts {
     windows: Vec<i32>,
     model: DeviceModel,
     kernels: NativeKernels,
+    latency: Vec<Arc<LatencyClass>>,
     shape: Shape,
 }
 
@@ -78,17 +84,25 @@ impl NativeEncoder {
             let load = LoadKernels::load(device, &settings.cubins, &arch, shape.precision)?;
             stage("loading the weights", || DeviceModel::load(device, &load, (architecture, &program, &shape), max_tokens))
         };
-        let kernels = || stage("making the kernels", || NativeKernels::load(device, &settings.cubins, &arch, shape, biased));
-        let (model, kernels) = rayon::join(weights, kernels);
-        let (mut model, kernels) = (model?, kernels?);
+        let kernels = || stage("making the kernels", || NativeKernels::load(device, settings, &arch, shape, biased));
+        let few: Vec<usize> = match !settings.invariant && latency::serves(architecture, &shape, &arch) {
+            true => classes(&latency::CLASSES, max_tokens).collect(),
+            false => Vec::new(),
+        };
+        let latency = || -> Result<Vec<Arc<LatencyClass>>> {
+            let load = |&tokens: &usize| Ok(Arc::new(LatencyClass::load(device, &settings.cubins, &arch, shape, tokens)?));
+            stage("making the kernels of few tokens", || few.par_iter().map(load).collect())
+        };
+        let (model, (kernels, latency)) = rayon::join(weights, || rayon::join(kernels, latency));
+        let (mut model, kernels, latency) = (model?, kernels?, latency?);
         if let Some(bias) = &mut model.bias {
             let mut stream = device.stream()?;
             *bias = kernels.prepare_bias(&mut stream, bias)?;
             stream.synchronize()?;
         }
         let windows = architecture.layers.iter().map(|layer| window(layer.attention.reach)).collect();
-        let parts = Arc::new(Parts { program, windows, model, kernels, shape });
-        Ok(Self { parts, ranges: ranges(max_tokens), device: device.clone() })
+        let parts = Arc::new(Parts { program, windows, model, kernels, latency, shape });
+        Ok(Self { parts, ranges: ranges(max_tokens, &few), device: device.clone() })
     }
 
     /// Device memory of the weights, in bytes.
@@ -97,19 +111,25 @@ impl NativeEncoder {
     }
 }
 
-/// One class a power of two for single texts, and one range for packs of all sizes.
-fn ranges(max_tokens: usize) -> Vec<SizeRange> {
-    let mut classes: Vec<usize> = CLASSES.iter().copied().filter(|&tokens| tokens < max_tokens).collect();
-    if max_tokens <= CLASSES[CLASSES.len() - 1] {
-        classes.push(max_tokens);
-    }
-    let class = |tokens| {
-        let size = BatchSize::padded(1, tokens);
+/// Those of `sizes` that serve texts of up to `max_tokens` tokens: up to the first that holds them.
+fn classes(sizes: &[usize], max_tokens: usize) -> impl Iterator<Item = usize> {
+    let needed = sizes.iter().position(|&tokens| tokens >= max_tokens).map_or(sizes.len(), |last| last + 1);
+    sizes[..needed].iter().copied()
+}
+
+/// One class a power of two for single texts, the first ones those of `few` tokens, and one range for packs of all sizes.
+fn ranges(max_tokens: usize, few: &[usize]) -> Vec<SizeRange> {
+    let single = |longest, tokens| {
+        let size = BatchSize { rows: 1, longest, tokens };
         SizeRange { layout: Layout::Packed, min: size, max: size }
     };
+    // A class of few tokens always runs all of them; the others as many as the longest text has.
+    let of_few = few.iter().map(|&tokens| single(tokens.min(max_tokens), tokens));
+    let most_of_few = few.last().copied().unwrap_or(0);
+    let others = classes(&CLASSES, max_tokens).filter(|&tokens| tokens > most_of_few).map(|tokens| tokens.min(max_tokens));
     let most = BatchSize { rows: MOST_ROWS, longest: max_tokens, tokens: MOST_TOKENS.max(max_tokens) };
     let packs = SizeRange { layout: Layout::Packed, min: BatchSize::padded(1, 1), max: most };
-    classes.into_iter().map(class).chain([packs]).collect()
+    of_few.chain(others.map(|tokens| single(tokens, tokens))).chain([packs]).collect()
 }
 
 impl GpuEncoder for NativeEncoder {
@@ -135,12 +155,18 @@ impl GpuEncoder for NativeEncoder {
         &self.ranges
     }
 
+    fn is_invariant(&self) -> bool {
+        self.parts.kernels.0.invariant
+    }
+
     fn scratch_bytes(&self) -> Result<usize> {
         let tokens = self.capacity().tokens;
-        Ok(Scratch::of(&self.parts.shape, tokens, self.parts.kernels.work_bytes(self.capacity())).bytes)
+        let packs = Scratch::of(&self.parts.shape, tokens, self.parts.kernels.work_bytes(self.capacity())).bytes;
+        Ok(self.parts.latency.iter().map(|class| class.scratch().bytes).fold(packs, usize::max))
     }
 
     fn session(&self, range: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
+        let latency = self.parts.latency.get(range).cloned();
         let range = self.ranges.get(range).ok_or_else(|| unfit(format!("there is no size class number {range}")))?;
         let (IntegerBuffer::I32(ids), HiddenBuffer::F32(hidden), Some(starts)) = (&memory.ids, &memory.hidden, &memory.starts)
         else {
@@ -159,6 +185,7 @@ impl GpuEncoder for NativeEncoder {
             hidden: hidden.clone(),
             scratch: memory.scratch.clone(),
             size: range.max,
+            latency,
             fault,
             seen: fault_seen.mapped()?,
             fault_seen,
@@ -175,6 +202,8 @@ struct Session {
     hidden: DeviceBuffer<f32>,
     scratch: DeviceBuffer<u8>,
     size: BatchSize,
+    /// What runs it where it is of few tokens; the program otherwise.
+    latency: Option<Arc<LatencyClass>>,
     /// The first stage that found a value which is not finite, of all sessions of the lane.
     fault: DeviceBuffer<i32>,
     /// What it was after the last run.
@@ -225,6 +254,32 @@ impl Session {
     fn measures_itself(&self) -> bool {
         let Shape { hidden, precision, .. } = self.parts.shape;
         precision != Precision::Fp32 && self.parts.kernels.tile(self.size.tokens, hidden, hidden) == Tile::Few
+    }
+
+    fn latency_job(&self) -> LatencyJob<'_> {
+        LatencyJob {
+            model: &self.parts.model,
+            layers: self.parts.windows.len(),
+            ids: &self.ids,
+            starts: &self.starts,
+            lengths: &self.lengths,
+            rows: self.size.rows,
+            hidden: &self.hidden,
+            scratch: &self.scratch,
+            seen: &self.seen,
+        }
+    }
+
+    fn enqueue_program(&self, stream: &mut Stream) -> Result<()> {
+        let work = self.work()?;
+        (0..self.parts.program.len()).try_for_each(|place| self.step(place, &work, stream))
+    }
+
+    /// The first stage of the last run that found a value which is not finite.
+    fn seen(&self) -> Result<i32> {
+        let mut fault = [0];
+        self.fault_seen.read(0, &mut fault)?;
+        Ok(fault[0])
     }
 
     fn step(&self, place: usize, work: &Work, stream: &mut Stream) -> Result<()> {
@@ -305,25 +360,35 @@ impl GpuSession for Session {
     }
 
     fn enqueue(&mut self, stream: &mut Stream) -> Result<()> {
-        let work = self.work()?;
-        for place in 0..self.parts.program.len() {
-            self.step(place, &work, stream)?;
+        match &self.latency {
+            Some(class) => Ok(class.enqueue(stream, &self.latency_job())?),
+            None => self.enqueue_program(stream),
         }
-        Ok(())
     }
 
     fn check(&mut self, stream: &mut Stream) -> Result<()> {
-        let mut fault = [0];
-        self.fault_seen.read(0, &mut fault)?;
-        if fault[0] == NO_FAULT {
+        if self.seen()? == NO_FAULT {
             return Ok(());
         }
+        if self.latency.is_some() {
+            // Its kernels see that values overflow, not where: the program, which stages its own checks, runs the batch again.
+            self.fault_seen.fill(0, 1, NO_FAULT)?;
+            self.enqueue_program(stream)?;
+            stream.synchronize()?;
+        }
+        let place = match usize::try_from(self.seen()?) {
+            Ok(stage) if self.seen()? != NO_FAULT => stage_name(&self.parts.program, stage),
+            _ => "the hidden states".to_owned(),
+        };
+        self.fault_seen.fill(0, 1, NO_FAULT)?;
         stream.fill_bytes(&self.fault, NO_FAULT_BYTE)?;
-        let place = stage_name(&self.parts.program, usize::try_from(fault[0]).unwrap_or(0));
         Err(Error::Overflow { place, precision: self.parts.shape.precision.name() })
     }
 
     fn measure_layers(&mut self, stream: &mut Stream) -> Result<Vec<LayerTime>> {
+        if let Some(class) = &self.latency {
+            return Ok(class.measure(stream, &self.latency_job())?);
+        }
         let work = self.work()?;
         let (start, end) = (stream.device().event()?, stream.device().event()?);
         let mut times = Vec::with_capacity(self.parts.program.len());
@@ -349,15 +414,20 @@ mod tests {
     #[test]
     fn every_length_that_the_model_takes_has_a_class_and_a_pack() {
         for longest in [1, 15, 16, 17, 100, 128, 384, 512, 513, 8192] {
-            let ranges = ranges(longest);
-            for tokens in 1..=longest {
-                let size = BatchSize::padded(1, tokens);
-                let fixed = ranges.iter().filter(|range| range.is_fixed() && range.fit(size).is_some()).count();
-                assert!(fixed > 0 || tokens > 512, "{tokens} of {longest}");
-                assert!(ranges.last().unwrap().fit(size).is_some(), "{tokens} of {longest}");
+            for sizes in [&latency::CLASSES[..], &[]] {
+                let few: Vec<usize> = classes(sizes, longest).collect();
+                let ranges = ranges(longest, &few);
+                for tokens in 1..=longest {
+                    let size = BatchSize::padded(1, tokens);
+                    let fixed = ranges.iter().filter(|range| range.is_fixed() && range.fit(size).is_some()).count();
+                    assert!(fixed > 0 || tokens > 512, "{tokens} of {longest}");
+                    assert!(ranges.last().unwrap().fit(size).is_some(), "{tokens} of {longest}");
+                }
+                assert!(ranges.iter().all(|range| range.max.longest <= longest));
+                assert!(ranges.windows(2).all(|pair| pair[0].max.tokens < pair[1].max.tokens), "{ranges:?}");
+                // The classes of few tokens come first, and run all of theirs.
+                assert!(few.iter().zip(&ranges).all(|(&tokens, range)| range.max.tokens == tokens), "{ranges:?}");
             }
-            assert!(ranges.iter().all(|range| range.max.longest <= longest));
-            assert!(ranges.windows(2).all(|pair| pair[0].max.tokens < pair[1].max.tokens), "{ranges:?}");
         }
     }
 }

@@ -4,10 +4,11 @@
 
 use super::arch::{Arch, native_source, options, shape_options};
 use super::attention::AttentionKernel;
+use super::encoder::NativeSettings;
 use super::linear::Linears;
 use super::shape::{CHUNK, Precision, Shape};
 use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int, enqueue};
-use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, DeviceValue, Result, Source, Stream};
+use crate::cuda::{CudaError, Device, DeviceBuffer, DeviceValue, Result, Source, Stream};
 use std::sync::Arc;
 
 /// A matrix in device memory, `[capacity, columns]`: chunked where values are of two bytes, row-major in f32.
@@ -61,21 +62,23 @@ pub(super) struct Inner {
     pub shape: Shape,
     /// Whether a kernel may start before the one in front has ended.
     pub dependent: bool,
+    /// Whether linears of all sizes are to have one order of sums.
+    pub invariant: bool,
     pub device: Device,
 }
 
 impl NativeKernels {
-    /// Compiles the kernels for `shape`, or takes them from `cache`.
+    /// Compiles the kernels for `shape`, or takes them from the settings' cache.
     ///
     /// # Errors
     /// [`CudaError::NvrtcMissing`], [`CudaError::Compile`], or what the driver says to the cubin.
-    pub fn load(device: &Device, cache: &CubinCache, arch: &Arch, shape: Shape, biased: bool) -> Result<Self> {
+    pub fn load(device: &Device, settings: &NativeSettings, arch: &Arch, shape: Shape, biased: bool) -> Result<Self> {
         let mut options = options(shape.precision, shape.activation);
         options.extend(shape_options(shape.heads, shape.head_size, biased));
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let module = |name: &str| -> Result<Arc<Module>> {
             let text = native_source(name);
-            Module::compile_for(device, cache, &Source::new(name, &text, &options), &arch.target)
+            Module::compile_for(device, &settings.cubins, &Source::new(name, &text, &options), &arch.target)
         };
         let stream = module("stream.cu")?;
         let either = |fast, exact| stream.function(if shape.precision == Precision::Fp32 { exact } else { fast });
@@ -88,6 +91,7 @@ impl NativeKernels {
             attention: AttentionKernel::load(shape.precision, biased, module)?,
             shape,
             dependent: arch.dependent,
+            invariant: settings.invariant,
             device: device.clone(),
         })))
     }

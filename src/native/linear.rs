@@ -167,7 +167,13 @@ impl NativeKernels {
     /// The kernel that serves a linear of these sizes; of no meaning in fp32.
     pub fn tile(&self, tokens: usize, outputs: usize, inputs: usize) -> Tile {
         let hopper = matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. });
-        Tile::choose(tokens, outputs, inputs, self.0.device.properties().multiprocessors as usize, hopper)
+        let tile = Tile::choose(tokens, outputs, inputs, self.0.device.properties().multiprocessors as usize, hopper);
+        match tile {
+            // Their sums have orders of their own; the tiled ones all have the same.
+            Tile::Few | Tile::Split(_) if self.0.invariant && hopper => Tile::Narrow,
+            Tile::Few if self.0.invariant => Tile::Small,
+            tile => tile,
+        }
     }
 
     /// Whether a linear with a residual leaves the sums of which [`NativeKernels::join`] makes statistics.

@@ -3,13 +3,14 @@
 //!
 //! `shape.rs` says what is served, `program.rs` in which order what runs, `scratch.rs` where intermediate results lie, `arch.rs` for which GPU
 //! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device. `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
-//! `attention.rs` launch them. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
+//! `attention.rs` launch them; `latency.rs` those of few tokens. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
 //! through it.
 
 mod arch;
 mod attention;
 mod encoder;
 mod kernels;
+mod latency;
 mod linear;
 mod load;
 mod program;

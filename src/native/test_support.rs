@@ -2,7 +2,8 @@
 
 use super::kernels::{Matrix, NativeKernels};
 use super::shape::{Precision, Shape};
-use crate::cuda::{CubinCache, Device, DeviceBuffer, DeviceValue, Stream};
+use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
+use crate::native::NativeSettings;
 use crate::native::arch::Arch;
 use half::{bf16, f16};
 
@@ -37,7 +38,7 @@ pub(super) fn arch(device: &Device) -> Arch {
 
 pub(super) fn kernels(device: &Device, precision: Precision, activation: i32) -> NativeKernels {
     let shape = Shape { hidden: 128, heads: 2, head_size: 64, wide: 256, activation, precision };
-    NativeKernels::load(device, &CubinCache::of_user(), &arch(device), shape, false).unwrap()
+    NativeKernels::load(device, &NativeSettings::default(), &arch(device), shape, false).unwrap()
 }
 
 /// What is stored of `value`.

@@ -1,0 +1,416 @@
+//! Few tokens: kernels of their own that stream the weights once, each class of tokens with its own, sized to the model when they are compiled. A checked
+//! launch of a whole encoder. `kernels/latency.cu` tells the rest.
+#![allow(unsafe_code)]
+
+use super::arch::{Arch, native_source, options};
+use super::kernels::{DeviceLinear, DeviceNorm, address, argument, hold};
+use super::program::{LinearId, NormId};
+use super::shape::{Precision, Shape};
+use super::weights::DeviceModel;
+use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int, enqueue};
+use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
+use crate::gpu::LayerTime;
+use crate::model::Architecture;
+use crate::model::architecture::{Layer, NormKind, NormPlacement, Reach};
+use std::ffi::CStr;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Tokens of each class.
+pub(super) const CLASSES: [usize; 0] = [];
+/// The one class whose products need no shared memory.
+const SMALLEST: usize = 16;
+/// Where each piece of scratch memory begins.
+const ALIGNMENT: usize = 1024;
+
+/// Whether the kernels serve this architecture; the others of the engine serve more.
+pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) -> bool {
+    let Shape { hidden, heads, wide, precision, .. } = *shape;
+    let norm = |norm: &Option<crate::model::architecture::Norm>| {
+        norm.as_ref().is_some_and(|norm| norm.kind == NormKind::LayerNorm && norm.bias.is_some())
+    };
+    let layer = |layer: &Layer| {
+        layer.placement == NormPlacement::Post
+            && norm(&layer.attention_norm)
+            && norm(&layer.feed_forward_norm)
+            && layer.attention.reach == Reach::All
+    };
+    arch.hopper
+        && precision != Precision::Fp32
+        && hidden.is_multiple_of(128)
+        && hidden <= 1024
+        && wide.is_multiple_of(128)
+        && heads.is_multiple_of(4)
+        && norm(&architecture.embeddings.norm)
+        && architecture.final_norm.is_none()
+        && architecture.layers.iter().all(layer)
+}
+
+/// The kernels of a class, and how they are launched.
+pub(super) struct LatencyClass {
+    pub tokens: usize,
+    embed: Function,
+    layer: Vec<Kernel>,
+    hidden: Function,
+    /// Partial sums of a token's norm; none where a linear measures its input itself.
+    parts: usize,
+    shape: Shape,
+    device: Device,
+}
+
+struct Kernel {
+    which: Which,
+    function: Function,
+    grid: Grid,
+    /// At which of its points it lets the next kernel start, as its file numbers them.
+    trigger: i32,
+}
+
+/// A kernel of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Qkv,
+    /// With the linear behind it in the smallest class.
+    Attention,
+    Output,
+    Wide,
+    Narrow,
+}
+
+/// Bytes of each piece of a class' scratch memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LatencyScratch {
+    /// The engine's own fault, at its place in every scratch.
+    fault: Range<usize>,
+    stream: Range<usize>,
+    attended: Range<usize>,
+    qkv: Range<usize>,
+    context: Range<usize>,
+    wide: Range<usize>,
+    /// Of the stream and of what attention left.
+    measures: [Range<usize>; 2],
+    spans: Range<usize>,
+    pub bytes: usize,
+}
+
+impl LatencyScratch {
+    fn of(shape: &Shape, tokens: usize, parts: usize) -> Self {
+        let matrix = |columns: usize| tokens * columns * shape.precision.bytes();
+        let mut end = 0;
+        let mut piece = |bytes: usize| {
+            let begin = end;
+            end = (begin + bytes).next_multiple_of(ALIGNMENT);
+            begin..begin + bytes
+        };
+        let fault = piece(4);
+        let stream = piece(matrix(shape.hidden));
+        let attended = piece(matrix(shape.hidden));
+        let qkv = piece(matrix(shape.qkv()));
+        let context = piece(matrix(shape.hidden));
+        let wide = piece(matrix(shape.wide));
+        let measures = [piece(tokens * parts.max(1) * 8), piece(tokens * parts.max(1) * 8)];
+        let spans = piece(tokens * 8);
+        Self { fault, stream, attended, qkv, context, wide, measures, spans, bytes: end }
+    }
+}
+
+/// What a whole encoder reads and writes.
+pub(super) struct LatencyJob<'a> {
+    pub model: &'a DeviceModel,
+    pub layers: usize,
+    pub ids: &'a DeviceBuffer<i32>,
+    pub starts: &'a DeviceBuffer<i32>,
+    pub lengths: &'a DeviceBuffer<i32>,
+    pub rows: usize,
+    /// f32 `[tokens, hidden]`, padding included.
+    pub hidden: &'a DeviceBuffer<f32>,
+    pub scratch: &'a DeviceBuffer<u8>,
+    /// Is set to 0 where a token of a row is not finite.
+    pub seen: &'a DeviceBuffer<i32>,
+}
+
+impl LatencyClass {
+    /// Compiles the kernels for up to `tokens` tokens of a model of `shape`, or takes them from `cache`.
+    ///
+    /// # Errors
+    /// As [`NativeKernels::load`](super::kernels::NativeKernels::load).
+    pub fn load(device: &Device, cache: &CubinCache, arch: &Arch, shape: Shape, tokens: usize) -> Result<Self> {
+        let file = if tokens == SMALLEST { "latency16.cu" } else { "latency128.cu" };
+        let text = native_source(file);
+        let options = latency_options(&shape, tokens);
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        let module = Module::compile_for(device, cache, &Source::new(file, &text, &options), &arch.target)?;
+        let names: &[(Which, &CStr)] = if tokens == SMALLEST {
+            &[
+                (Which::Qkv, c"latency16_qkv"),
+                (Which::Attention, c"latency16_attention"),
+                (Which::Wide, c"latency16_wide"),
+                (Which::Narrow, c"latency16_narrow"),
+            ]
+        } else {
+            &[
+                (Which::Qkv, c"latency128_qkv"),
+                (Which::Attention, c"latency128_attention"),
+                (Which::Output, c"latency128_output"),
+                (Which::Wide, c"latency128_wide"),
+                (Which::Narrow, c"latency128_narrow"),
+            ]
+        };
+        let mut launches = vec![0; 4 * names.len()];
+        module.read_global(c"latency_launches", &mut launches)?;
+        let mut triggers = vec![0; names.len()];
+        module.read_global(c"latency_triggers", &mut triggers)?;
+        let mut parts = [0];
+        if tokens != SMALLEST {
+            module.read_global(c"latency_parts", &mut parts)?;
+        }
+        let kernel = |((which, name), (launch, trigger)): (&(Which, &CStr), (&[i32], &i32))| -> Result<Kernel> {
+            let [x, block, cluster, shared] = [launch[0], launch[1], launch[2], launch[3]].map(i32::cast_unsigned);
+            let function = module.function_with_shared(name, shared as usize)?;
+            if tokens != SMALLEST {
+                function.prefer_shared()?;
+            }
+            Ok(Kernel {
+                which: *which,
+                function,
+                grid: Grid { x, y: 1, block, cluster, shared, dependent: true },
+                trigger: *trigger,
+            })
+        };
+        Ok(Self {
+            tokens,
+            embed: module.function(c"latency_embed")?,
+            layer: names.iter().zip(launches.chunks(4).zip(&triggers)).map(kernel).collect::<Result<_>>()?,
+            hidden: module.function(c"latency_hidden")?,
+            parts: usize::try_from(parts[0]).unwrap_or(0),
+            shape,
+            device: device.clone(),
+        })
+    }
+
+    pub fn scratch(&self) -> LatencyScratch {
+        LatencyScratch::of(&self.shape, self.tokens, self.parts)
+    }
+
+    /// Enqueues the encoder.
+    ///
+    /// # Errors
+    /// [`CudaError::Argument`] for buffers that are too short, weights of other sizes than the kernels', or another device.
+    pub fn enqueue(self: &Arc<Self>, stream: &mut Stream, job: &LatencyJob<'_>) -> Result<()> {
+        self.run(stream, job, &mut |_, _| Ok(()))
+    }
+
+    /// The time of each kernel, which runs with nothing beside it.
+    ///
+    /// # Errors
+    /// As [`LatencyClass::enqueue`].
+    pub fn measure(self: &Arc<Self>, stream: &mut Stream, job: &LatencyJob<'_>) -> Result<Vec<LayerTime>> {
+        let (start, end) = (stream.device().event()?, stream.device().event()?);
+        let mut times = Vec::new();
+        stream.record(&start)?;
+        self.run(stream, job, &mut |stream, name| {
+            stream.record(&end)?;
+            stream.synchronize()?;
+            times.push(LayerTime { name, milliseconds: start.micros_until(&end)? / 1e3 });
+            stream.record(&start)
+        })?;
+        Ok(times)
+    }
+
+    /// Puts all kernels on the stream, and calls `after` behind each.
+    fn run(
+        self: &Arc<Self>,
+        stream: &mut Stream,
+        job: &LatencyJob<'_>,
+        after: &mut dyn FnMut(&mut Stream, String) -> Result<()>,
+    ) -> Result<()> {
+        const CALL: &str = "run a latency class";
+        let places = self.scratch();
+        let Shape { hidden, .. } = self.shape;
+        let tokens = self.tokens;
+        let enough = job.ids.len() >= tokens
+            && job.rows <= job.starts.len().min(job.lengths.len())
+            && job.hidden.len() >= tokens * hidden
+            && job.scratch.len() >= places.bytes
+            && !job.seen.is_empty();
+        if !enough {
+            return Err(argument(CALL, format!("{} rows in buffers that are too short for {tokens} tokens", job.rows)));
+        }
+        let at = |place: &Range<usize>| job.scratch.address() + place.start as u64;
+        let DeviceModel { words, added, bias, .. } = job.model;
+        stream.hold(self.clone());
+        hold(stream, &[Some(job.scratch), Some(words)]);
+        hold(stream, &[Some(job.ids), Some(job.starts), Some(job.lengths), Some(job.seen)]);
+        hold(stream, &[added.as_ref(), bias.as_ref().map(|bias| &bias.by_distance), Some(job.hidden)]);
+
+        let measures = |of: usize| if self.parts == 0 { 0 } else { at(&places.measures[of]) };
+        let mut embed = Parameters::new();
+        for ids in [job.ids, job.starts, job.lengths] {
+            embed.address(ids.address());
+        }
+        embed.int(c_int(CALL, job.rows)?);
+        // Positions and types are one table of f32 rows, `added`.
+        for address in [words.address(), 0, 0, added.as_ref().map_or(0, DeviceBuffer::address)] {
+            embed.address(address);
+        }
+        embed.int(0);
+        embed.address(at(&places.stream));
+        embed.address(measures(0));
+        embed.int(c_int(CALL, self.parts)?);
+        embed.address(at(&places.spans));
+        let row = hidden.div_ceil(8).next_multiple_of(32) as u32;
+        let by_token = |dependent| Grid { x: tokens as u32, y: 1, block: row, cluster: 1, shared: 0, dependent };
+        // SAFETY: latency.cu's parameters, in order; what it reads and writes is of the sizes checked above. Ids were checked against the table where the
+        // batch entered, and rows are no longer than the positions, which the encoder's ranges see to.
+        unsafe { self.launch(stream, &self.embed, CALL, by_token(false), embed) }?;
+        after(stream, "embed".to_owned())?;
+
+        for layer in 0..job.layers {
+            let before = if layer == 0 { NormId::Embeddings } else { NormId::FeedForward(layer - 1) };
+            for kernel in &self.layer {
+                let parameters = self.parameters(stream, job, &places, (layer, before), kernel)?;
+                // SAFETY: latency16.cu's or latency128.cu's parameters, in order; sizes were checked above and in `linear` and `norm`, and the grid is the
+                // kernel's own.
+                unsafe { self.launch(stream, &kernel.function, CALL, kernel.grid, parameters) }?;
+                after(stream, format!("layer {layer}: {:?}", kernel.which))?;
+            }
+        }
+
+        let last = self.norm(stream, job, NormId::FeedForward(job.layers.saturating_sub(1)))?;
+        let mut give = Parameters::new();
+        give.address(at(&places.stream));
+        norm_addresses(&mut give, last);
+        give.address(at(&places.spans));
+        give.float(last.epsilon);
+        give.address(job.hidden.address());
+        give.address(job.seen.address());
+        // SAFETY: latency.cu's parameters, in order; sizes were checked above.
+        unsafe { self.launch(stream, &self.hidden, CALL, by_token(true), give) }?;
+        after(stream, "hidden states".to_owned())
+    }
+
+    /// Those of a kernel of a layer, whose input was left before the norm `before`.
+    fn parameters(
+        &self,
+        stream: &mut Stream,
+        job: &LatencyJob<'_>,
+        places: &LatencyScratch,
+        (layer, before): (usize, NormId),
+        kernel: &Kernel,
+    ) -> Result<Parameters> {
+        const CALL: &str = "run a latency class";
+        let at = |place: &Range<usize>| job.scratch.address() + place.start as u64;
+        let [stream_measures, attended_measures] = [at(&places.measures[0]), at(&places.measures[1])];
+        let Shape { hidden, wide, .. } = self.shape;
+        let (before, attention) = (self.norm(stream, job, before)?, self.norm(stream, job, NormId::Attention(layer))?);
+        let mut parameters = Parameters::new();
+        let addresses = |parameters: &mut Parameters, of: &[u64]| of.iter().for_each(|&address| parameters.address(address));
+        match kernel.which {
+            Which::Qkv => {
+                let linear = linear(stream, job, (layer, LinearId::Qkv), [3 * hidden, hidden])?;
+                parameters.address(at(&places.stream));
+                linear_addresses(&mut parameters, linear, true);
+                addresses(&mut parameters, &[at(&places.qkv), stream_measures]);
+                parameters.float(before.epsilon);
+            }
+            Which::Attention => {
+                let bias = job.model.bias.as_ref();
+                addresses(&mut parameters, &[at(&places.qkv), bias.map_or(0, |bias| bias.by_distance.address())]);
+                parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
+                parameters.address(at(&places.spans));
+                let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden])?;
+                linear_addresses(&mut parameters, linear, false);
+                addresses(&mut parameters, &[at(&places.stream), stream_measures]);
+                norm_addresses(&mut parameters, before);
+                parameters.address(at(&places.attended));
+            }
+            Which::Output => {}
+            Which::Wide => {
+                let linear = linear(stream, job, (layer, LinearId::Expansion), [wide, hidden])?;
+                parameters.address(at(&places.attended));
+                linear_addresses(&mut parameters, linear, true);
+                addresses(&mut parameters, &[at(&places.wide), attended_measures]);
+                parameters.float(attention.epsilon);
+            }
+            Which::Narrow => {
+                let linear = linear(stream, job, (layer, LinearId::Contraction), [hidden, wide])?;
+                parameters.address(at(&places.wide));
+                linear_addresses(&mut parameters, linear, false);
+                addresses(&mut parameters, &[at(&places.attended), attended_measures]);
+                norm_addresses(&mut parameters, attention);
+                parameters.address(at(&places.stream));
+            }
+        }
+        parameters.int(kernel.trigger);
+        Ok(parameters)
+    }
+
+    fn norm<'a>(&self, stream: &mut Stream, job: &LatencyJob<'a>, id: NormId) -> Result<&'a DeviceNorm> {
+        let norm = job.model.norms.get(&id).filter(|norm| {
+            norm.gamma.len() >= self.shape.hidden && norm.beta.as_ref().is_some_and(|beta| beta.len() >= self.shape.hidden)
+        });
+        let norm = norm.ok_or_else(|| unfit(format!("{id:?} is not a norm of {} weights and biases", self.shape.hidden)))?;
+        hold(stream, &[Some(&norm.gamma), norm.beta.as_ref()]);
+        Ok(norm)
+    }
+
+    /// # Safety
+    /// As [`enqueue`]; the stream holds the buffers.
+    unsafe fn launch(
+        &self,
+        stream: &mut Stream,
+        function: &Function,
+        during: &'static str,
+        grid: Grid,
+        parameters: Parameters,
+    ) -> Result<()> {
+        // SAFETY: the caller's promise; the function's module lives in `self`, which the stream holds.
+        unsafe { enqueue(&self.device, stream, function, during, grid, parameters) }
+    }
+}
+
+/// A linear of these outputs and inputs.
+fn linear<'a>(
+    stream: &mut Stream,
+    job: &LatencyJob<'a>,
+    (layer, id): (usize, LinearId),
+    [outputs, inputs]: [usize; 2],
+) -> Result<&'a DeviceLinear> {
+    let linear = job.model.linear(layer, id).filter(|linear| {
+        (linear.weight.capacity, linear.weight.columns) == (outputs, inputs)
+            && linear.bias.len() >= outputs
+            && linear.sums.as_ref().is_none_or(|sums| sums.len() >= outputs)
+    });
+    let linear =
+        linear.ok_or_else(|| unfit(format!("{id:?} of layer {layer} is not of {outputs} outputs and {inputs} inputs")))?;
+    hold(stream, &[Some(&linear.weight.values)]);
+    hold(stream, &[Some(&linear.bias), linear.sums.as_ref()]);
+    Ok(linear)
+}
+
+/// Weight and bias, and the sums of the weight's rows where a norm is folded in.
+fn linear_addresses(parameters: &mut Parameters, linear: &DeviceLinear, normed: bool) {
+    parameters.address(linear.weight.values.address());
+    parameters.address(linear.bias.address());
+    if normed {
+        parameters.address(address(linear.sums.as_ref()));
+    }
+}
+
+fn norm_addresses(parameters: &mut Parameters, norm: &DeviceNorm) {
+    parameters.address(norm.gamma.address());
+    parameters.address(address(norm.beta.as_ref()));
+}
+
+fn unfit(reason: String) -> CudaError {
+    argument("run a latency class", reason)
+}
+
+/// NVRTC's options for a class.
+pub(super) fn latency_options(shape: &Shape, tokens: usize) -> Vec<String> {
+    let Shape { hidden, heads, head_size, wide, .. } = *shape;
+    let mut options = options(shape.precision, shape.activation);
+    let sizes = [("HIDDEN", hidden), ("HEADS", heads), ("HEAD_SIZE", head_size), ("WIDE", wide), ("TOKENS", tokens)];
+    options.extend(sizes.iter().map(|(name, size)| format!("-D{name}={size}")));
+    options
+}
