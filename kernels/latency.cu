@@ -13,7 +13,7 @@
 //                 words, positions, types: stored type, row-major [.., HIDDEN]; added: f32 likewise. Rows are not longer than the tables; ids are not read for padding.
 //                 spans[t] = first token of its row and the one behind its last; (t, t) for padding.
 //                 sums: null, or float2 [TOKENS][parts], the partial sums of latency128.cu: all in part 0, the others 0.
-//                 Grid TOKENS, block HIDDEN / 8 rounded up to 32. Launch it without the programmatic attribute if ids, starts, lengths are written right before.
+//                 Grid TOKENS, block HIDDEN / 8 rounded up to 32.
 // latency_hidden  hidden[t] = (stream[t] - mean) rs gamma + beta, f32, row-major, of all TOKENS. seen = 0 where a token of a row is not finite: what is not
 //                 finite anywhere in a layer stays so in the stream. Grid TOKENS, block HIDDEN / 8 rounded up to 32.
 

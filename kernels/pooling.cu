@@ -20,6 +20,7 @@
 //           grid: (clusters * cluster size, tiles); a tile is `lanes` lanes of columns. Any number of clusters: each takes rows
 //           cluster, cluster + clusters, .... The blocks of a cluster (sm_90) share out a row's tokens and add through
 //           distributed shared memory; without clusters the cluster size is 1.
+//           May be launched as programmatic dependent of what writes hidden, starts, lengths and skip (sm_90).
 //           Dynamic shared memory: groups * lanes * (16 / sizeof(T)) floats.
 //           `normalise` needs tiles == 1 and columns == all of the output row.
 // Compile   NVRTC, no includes: --gpu-architecture=sm_XY --std=c++17
@@ -58,8 +59,9 @@ __device__ __forceinline__ float larger(float a, float b) { return (b > a || b !
 template <bool IS_MAX>
 __device__ __forceinline__ float combine(float a, float b) { return IS_MAX ? larger(a, b) : a + b; }
 
-// Thread block clusters; before sm_90 every block is its own.
+// Thread block clusters, and programmatic dependent launch; before sm_90 every block is its own, and starts after what is in front of it has ended.
 #if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ __forceinline__ unsigned cluster_rank() {
     unsigned r;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
@@ -82,6 +84,7 @@ __device__ __forceinline__ float peer(const float* mine, unsigned rank) {
     return v;
 }
 #else
+__device__ __forceinline__ void wait_for_previous_kernel() {}
 __device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ unsigned cluster_size() { return 1; }
 __device__ __forceinline__ void cluster_sync() { __syncthreads(); }
@@ -130,6 +133,7 @@ __device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __
     const int tile_columns = min(tile, columns - first_column);
     const bool reads = group < groups && lane * W < tile_columns;
 
+    wait_for_previous_kernel();
     for (int row = blockIdx.x / size; row < batch; row += gridDim.x / size) {
         // Which tokens, and by what their sum is divided.
         const long long origin = starts ? max(0LL, min((long long)starts[row], total)) : (long long)row * seq;

@@ -8,7 +8,7 @@
 // Packed (seq == 0): the encoder takes the rows as they lie. starts[r] and lengths[r] as staged, taken into 0..total;
 //   ids[i] = i < starts[rows] ? staged id : pad, for i < total.
 // ids and mask are int32, or int64 where wide; mask may be null, starts is null where rows are padded. No more than `total` staged ids are
-// read, whatever the staged starts say.
+// read, whatever the staged starts say; of packed rows so many always, what stands behind the last row is of no matter.
 // Launch: one dimension, any grid and block; each thread strides over the values.
 // Compile: NVRTC, no includes: --gpu-architecture=sm_XY --std=c++17
 
@@ -29,18 +29,20 @@ extern "C" __global__ void stage_tokens(const int* __restrict__ staged, int* __r
         if (starts != nullptr) starts[r] = begin;
     }
     for (long long i = first; i < total; i += step) {
-        int place = (int)i;
+        int id;
         bool token;
         if (seq > 0) {
             const int r = (int)(i / seq);
             const int t = (int)(i % seq);
             const int begin = within(staged_starts[r], total);
             token = t < within(staged_starts[r + 1], total) - begin;
-            place = begin + t;
+            id = token ? staged_ids[begin + t] : pad;
         } else {
-            token = place < within(staged_starts[rows], total);
+            // Asked for before it is known whether the batch has it: one way over the bus instead of two.
+            const int staged_id = staged_ids[i];
+            token = i < within(staged_starts[rows], total);
+            id = token ? staged_id : pad;
         }
-        const int id = token ? staged_ids[place] : pad;
         if (wide_ids) {
             ((long long*)ids)[i] = id;
         } else {

@@ -213,7 +213,8 @@ impl Kernels {
                 block: plan.threads() as u32,
                 cluster: plan.cluster as u32,
                 shared: plan.shared_bytes(lane) as u32,
-                dependent: false,
+                // It waits by itself where it can.
+                dependent: Hardware::of(self.0.device.properties()).clusters,
             };
             // SAFETY: the parameters are pooling.cu's, in order. hidden holds tokens * width values of the function's type, 16-byte
             // aligned, and width is a multiple of 8; starts holds batch values or is null, and tokens are batch * seq then; lengths holds

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens of each class.
-pub(super) const CLASSES: [usize; 0] = [];
+pub(super) const CLASSES: [usize; 1] = [16];
 /// The one class whose products need no shared memory.
 const SMALLEST: usize = 16;
 /// Where each piece of scratch memory begins.
@@ -259,10 +259,10 @@ impl LatencyClass {
         embed.int(c_int(CALL, self.parts)?);
         embed.address(at(&places.spans));
         let row = hidden.div_ceil(8).next_multiple_of(32) as u32;
-        let by_token = |dependent| Grid { x: tokens as u32, y: 1, block: row, cluster: 1, shared: 0, dependent };
+        let by_token = Grid { x: tokens as u32, y: 1, block: row, cluster: 1, shared: 0, dependent: true };
         // SAFETY: latency.cu's parameters, in order; what it reads and writes is of the sizes checked above. Ids were checked against the table where the
         // batch entered, and rows are no longer than the positions, which the encoder's ranges see to.
-        unsafe { self.launch(stream, &self.embed, CALL, by_token(false), embed) }?;
+        unsafe { self.launch(stream, &self.embed, CALL, by_token, embed) }?;
         after(stream, "embed".to_owned())?;
 
         for layer in 0..job.layers {
@@ -285,7 +285,7 @@ impl LatencyClass {
         give.address(job.hidden.address());
         give.address(job.seen.address());
         // SAFETY: latency.cu's parameters, in order; sizes were checked above.
-        unsafe { self.launch(stream, &self.hidden, CALL, by_token(true), give) }?;
+        unsafe { self.launch(stream, &self.hidden, CALL, by_token, give) }?;
         after(stream, "hidden states".to_owned())
     }
 
