@@ -248,19 +248,20 @@ template <class P> struct Part {
             if (trigger == 0) let_next_kernel_start();
         }
         __syncwarp();
-        // Nobody may push into the shared memory of a block that has not started, nor wait at a barrier that is not made.
-        cluster_arrive();
-        cluster_wait();
-        if (!leader) return;
-        wait_for_previous_kernel();
+        cluster_arrive_relaxed();
+        if (leader) {
+            wait_for_previous_kernel();
 #pragma unroll
-        for (int chunk = 0; chunk < P::CHUNKS; chunk++) {
-            const int stage = chunk % P::STAGES;
-            if (chunk >= P::STAGES) barrier_wait(empty(stage), (chunk / P::STAGES - 1) & 1);
-            barrier_expect(full(stage), TILE_ROWS * 128);
-            bulk_load(activations(stage), x + chunked(first_row, (rank * P::CHUNKS + chunk) * 8, TOKENS), TILE_ROWS * 128, full(stage));
-            if (chunk == P::STAGES - 1 && trigger == 1) let_next_kernel_start();
+            for (int chunk = 0; chunk < P::CHUNKS; chunk++) {
+                const int stage = chunk % P::STAGES;
+                if (chunk >= P::STAGES) barrier_wait(empty(stage), (chunk / P::STAGES - 1) & 1);
+                barrier_expect(full(stage), TILE_ROWS * 128);
+                bulk_load(activations(stage), x + chunked(first_row, (rank * P::CHUNKS + chunk) * 8, TOKENS), TILE_ROWS * 128, full(stage));
+                if (chunk == P::STAGES - 1 && trigger == 1) let_next_kernel_start();
+            }
         }
+        __syncwarp();
+        cluster_wait();
     }
 
     // Of the other four: the products. Then the sums may be pushed.
@@ -332,16 +333,15 @@ DEVICE void normed_product(const Value* x, const Value* weight, const float* bia
         part.load(x, weight, OUTPUTS, trigger);
         return;
     }
+    cluster_arrive_relaxed();
     const int column = part.column + part.rank * (P::COLUMNS / 2);
     float2 b[TILES];
     float2 s[TILES];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-        b[tile] = __ldg((const float2*)(bias + column + tile * 8 + 2 * q));
-        s[tile] = __ldg((const float2*)(weight_sums + column + tile * 8 + 2 * q));
+        b[tile] = load_pair_early(bias + column + tile * 8 + 2 * q);
+        s[tile] = load_pair_early(weight_sums + column + tile * 8 + 2 * q);
     }
-    cluster_arrive();
-    cluster_wait();
     wait_for_previous_kernel();
     const bool has_rows = warp * 16 < TILE_ROWS;
     const int row = part.first_row + (has_rows ? warp * 16 : 0) + lane / 4;
@@ -349,6 +349,8 @@ DEVICE void normed_product(const Value* x, const Value* weight, const float* bia
     RowSums of_next;
     of_row.ask(sums, row, q);
     of_next.ask(sums, row + 8, q);
+    // Nobody may push into the shared memory of a block that has not started, nor wait at a barrier that is not made.
+    cluster_wait();
     float acc[P::TILES * 4];
     part.multiply(acc, trigger);
     if (!has_rows) return;
@@ -398,24 +400,23 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
         part.load(x, weight, HIDDEN, trigger);
         return;
     }
-    const int first_tile = threadIdx.x / 64;
+    cluster_arrive_relaxed();
+    const int first_tile = threadIdx.x / 64 % 2;
     const int q = threadIdx.x / 2 % 4;
     const int row_of_group = threadIdx.x / 8 % 8 + 8 * (threadIdx.x % 2);
     const int first_row = part.first_row + part.rank * GROUPS * 16 + row_of_group;
     const bool finishes = part.rank * GROUPS * 16 < TILE_ROWS;
-    float2 added[PAIRS];
+    // Where the number of tiles is odd, half of the threads load their last pair in vain: a branch would have them wait for what they have asked for.
+    float2 b[PAIRS];
+    float2 shift[PAIRS];
     float2 scale[PAIRS];
 #pragma unroll
     for (int pair = 0; pair < PAIRS; pair++) {
-        if (first_tile + 2 * pair >= P::TILES) break;
-        const int column = part.column + (first_tile + 2 * pair) * 8 + 2 * q;
-        const float2 b = __ldg((const float2*)(bias + column));
-        const float2 shift = __ldg((const float2*)(beta + column));
-        added[pair] = make_float2(b.x + shift.x, b.y + shift.y);
-        scale[pair] = __ldg((const float2*)(gamma + column));
+        const int column = part.column + min(first_tile + 2 * pair, P::TILES - 1) * 8 + 2 * q;
+        b[pair] = load_pair_early(bias + column);
+        shift[pair] = load_pair_early(beta + column);
+        scale[pair] = load_pair_early(gamma + column);
     }
-    cluster_arrive();
-    cluster_wait();
     wait_for_previous_kernel();
     RowSums of_rows[GROUPS];
     u32 view[GROUPS][PAIRS];
@@ -425,12 +426,12 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
             of_rows[group].ask(sums, first_row + group * 16, q);
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
-                if (first_tile + 2 * pair >= P::TILES) break;
-                const Value* at = residual + chunked(first_row + group * 16, part.column / 8 + first_tile + 2 * pair, TOKENS) + 2 * q;
+                const Value* at = residual + chunked(first_row + group * 16, part.column / 8 + min(first_tile + 2 * pair, P::TILES - 1), TOKENS) + 2 * q;
                 asm volatile("ld.global.u32 %0, [%1];" : "=r"(view[group][pair]) : "l"(at) : "memory");
             }
         }
     }
+    cluster_wait();
     float acc[P::TILES * 4];
     part.multiply(acc, trigger);
     if (warp * 16 < TILE_ROWS) {
@@ -457,8 +458,8 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
         for (int pair = 0; pair < PAIRS; pair++) {
             if (first_tile + 2 * pair >= P::TILES) break;
             const float2 stored = unpack2(view[group][pair]);
-            float2 value = make_float2(added[pair].x + (stored.x - of[group].x) * of[group].y * scale[pair].x,
-                                       added[pair].y + (stored.y - of[group].x) * of[group].y * scale[pair].y);
+            float2 value = make_float2(b[pair].x + ((stored.x - of[group].x) * of[group].y * scale[pair].x + shift[pair].x),
+                                       b[pair].y + ((stored.y - of[group].x) * of[group].y * scale[pair].y + shift[pair].y));
 #pragma unroll
             for (int from = 0; from < P::SPLIT; from++) {
                 const float2 more = partial[from * GROUPS * P::TILES * 64 + pair * 128];
@@ -537,15 +538,15 @@ latency128_attention(const Value* __restrict__ qkv, const float* __restrict__ by
         for (int i = 0; i < 4; i++) {
             const int key = first_key + tile * 8 + 2 * q + i % 2;
             const int query = first_query + r + i / 2 * 8;
-            biases[tile][i] = distance_bias(by_distance, head, key - query, reach);
+            biases[tile][i] = load_bias_early(by_distance, head, key - query, reach);
             scores[tile][i] = 0.f;
         }
     if (threadIdx.x == 0) {
         barrier_make(barrier, 1);
         barriers_are_made();
         barrier_expect(barrier, (16 + 2 * TOKENS) * 128);
-        if (trigger == 0) let_next_kernel_start();
     }
+    if (threadIdx.x == 0 && trigger == 0) let_next_kernel_start();
     __syncthreads();
     wait_for_previous_kernel();
     if (threadIdx.x == 0) {
@@ -586,7 +587,7 @@ latency128_attention(const Value* __restrict__ qkv, const float* __restrict__ by
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float& score = scores[tile][2 * row + i];
-                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i]);
+                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i] * LOG2E);
                 if (!sees(query_spans[row], first_key + tile * 8 + 2 * q + i)) score = NEGATIVE_INFINITY;
                 most[row] = fmaxf(most[row], score);
             }

@@ -104,8 +104,8 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
     for (int round = 0; round < ROUNDS; round++) {
         const int pair = threadIdx.x + round * WARPS * 32;
         const int column = first + pair % (COLUMNS / 2) * 2;
-        b[round] = pair < PAIRS ? __ldg((const float2*)(bias + column)) : make_float2(0.f, 0.f);
-        s[round] = pair < PAIRS ? __ldg((const float2*)(weight_sums + column)) : make_float2(0.f, 0.f);
+        b[round] = pair < PAIRS ? load_pair_early(bias + column) : make_float2(0.f, 0.f);
+        s[round] = pair < PAIRS ? load_pair_early(weight_sums + column) : make_float2(0.f, 0.f);
     }
     if (trigger == 0) let_next_kernel_start();
     wait_for_previous_kernel();
@@ -215,9 +215,9 @@ template <int SOURCES, int SHARERS> struct Finish {
         row = active ? place / (FINISHED / 2) : 0;
         pair = place % (FINISHED / 2);
         column = first + (int)rank_in_cluster() * FINISHED + pair * 2;
-        bias = __ldg((const float2*)(biases + column));
-        gamma = __ldg((const float2*)(gammas + column));
-        beta = __ldg((const float2*)(betas + column));
+        bias = load_pair_early(biases + column);
+        gamma = load_pair_early(gammas + column);
+        beta = load_pair_early(betas + column);
     }
     DEVICE void ask_for_residual(const Value* stream, const float2* statistics) {
         asm volatile("ld.global.u32 %0, [%1];" : "=r"(residual) : "l"(stream + chunked(row, column / 8, 16) + column % 8) : "memory");
@@ -273,10 +273,10 @@ latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_
         for (int i = 0; i < 4; i++) {
             const int key = 4 * q + 2 * tile + i % 2;
             const int query = r + i / 2 * 8;
-            biases[tile][i] = distance_bias(by_distance, head, key - query, reach);
+            biases[tile][i] = load_bias_early(by_distance, head, key - query, reach);
         }
     // Nobody may write into the shared memory of a block that has not started.
-    cluster_arrive();
+    cluster_arrive_relaxed();
     if (trigger == 0) let_next_kernel_start();
     wait_for_previous_kernel();
 
@@ -319,7 +319,7 @@ latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float& score = scores[tile][2 * row + i];
-                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i]);
+                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i] * LOG2E);
                 if (!sees(query_spans[row], 4 * q + 2 * tile + i)) score = NEGATIVE_INFINITY;
                 most = fmaxf(most, score);
             }
@@ -393,7 +393,7 @@ latency16_narrow(const Value* __restrict__ wide, const Value* __restrict__ weigh
         for (int tile = 0; tile < NARROW_TILES; tile++) w[tile][step] = load16_once(weight + chunked(first + tile * 8 + r, (first_step + step) * 4 + q, HIDDEN));
     Finish<CLUSTER * NARROW_WARPS, 4> finish;
     finish.ask_for_weights(first, bias, gamma, beta);
-    cluster_arrive();
+    cluster_arrive_relaxed();
     if (trigger == 0) let_next_kernel_start();
     wait_for_previous_kernel();
 

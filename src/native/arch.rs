@@ -58,7 +58,10 @@ const SOURCES: [(&str, &str); 6] = [
 
 /// Those of few tokens, which are compiled for a model's sizes: what they share, and each class' own.
 const LATENCY: &str = include_str!("../../kernels/latency.cu");
-const LATENCY_SOURCES: [(&str, &str); 1] = [("latency16.cu", include_str!("../../kernels/latency16.cu"))];
+const LATENCY_SOURCES: [(&str, &str); 2] = [
+    ("latency16.cu", include_str!("../../kernels/latency16.cu")),
+    ("latency128.cu", include_str!("../../kernels/latency128.cu")),
+];
 
 /// The text of the kernel file `name`, with what it needs in front; the prelude alone where there is no such file.
 pub(super) fn native_source(name: &str) -> String {
@@ -146,6 +149,45 @@ mod tests {
             }
         }
         assert!(entries > 100, "the compiler's report names {entries} kernels");
+    }
+
+    /// Those of few tokens are for Hopper, and are compiled for each model: all sizes that are served have them.
+    #[test]
+    #[ignore = "needs NVRTC (no GPU)"]
+    fn native_kernels_compile_for_few_tokens_of_every_size_without_spills() {
+        use super::super::latency::{CLASSES, latency_options, source_file};
+        use super::super::shape::Shape;
+        let shape = |hidden, heads, wide| Shape {
+            hidden,
+            heads,
+            head_size: hidden / heads,
+            wide,
+            activation: 1,
+            precision: Precision::Fp16,
+        };
+        let shapes = [
+            shape(128, 4, 128),
+            shape(256, 4, 640),
+            shape(384, 12, 1536),
+            shape(512, 8, 2048),
+            shape(640, 20, 4096),
+            shape(768, 12, 3072),
+            shape(896, 28, 3584),
+            shape(1024, 16, 4096),
+            Shape { precision: Precision::Bf16, ..shape(768, 12, 3072) },
+        ];
+        for shape in shapes {
+            for tokens in CLASSES {
+                let mut all = latency_options(&shape, tokens);
+                all.push("--ptxas-options=-v".to_owned());
+                let all: Vec<&str> = all.iter().map(String::as_str).collect();
+                let name = source_file(tokens);
+                let (image, log) = compile_with_log(NEWEST_MAJOR, name, &native_source(name), "sm_90a", &all).unwrap();
+                assert_eq!(image[..4], *b"\x7fELF", "{shape:?}, {tokens} tokens");
+                assert!(log.contains("Compiling entry function"), "{log}");
+                assert_eq!(spills(&log), [], "{shape:?}, {tokens} tokens");
+            }
+        }
     }
 
     #[test]

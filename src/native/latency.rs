@@ -17,9 +17,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens of each class.
-pub(super) const CLASSES: [usize; 1] = [16];
-/// The one class whose products need no shared memory.
+pub(super) const CLASSES: [usize; 4] = [16, 32, 64, 128];
+/// The class of latency16.cu; the others are of latency128.cu.
 const SMALLEST: usize = 16;
+/// The widest hidden state and feed-forward part whose weights fit the blocks.
+const MOST_HIDDEN: usize = 1024;
+const MOST_WIDE: usize = 4096;
 /// Where each piece of scratch memory begins.
 const ALIGNMENT: usize = 1024;
 
@@ -38,8 +41,9 @@ pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) ->
     arch.hopper
         && precision != Precision::Fp32
         && hidden.is_multiple_of(128)
-        && hidden <= 1024
+        && hidden <= MOST_HIDDEN
         && wide.is_multiple_of(128)
+        && wide <= MOST_WIDE
         && heads.is_multiple_of(4)
         && norm(&architecture.embeddings.norm)
         && architecture.final_norm.is_none()
@@ -135,7 +139,7 @@ impl LatencyClass {
     /// # Errors
     /// As [`NativeKernels::load`](super::kernels::NativeKernels::load).
     pub fn load(device: &Device, cache: &CubinCache, arch: &Arch, shape: Shape, tokens: usize) -> Result<Self> {
-        let file = if tokens == SMALLEST { "latency16.cu" } else { "latency128.cu" };
+        let file = source_file(tokens);
         let text = native_source(file);
         let options = latency_options(&shape, tokens);
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
@@ -318,13 +322,26 @@ impl LatencyClass {
                 addresses(&mut parameters, &[at(&places.qkv), bias.map_or(0, |bias| bias.by_distance.address())]);
                 parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
                 parameters.address(at(&places.spans));
+                if self.tokens == SMALLEST {
+                    // The linear behind it is part of it.
+                    let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden])?;
+                    linear_addresses(&mut parameters, linear, false);
+                    addresses(&mut parameters, &[at(&places.stream), stream_measures]);
+                    norm_addresses(&mut parameters, before);
+                    parameters.address(at(&places.attended));
+                } else {
+                    parameters.address(at(&places.context));
+                }
+            }
+            Which::Output => {
                 let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden])?;
+                parameters.address(at(&places.context));
                 linear_addresses(&mut parameters, linear, false);
                 addresses(&mut parameters, &[at(&places.stream), stream_measures]);
                 norm_addresses(&mut parameters, before);
-                parameters.address(at(&places.attended));
+                addresses(&mut parameters, &[at(&places.attended), attended_measures]);
+                parameters.float(before.epsilon);
             }
-            Which::Output => {}
             Which::Wide => {
                 let linear = linear(stream, job, (layer, LinearId::Expansion), [wide, hidden])?;
                 parameters.address(at(&places.attended));
@@ -339,6 +356,10 @@ impl LatencyClass {
                 addresses(&mut parameters, &[at(&places.attended), attended_measures]);
                 norm_addresses(&mut parameters, attention);
                 parameters.address(at(&places.stream));
+                if self.tokens != SMALLEST {
+                    parameters.address(stream_measures);
+                    parameters.float(attention.epsilon);
+                }
             }
         }
         parameters.int(kernel.trigger);
@@ -406,6 +427,11 @@ fn unfit(reason: String) -> CudaError {
     argument("run a latency class", reason)
 }
 
+/// The kernel file of the class of so many tokens.
+pub(super) fn source_file(tokens: usize) -> &'static str {
+    if tokens == SMALLEST { "latency16.cu" } else { "latency128.cu" }
+}
+
 /// NVRTC's options for a class.
 pub(super) fn latency_options(shape: &Shape, tokens: usize) -> Vec<String> {
     let Shape { hidden, heads, head_size, wide, .. } = *shape;
@@ -413,4 +439,62 @@ pub(super) fn latency_options(shape: &Shape, tokens: usize) -> Vec<String> {
     let sizes = [("HIDDEN", hidden), ("HEADS", heads), ("HEAD_SIZE", head_size), ("WIDE", wide), ("TOKENS", tokens)];
     options.extend(sizes.iter().map(|(name, size)| format!("-D{name}={size}")));
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelFolder;
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    fn hopper() -> Arch {
+        Arch { target: "sm_90a".to_owned(), hopper: true, dependent: true }
+    }
+
+    #[test]
+    fn post_norm_encoders_of_whole_tiles_are_served() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mpnet");
+        let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
+        let shape = Shape { hidden: 768, heads: 12, head_size: 64, wide: 3072, activation: 1, precision: Precision::Fp16 };
+        assert!(serves(&architecture, &shape, &hopper()));
+        assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
+        for other in [
+            Shape { precision: Precision::Fp32, ..shape },
+            Shape { hidden: 704, heads: 11, ..shape },
+            Shape { hidden: 192, heads: 6, head_size: 32, ..shape },
+            Shape { hidden: 1152, heads: 36, head_size: 32, ..shape },
+            Shape { wide: 3008, ..shape },
+            Shape { wide: 4224, ..shape },
+        ] {
+            assert!(!serves(&architecture, &other, &hopper()), "{other:?}");
+        }
+        assert!(!serves(&architecture, &shape, &Arch { hopper: false, ..hopper() }));
+        let changed = |change: fn(&mut Architecture)| {
+            let mut changed = architecture.clone();
+            change(&mut changed);
+            serves(&changed, &shape, &hopper())
+        };
+        assert!(changed(|_| ()));
+        assert!(!changed(|architecture| architecture.embeddings.norm = None));
+        assert!(!changed(|architecture| architecture.final_norm = architecture.embeddings.norm.clone()));
+        assert!(!changed(|architecture| architecture.layers[1].attention.reach = Reach::Window(3)));
+        assert!(!changed(|architecture| architecture.layers[0].placement = NormPlacement::Pre));
+        assert!(!changed(|architecture| architecture.layers[2].feed_forward_norm = None));
+        assert!(!changed(|architecture| architecture.layers[0].attention_norm.as_mut().unwrap().bias = None));
+        assert!(!changed(|architecture| architecture.layers[0].attention_norm.as_mut().unwrap().kind = NormKind::RmsNorm));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_scratch_do_not_overlap(class in 0usize..4, hidden in 1usize..9, wide in 1usize..33, parts in 0usize..65) {
+            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16 };
+            let LatencyScratch { fault, stream, attended, qkv, context, wide, measures: [first, second], spans, bytes } =
+                LatencyScratch::of(&shape, CLASSES[class], parts);
+            let all = [&fault, &stream, &attended, &qkv, &context, &wide, &first, &second, &spans];
+            prop_assert!(all.windows(2).all(|pair| pair[0].end <= pair[1].start && pair[1].start.is_multiple_of(ALIGNMENT)));
+            prop_assert!(all.iter().all(|piece| !piece.is_empty()) && spans.end <= bytes);
+            prop_assert_eq!(fault, 0..4);
+        }
+    }
 }
