@@ -10,8 +10,6 @@
 // is not below `tokens`; statistics are (mean, rs) of each token, null without sums; bias, sums, gamma, beta are f32 [outputs] and may be
 // null. C may be the residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
 // *_residual, with partials not null: partials[n / 64][t] = (sum, sum of squares) of the values of C[t] in chunk n / 64, as they are stored.
-// With measured not null, which are such sums of the norm's own input, every block makes its tokens' statistics of them by itself, as join_statistics does
-// (epsilon, rms, fault and stage as there; of a residual nothing is told, for the linear in front of it told), and what statistics hold is not read.
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
@@ -28,7 +26,7 @@
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      197824, 214272, 91248, 99392; two blocks of 64 and split share a multiprocessor
+//             bytes      197824, 214272, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -59,14 +57,6 @@ struct Linear {
     int inputs;
     int tokens;
     float2* partials;
-    const float2* measured;
-    const int* starts;
-    const int* lengths;
-    int rows;
-    float epsilon;
-    int rms;
-    int stage;
-    int* fault;
 };
 
 // ---- barriers of shared memory, which count arrivals and bytes
@@ -236,47 +226,14 @@ DEVICE float2 load_pair(const float* vector, int n) { return load_pair(vector, n
 // (scale, shift), so that (x - mean) rs = x scale + shift.
 DEVICE float2 as_scale_and_shift(float2 statistics) { return make_float2(statistics.y, -statistics.x * statistics.y); }
 
-// (mean, rs) of a token whose `width` values have these sums and sums of squares in each chunk.
-DEVICE float2 joined(const float2* partials, int t, int capacity, int width, float epsilon, int rms, float& squares) {
-    float2 total = make_float2(0.f, 0.f);
-#pragma unroll 4
-    for (int chunk = 0; chunk < width / 64; chunk++) {
-        const float2 partial = partials[(size_t)chunk * capacity + t];
-        total.x += partial.x;
-        total.y += partial.y;
-    }
-    const float mean = rms ? 0.f : total.x / (float)width;
-    squares = total.y;
-    return make_float2(mean, rsqrtf(fmaxf(total.y / (float)width - mean * mean, 0.f) + epsilon));
-}
-
-// A sum of squares beyond f32 counts as a fault too.
-DEVICE void tell_fault(float squares, int t, const int* starts, const int* lengths, int rows, int stage, int* fault) {
-    if (!is_finite(squares) && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
-}
-
-// Of token t: those of the input, or of the residual. `tells` for one block of those that have the token.
-template <int KIND> DEVICE float2 token_scale_and_shift(const Linear& l, int t, bool tells) {
-    if (l.measured == nullptr) return as_scale_and_shift(KIND == RESIDUAL ? l.residual_statistics[t] : l.statistics[t]);
-    float squares;
-    const float2 of = joined(l.measured, t, l.capacity, KIND == RESIDUAL ? l.outputs : l.inputs, l.epsilon, l.rms, squares);
-    if (KIND != RESIDUAL && tells) tell_fault(squares, t, l.starts, l.lengths, l.rows, l.stage, l.fault);
-    return as_scale_and_shift(of);
-}
-
 // A token's and its neighbour eight tokens on: what a thread of a product's fragments has to do with.
 struct TwoTokens {
     float2 near;
     float2 far;
 };
 
-// Of the tokens that lanes first + lane / 4 and first + lane / 4 + 8 have in `own`.
-DEVICE TwoTokens two_tokens(float2 own, int first) {
-    const int near = first + threadIdx.x % 32 / 4;
-    TwoTokens of;
-    of.near = make_float2(__shfl_sync(0xffffffffu, own.x, near), __shfl_sync(0xffffffffu, own.y, near));
-    of.far = make_float2(__shfl_sync(0xffffffffu, own.x, near + 8), __shfl_sync(0xffffffffu, own.y, near + 8));
-    return of;
+DEVICE TwoTokens load_two_tokens(const float2* statistics, int t) {
+    return {as_scale_and_shift(statistics[t]), as_scale_and_shift(statistics[t + 8])};
 }
 
 // Two neighbouring outputs of two tokens: x = (near, near, far, far). KIND's work from the sums on, except for the activation.
@@ -341,14 +298,13 @@ template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 
 // ---- tiles with all inputs in one block
 
-template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, int BLOCKS_> struct Shape {
+template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_> struct Shape {
     static constexpr int TILE_N = TILE_N_;     // outputs of a tile
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
     static constexpr int STAGES = STAGES_;     // of the ring, of 64 inputs each
     static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
-    static constexpr int BLOCKS = BLOCKS_;     // that share a multiprocessor: of one kernel, or the last of one and the first of the next
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
@@ -356,7 +312,7 @@ template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int
     static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS;
     static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
-    static_assert(BLOCKS * (BYTES + 1024) <= 233472, "shared memory of a multiprocessor, of which each block takes 1 KiB more");
+    static_assert(BYTES <= 232448, "shared memory of a block");
 };
 
 // Where the parts of a block's shared memory lie.
@@ -492,14 +448,17 @@ template <class S> DEVICE void load_residual(const Linear& l, const Pieces<S>& p
     bulk_load(pieces.buffer(piece), l.residual + pieces.place(l, piece), S::PIECE_BYTES, pieces.barrier(piece));
 }
 
+// Of the input, or of the residual.
+template <int KIND> DEVICE const float2* statistics_of(const Linear& l) { return KIND == RESIDUAL ? l.residual_statistics : l.statistics; }
+
 // Which norm there is: of the input, or of the residual.
 #define NO_NORM 0
 #define SCALED 1 // of an input: its mean does not matter, for W's rows sum to zero or it has none
 #define NORMED 2
 
-// From products to stored outputs. Lane i has the statistics of token i % 16 of the warp's part i / 16 in `own`.
+// From products to stored outputs. `early` are the thread's statistics, where the tile has one part.
 template <class S, int KIND, int NORM>
-DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, float2 own, u32& parities) {
+DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, const TwoTokens& early, u32& parities) {
     const int lane = threadIdx.x % 32;
     const u32 row = lane & 15;
     const u32 half = lane >> 4; // which of two 16-byte pieces this lane addresses for stmatrix
@@ -531,8 +490,8 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         } else {
             __syncwarp();
         }
-        TwoTokens of;
-        if constexpr (NORM != NO_NORM) of = two_tokens(own, part * 16);
+        TwoTokens of = early;
+        if constexpr (NORM != NO_NORM && S::PARTS > 1) of = load_two_tokens(statistics_of<KIND>(l), pieces.token(piece) + lane / 4);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             const u32 address = pieces.buffer(piece) + row * 128 + (((2 * pair + half) ^ (row & 7)) << 4);
@@ -590,6 +549,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     pieces.base = at.a;
     u32 parities = 0;
     float acc[S::PARTS][S::TILE_N / 2];
+    TwoTokens early = {make_float2(1.f, 0.f), make_float2(1.f, 0.f)};
 
     // All that write, or read what kernels wrote.
     wait_for_previous_kernel();
@@ -617,9 +577,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 acc[part][4 * i + 1] = acc[part][4 * i + 3] = start.y;
             }
         }
-        // All lanes, for each is asked for its tokens'; those behind the pack have memory as well.
-        float2 own = make_float2(1.f, 0.f);
-        if (normed) own = token_scale_and_shift<KIND>(l, pieces.m0 + (lane / 16 % S::PARTS) * 64 + lane % 16, pieces.n0 == 0);
+        if (S::PARTS == 1 && normed && pieces.m0 < l.tokens) early = load_two_tokens(statistics_of<KIND>(l), pieces.m0 + lane / 4);
         const u32 before = (u32)count * chunks; // chunks that went through the ring
         u32 stage = before % S::STAGES;
         u32 parity = (before / S::STAGES) & 1;
@@ -666,11 +624,11 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             barrier_arrive_at(at.empty() + 8 * last_stage, lane);
         }
         if (!normed) {
-            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, own, parities);
+            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, early, parities);
         } else if (KIND != RESIDUAL && l.sums == nullptr) {
-            finish_tile<S, KIND, SCALED>(acc, l, pieces, own, parities);
+            finish_tile<S, KIND, SCALED>(acc, l, pieces, early, parities);
         } else {
-            finish_tile<S, KIND, NORMED>(acc, l, pieces, own, parities);
+            finish_tile<S, KIND, NORMED>(acc, l, pieces, early, parities);
         }
     }
     if (lane == 0) bulk_wait_read<0>();
@@ -683,8 +641,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
     const u32 block = S::CLUSTER == 1 ? 0 : block_in_cluster();
     let_next_kernel_start();
     if (threadIdx.x < 128) {
-        // First of all: the others' increase waits for it.
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); // first of all: the others' increase waits for it
         if (threadIdx.x < 32) {
             for (int i = threadIdx.x; i < S::BARRIERS; i += 32) {
                 const bool of_empty = i >= S::STAGES && i < 2 * S::STAGES;
@@ -704,11 +661,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         if (threadIdx.x == 0) load_stages(l, at, tiles, block);
     } else {
         if (S::CLUSTER > 1) cluster_arrive();
-        if constexpr (S::BLOCKS == 1) {
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        } else {
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
-        }
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         if (S::CLUSTER == 1) {
             meet(READY, THREADS);
         } else {
@@ -726,7 +679,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
 
 // ---- tiles whose inputs a cluster shares out
 
-#define SPLIT_STAGES 4 // so that two blocks share a multiprocessor
+#define SPLIT_STAGES 8
 #define SPLIT_PITCH 68 // floats of a row of partial sums: 64, and 4 against bank conflicts
 
 template <int KIND> DEVICE void split_linear(const Linear& l) {
@@ -818,14 +771,9 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         const float* shifts = KIND == RESIDUAL && normed ? l.beta : nullptr;
         const float2 shift[2] = {load_pair(shifts, n), load_pair(shifts, n + 2)};
         wait_for_previous_kernel();
-        const int rows = TILE_M / blocks; // of the tile, which this block finishes
-        // Their statistics, where the ring had weights.
-        if (normed && thread < rows && m0 + block * rows + thread < l.tokens) {
-            const float2 own = token_scale_and_shift<KIND>(l, m0 + block * rows + thread, n0 == 0);
-            asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(at_w + thread * 8), "f"(own.x), "f"(own.y) : "memory");
-        }
         cluster_arrive();
         cluster_wait();
+        const int rows = TILE_M / blocks; // of the tile, which this block finishes
         for (int r = thread / 16; r < rows; r += 16) {
             const int row = block * rows + r;
             const int t = m0 + row;
@@ -833,7 +781,7 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
             const size_t place = chunked((size_t)t, (u32)(n / 8), (size_t)l.capacity) + n % 8;
             float2 x[2] = {make_float2(0.f, 0.f), make_float2(0.f, 0.f)};
             float2 of = make_float2(1.f, 0.f);
-            if (there && normed) asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(of.x), "=f"(of.y) : "r"(at_w + r * 8) : "memory");
+            if (there && normed) of = as_scale_and_shift(KIND == RESIDUAL ? l.residual_statistics[t] : l.statistics[t]);
             uint2 view = make_uint2(0, 0);
             if (KIND == RESIDUAL && there) view = *(const uint2*)(l.residual + place);
             for (int other = 0; other < blocks; other++) {
@@ -885,23 +833,20 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 #define PARAMETERS                                                                                                                          \
     const Value *a, const Value *w, const float *bias, const float *sums, const float2 *statistics, const Value *residual,                     \
         const float2 *residual_statistics, const float *gamma, const float *beta, Value *out, int capacity, int outputs, int inputs,           \
-        int tokens, float2 *partials, const float2 *measured, const int *starts, const int *lengths, int rows, float epsilon, int rms, int stage,  \
-        int *fault
-#define ARGUMENTS                                                                                                                           \
-    a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials, measured,      \
-        starts, lengths, rows, epsilon, rms, stage, fault
+        int tokens, float2 *partials
+#define ARGUMENTS a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials
 
-typedef Shape<192, 2, true, 4, 2, 2, 1> Pingpong;
-typedef Shape<192, 1, false, 4, 1, 3, 1> Together192;
-typedef Shape<64, 1, false, 3, 1, 1, 2> Together64;
+typedef Shape<192, 2, true, 4, 2, 2> Pingpong;
+typedef Shape<192, 1, false, 4, 1, 3> Together192;
+typedef Shape<64, 1, false, 8, 1, 2> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, SHAPE::BLOCKS) NAME(PARAMETERS) { \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         linear<SHAPE, KIND>(l);                                                     \
     }
 #define EXPORT_SPLIT(NAME, KIND)                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) NAME(PARAMETERS) {     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         split_linear<KIND>(l);                                                      \
     }
@@ -926,7 +871,16 @@ extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* 
     wait_for_previous_kernel();
     const int t = blockIdx.x * 128 + threadIdx.x;
     if (t >= tokens) return;
-    float squares;
-    statistics[t] = joined(partials, t, capacity, width, epsilon, rms, squares);
-    tell_fault(squares, t, starts, lengths, rows, stage, fault);
+    float2 total = make_float2(0.f, 0.f);
+#pragma unroll 4
+    for (int chunk = 0; chunk < width / 64; chunk++) {
+        const float2 partial = partials[(size_t)chunk * capacity + t];
+        total.x += partial.x;
+        total.y += partial.y;
+    }
+    const float mean = rms ? 0.f : total.x / (float)width;
+    const float rs = rsqrtf(fmaxf(total.y / (float)width - mean * mean, 0.f) + epsilon);
+    statistics[t] = make_float2(mean, rs);
+    // A sum of squares beyond f32 counts as a fault too.
+    if (!is_finite(total.y) && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
 }

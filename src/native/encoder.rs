@@ -6,7 +6,7 @@ use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows};
 use super::latency::{self, LatencyClass, LatencyJob};
 use super::linear::{LinearJob, Measured, Tile};
 use super::load::LoadKernels;
-use super::program::{LinearId, NormId, Residual, Step, SumPlaces, program, stage_name, sum_places};
+use super::program::{LinearId, NormId, Residual, Step, program, stage_name};
 use super::scratch::{Scratch, capacity};
 use super::shape::{Precision, Shape, window};
 use super::weights::DeviceModel;
@@ -59,8 +59,6 @@ pub struct NativeEncoder {
 /// What sessions share.
 struct Parts {
     program: Vec<Step>,
-    /// For each step, where sums of the stream's chunks lie.
-    sums: Vec<SumPlaces>,
     /// For each layer, what a token sees; -1 for all.
     windows: Vec<i32>,
     model: DeviceModel,
@@ -103,8 +101,7 @@ impl NativeEncoder {
             stream.synchronize()?;
         }
         let windows = architecture.layers.iter().map(|layer| window(layer.attention.reach)).collect();
-        let sums = sum_places(&program);
-        let parts = Arc::new(Parts { program, sums, windows, model, kernels, latency, shape });
+        let parts = Arc::new(Parts { program, windows, model, kernels, latency, shape });
         Ok(Self { parts, ranges: ranges(max_tokens, &few), device: device.clone() })
     }
 
@@ -226,7 +223,7 @@ struct Work {
     qkv: Matrix,
     context: Matrix,
     wide: Matrix,
-    partials: [DeviceBuffer<f32>; 2],
+    partials: DeviceBuffer<f32>,
     list: DeviceBuffer<u8>,
 }
 
@@ -244,10 +241,7 @@ impl Session {
             qkv: matrix(&places.qkv, shape.qkv())?,
             context: matrix(&places.context, shape.hidden)?,
             wide: matrix(&places.wide, shape.wide)?,
-            partials: {
-                let [one, other] = places.partials;
-                [self.scratch.slice(one)?.cast()?, self.scratch.slice(other)?.cast()?]
-            },
+            partials: self.scratch.slice(places.partials.clone())?.cast()?,
             list: self.scratch.slice(places.work.clone())?,
         })
     }
@@ -296,8 +290,6 @@ impl Session {
         let Work { stream: residual, statistics, qkv, context, wide, partials, list } = work;
         let fault = &self.fault;
         let BatchSize { rows, longest, tokens } = self.size;
-        let SumPlaces { found, left } = self.parts.sums[place];
-        let sums = found.filter(|_| kernels.leaves_partials(tokens)).map(|found| &partials[found]);
         let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
         match *step {
             Step::Embed { norm } => {
@@ -311,12 +303,10 @@ impl Session {
                 match next {
                     // The linear measures the stream itself.
                     Some(Step::Linear { norm: Some(of), .. }) if *of == norm && self.measures_itself() => Ok(()),
-                    // Or makes its statistics of those sums.
-                    Some(Step::Linear { norm: Some(of), .. }) if *of == norm && sums.is_some() => Ok(()),
-                    _ => match sums {
-                        Some(sums) => Ok(kernels.join(stream, sums, (residual, statistics), &rows, norm_weights, fault)?),
-                        None => Ok(kernels.measure(stream, (residual, statistics), &rows, norm_weights, fault)?),
-                    },
+                    _ if kernels.leaves_partials(tokens) && matches!(before, Some(Step::Linear { residual: Some(_), .. })) => {
+                        Ok(kernels.join(stream, partials, (residual, statistics), &rows, norm_weights, fault)?)
+                    }
+                    _ => Ok(kernels.measure(stream, (residual, statistics), &rows, norm_weights, fault)?),
                 }
             }
             Step::Linear { layer, linear, norm, residual: added } => {
@@ -330,8 +320,6 @@ impl Session {
                     Some(Residual::Through(id)) => Some(self.norm(id)?),
                     Some(Residual::Raw) | None => None,
                 };
-                // Of the input, or of the residual: no linear has both.
-                let norm = norm.map(|id| self.norm(id)).transpose()?.or(through);
                 let weights = model.linear(layer, linear).ok_or_else(|| unfit(format!("there is no layer {layer}")))?;
                 let job = LinearJob {
                     input,
@@ -341,9 +329,9 @@ impl Session {
                     activated: linear == LinearId::Expansion,
                     out,
                     tokens,
-                    partials: &partials[left],
-                    measured: sums.filter(|_| norm.is_some()),
+                    partials,
                 };
+                let norm = norm.map(|id| self.norm(id)).transpose()?;
                 let stage = match before {
                     Some(Step::Measure { stage, .. }) => *stage,
                     _ => 0,

@@ -23,16 +23,13 @@ pub(super) struct LinearJob<'a> {
     pub activated: bool,
     pub out: &'a Matrix,
     pub tokens: usize,
-    /// Where sums of the result's chunks are left, two f32 a chunk and token; of results with a residual alone.
+    /// Where sums of the result's chunks are left for [`NativeKernels::join`], two f32 a chunk and token; of results with a residual alone.
     pub partials: &'a DeviceBuffer<f32>,
-    /// Such sums of what the norm is of, the input's or the residual's, where `statistics` are still to be made of them.
-    pub measured: Option<&'a DeviceBuffer<f32>>,
 }
 
-/// What a linear needs that makes statistics itself: `linear_few` of its input, Hopper's of sums that the linear in front left.
+/// What `linear_few` needs besides: it measures its input itself.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured<'a> {
-    /// Of the input, or of the residual.
     pub norm: Option<&'a DeviceNorm>,
     pub rows: Rows<'a>,
     pub stage: usize,
@@ -93,8 +90,8 @@ impl Tile {
             Self::Large => 3 * (128 + 128) * 128,
             Self::Pingpong => 197_824,
             Self::Wide => 214_272,
-            Self::Narrow => 91_248,
-            Self::Split(_) => 99_392,
+            Self::Narrow => 230_656,
+            Self::Split(_) => 197_760,
         }
     }
 
@@ -192,7 +189,7 @@ impl NativeKernels {
     /// and a tile that this GPU has not.
     pub fn linear(&self, stream: &mut Stream, job: &LinearJob<'_>, tile: Tile, measures: &Measured<'_>) -> Result<()> {
         const CALL: &str = "linear";
-        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, measured } = *job;
+        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials } = *job;
         let (inputs, outputs) = (linear.weight.columns, linear.weight.capacity);
         let capacity = input.capacity;
         let norm = residual.and_then(|(_, norm)| norm);
@@ -269,24 +266,9 @@ impl NativeKernels {
                 if residual.is_some() && partials.len() < partial_sums {
                     return Err(argument(CALL, format!("{} partial sums of {partial_sums}", partials.len())));
                 }
-                let normed = if residual.is_some() { outputs } else { inputs };
-                let Measured { norm, rows, stage, fault } = *measures;
-                if measured.is_some_and(|sums| sums.len() < normed / CHUNK * capacity * 2) || measured.is_some() && norm.is_none()
-                {
-                    return Err(argument(CALL, format!("{measured:?} for {capacity} tokens of {normed}, through {norm:?}")));
-                }
-                self.check_rows(CALL, &rows)?;
-                hold(stream, &[Some(partials), measured]);
-                hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
+                hold(stream, &[Some(partials)]);
                 parameters.int(c_int(CALL, tokens)?);
                 parameters.address(if residual.is_some() { partials.address() } else { 0 });
-                parameters.address(address(measured));
-                parameters.address(rows.starts.address());
-                parameters.address(rows.lengths.address());
-                parameters.int(c_int(CALL, rows.rows)?);
-                norm_parameters(&mut parameters, norm);
-                parameters.int(c_int(CALL, stage)?);
-                parameters.address(fault.address());
                 let which = if residual.is_some() { 2 } else { which };
                 self.hopper_launch(hopper, tile, which, tokens, outputs)
             }
@@ -307,7 +289,7 @@ impl NativeKernels {
         let rows = tokens.div_ceil(128);
         let (functions, blocks, cluster) = match tile {
             Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
-            Tile::Narrow => (&hopper.narrow, (2 * multiprocessors).min(rows * (outputs / 64)), 1),
+            Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
             Tile::Few | Tile::Small | Tile::Large | Tile::Pingpong => {
                 let pairs = tokens.div_ceil(256) * outputs.div_ceil(192);

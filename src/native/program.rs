@@ -153,27 +153,6 @@ impl NormId {
     }
 }
 
-/// Where linears that add to the stream leave the sums of its chunks: in one of two places in turn, so that a linear can read what the last one left while it
-/// leaves its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct SumPlaces {
-    /// The place of those of the stream as it is before a step; none where something else wrote the stream last.
-    pub found: Option<usize>,
-    /// The place for those that the step leaves.
-    pub left: usize,
-}
-
-/// The places of each step.
-pub(super) fn sum_places(steps: &[Step]) -> Vec<SumPlaces> {
-    let after = |SumPlaces { found, left }: SumPlaces, step: &Step| match step {
-        Step::Linear { residual: Some(_), .. } => SumPlaces { found: Some(left), left: 1 - left },
-        Step::Embed { .. } | Step::Normalise { .. } => SumPlaces { found: None, left },
-        Step::Linear { .. } | Step::Measure { .. } | Step::Attention { .. } | Step::Give { .. } => SumPlaces { found, left },
-    };
-    let places = |before: &mut SumPlaces, step: &Step| Some(std::mem::replace(before, after(*before, step)));
-    steps.iter().scan(SumPlaces::default(), places).collect()
-}
-
 /// Where stage `stage` of a program stands, in words.
 pub(super) fn stage_name(steps: &[Step], stage: usize) -> String {
     let place = steps.iter().find_map(|step| match step {
@@ -228,12 +207,6 @@ mod tests {
         );
         assert_eq!(stage_name(&program(&fixture()), 3), "layer 1, at the norm of attention");
         assert_eq!(stage_name(&program(&fixture()), 0), "the embeddings");
-        let places = sum_places(&program(&fixture()));
-        let found: Vec<_> = places.iter().map(|places| places.found).collect();
-        let (none, one, two) = ([None; 4], [Some(0); 3], [Some(1); 3]);
-        assert_eq!(found, [&none[..], &one, &two, &[Some(1)], &one, &[Some(1); 2]].concat());
-        let left = |places: &SumPlaces| places.found.is_none_or(|found| found != places.left);
-        assert!(places.iter().all(left), "a linear overwrites what it reads: {places:?}");
     }
 
     /// ModernBERT's: a norm of the embeddings, no norm before the first attention, one at the end.
@@ -269,12 +242,6 @@ mod tests {
             Step::Give { norm: Some(Final) },
         ];
         assert_eq!(program(&architecture), expected);
-
-        // A stream that was put through its norm has other sums than the linear in front left.
-        let measured = Step::Measure { norm: Attention(1), stage: 1 };
-        let steps = [linear(0, Output, None, raw), Step::Normalise { norm: Embeddings }, measured];
-        let found = [None, Some(0), None];
-        assert_eq!(sum_places(&steps).iter().map(|places| places.found).collect::<Vec<_>>(), found);
 
         // Without a norm of the embeddings, theirs are measured for the first layer's.
         architecture.embeddings.norm = None;

@@ -19,8 +19,8 @@ pub(super) struct Scratch {
     pub context: Range<usize>,
     /// The wide half; it lies where queries, keys, values and context were.
     pub wide: Range<usize>,
-    /// Sums of the stream's chunks, two f32 a chunk and token: of what one linear left in the stream, and of what the next one leaves.
-    pub partials: [Range<usize>; 2],
+    /// Sums of the stream's chunks, two f32 a chunk and token.
+    pub partials: Range<usize>,
     /// Attention's list of work.
     pub work: Range<usize>,
     /// The first stage that found a value which is not finite, one i32; at the beginning, whatever the number of tokens.
@@ -49,7 +49,7 @@ impl Scratch {
         let fault = piece(4);
         let stream = piece(matrix(shape.hidden));
         let statistics = piece(tokens * 8);
-        let partials = [(); 2].map(|()| piece(tokens * shape.hidden.div_ceil(CHUNK) * 8));
+        let partials = piece(tokens * shape.hidden.div_ceil(CHUNK) * 8);
         let work = piece(work);
         let qkv = piece(matrix(shape.qkv()));
         let context = piece(matrix(shape.hidden));
@@ -74,7 +74,7 @@ mod tests {
             let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision };
             let scratch = Scratch::of(&shape, tokens, work);
             let Scratch { stream, statistics, qkv, context, wide, partials, work, fault, bytes } = scratch;
-            let always = [&stream, &statistics, &partials[0], &partials[1], &work, &fault];
+            let always = [&stream, &statistics, &partials, &work, &fault];
             for together in [[&qkv, &context], [&wide, &(bytes..bytes)]] {
                 let mut pieces: Vec<_> = always.iter().copied().chain(together).collect();
                 pieces.sort_by_key(|piece| piece.start);
