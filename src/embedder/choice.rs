@@ -12,7 +12,11 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BackendChoice {
-    /// The best executor that this build and this machine have; [`Info::backend`](crate::Info::backend) says which it was.
+    /// The best executor that this build and this machine have and that serves the model: this crate's own kernels, then TensorRT, then the CPU.
+    /// [`Info::backend`](crate::Info::backend) says which it was, [`Info::backend_reason`](crate::Info::backend_reason) why no better one. It goes on to
+    /// the next where something is not there (driver, GPU, NVRTC, TensorRT), too old, or where the kernels do not serve a part of the model; what is wrong
+    /// (damaged weights, a GPU that is full) is an error. Weights or values that overflow fp16 are run in bf16, unless
+    /// [`EmbedderBuilder::precision`](crate::EmbedderBuilder::precision) was asked for.
     #[default]
     Auto,
     /// `tract` on the CPU.
@@ -50,11 +54,12 @@ pub enum ChosenBackend {
 }
 
 impl BackendChoice {
-    /// Decides, once: [`BackendChoice::Auto`] takes GPU `device` where this build has TensorRT, and this machine driver, GPU and library.
+    /// Decides, once, what runs a graph: [`BackendChoice::Auto`] takes GPU `device` where this build has TensorRT, and this machine driver, GPU and
+    /// library, else the CPU; never [`BackendChoice::Cuda`], which runs no graphs. (An [`Embedder`](crate::Embedder) needs no graph, and may.)
     ///
     /// # Errors
-    /// [`Error::Backend`](crate::Error::Backend) for an executor that this build lacks; where TensorRT is asked for, what this machine
-    /// lacks for it (`Error::Cuda`, `Error::TensorRtLibrary`, `Error::TensorRtVersion`).
+    /// [`Error::Backend`](crate::Error::Backend) for an executor that this build lacks; what this machine lacks for the one that is asked for
+    /// (`Error::Cuda`, `Error::TensorRtLibrary`, `Error::TensorRtVersion`).
     pub fn decide(self, device: usize) -> Result<ChosenBackend> {
         match self {
             Self::Cpu => on_cpu(None),
@@ -69,6 +74,7 @@ impl BackendChoice {
 #[cfg(feature = "cuda")]
 fn by_kernels(device: usize) -> Result<ChosenBackend> {
     let device = crate::trace::stage("opening the GPU", || Device::open(device))?;
+    crate::native::check_device(&device)?;
     Ok(ChosenBackend::Cuda { device })
 }
 
@@ -103,7 +109,5 @@ fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
 
 #[cfg(not(feature = "cpu"))]
 fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
-    let lacks = "this build lacks the feature `cpu`; build it with that feature";
-    let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
-    Err(crate::Error::Backend { backend: "cpu", reason })
+    Err(super::auto::no_executor(reason.map(|why| format!("tensorrt: {why}"))))
 }

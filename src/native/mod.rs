@@ -1,7 +1,7 @@
 //! The native CUDA engine: an [`Architecture`](crate::model::Architecture) run by this crate's own kernels, on packed rows of any lengths,
 //! without TensorRT and without building anything but the kernels themselves.
 //!
-//! `shape.rs` says what is served, `program.rs` in which order what runs, `scratch.rs` where intermediate results lie, `arch.rs` for which GPU
+//! `shape.rs` says what is served, `served.rs` asks it and the machine before anything is loaded, `program.rs` in which order what runs, `scratch.rs` where intermediate results lie, `arch.rs` for which GPU
 //! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device. `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
 //! `attention.rs` launch them; `latency.rs` those of few tokens. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
 //! through it.
@@ -15,6 +15,7 @@ mod linear;
 mod load;
 mod program;
 mod scratch;
+mod served;
 mod shape;
 mod stream;
 #[cfg(test)]
@@ -22,4 +23,5 @@ mod test_support;
 mod weights;
 
 pub use encoder::{NativeEncoder, NativeSettings};
+pub use served::{check_architecture, check_device};
 pub use shape::Precision;

@@ -34,8 +34,8 @@ impl DeviceModel {
     /// The weights that `program` asks for, for texts of up to `max_tokens` tokens.
     ///
     /// # Errors
-    /// [`Error::WeightValue`] for a tensor with values that are not finite or do not fit the precision; [`Error::FileChanged`] where a file was written to
-    /// meanwhile; [`Error::Cuda`], also for memory that does not suffice.
+    /// [`Error::WeightValue`] for a tensor with values that are not finite, [`Error::WeightOverflow`] for those that do not fit the precision;
+    /// [`Error::FileChanged`] where a file was written to meanwhile; [`Error::Cuda`], also for memory that does not suffice.
     pub fn load(
         device: &Device,
         kernels: &LoadKernels,
@@ -287,11 +287,9 @@ impl Loader<'_> {
         match faults.iter().zip(&self.names).find(|(fault, _)| **fault != 0) {
             None => Ok(()),
             Some((fault, name)) if fault & 1 != 0 => Err(not_finite(name)),
-            Some((_, name)) => Err(Error::WeightValue {
-                name: format!("{name}.weight"),
-                reason: format!("has values that {} cannot hold", self.precision.name()),
-                next: "choose the precision bf16 or fp32",
-            }),
+            Some((_, name)) => {
+                Err(Error::WeightOverflow { name: format!("{name}.weight"), precision: self.precision.name() })
+            }
         }
     }
 }
