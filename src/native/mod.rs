@@ -2,7 +2,8 @@
 //! without TensorRT and without building anything but the kernels themselves.
 //!
 //! `shape.rs` says what is served, `served.rs` asks it and the machine before anything is loaded, `program.rs` in which order what runs, `scratch.rs` where intermediate results lie, `arch.rs` for which GPU
-//! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device. `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
+//! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device, once for all who
+//! run the model there (`shared.rs`). `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
 //! `attention.rs` launch them; `latency.rs` those of few tokens. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
 //! through it.
 
@@ -17,6 +18,7 @@ mod program;
 mod scratch;
 mod served;
 mod shape;
+mod shared;
 mod stream;
 #[cfg(test)]
 mod test_support;
