@@ -131,9 +131,10 @@ fn observer(args: &Args, model: &ModelFolder, samples: &Samples) -> Result<Box<d
         }
         // Whose kernels fold what lies between linears: there is nothing to observe.
         #[cfg(feature = "cuda")]
-        trt_embed::ChosenBackend::Cuda { .. } => {
-            Err(Usage("--backend cuda: calibrate observes a graph, which TensorRT and the CPU run; name one of them, or auto".into()).into())
-        }
+        trt_embed::ChosenBackend::Cuda { .. } => Err(Usage(
+            "--backend cuda: calibrate observes a graph, which TensorRT and the CPU run; name one of them, or auto".into(),
+        )
+        .into()),
         other => anyhow::bail!("calibrate does not run on {other:?}; name another with --backend"),
     }
 }

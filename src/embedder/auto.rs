@@ -68,7 +68,8 @@ impl Candidate {
 
 impl Built {
     /// This build.
-    pub const THIS: Self = Self { cuda: cfg!(feature = "cuda"), tensorrt: cfg!(feature = "tensorrt"), cpu: cfg!(feature = "cpu") };
+    pub const THIS: Self =
+        Self { cuda: cfg!(feature = "cuda"), tensorrt: cfg!(feature = "tensorrt"), cpu: cfg!(feature = "cpu") };
 }
 
 /// The executors that `auto` tries, best first. Settings of an engine are a wish for TensorRT, which the native engine could not fulfil; a precision of
@@ -102,8 +103,8 @@ fn is_absent(error: &Error) -> bool {
                 | Cuda::NoSuchDevice { .. }
                 | Cuda::GpuTooOld { .. }
                 | Cuda::NvrtcMissing { .. }
-                // A driver that does not start.
-                | Cuda::Driver { .. }
+                // Any later failure of the driver, at the making of a context say, is that of a GPU which is there: full, or held by another process.
+                | Cuda::Driver { during: "start the driver", .. }
         );
     }
     matches!(error, Error::Backend { .. } | Error::TensorRtLibrary { .. } | Error::TensorRtVersion { .. })
@@ -227,6 +228,7 @@ mod tests {
             (Cuda::GpuTooOld { name: "Tesla T4".into(), found: "7.5".into(), needed: "8.0".into() }, true),
             (Cuda::NvrtcMissing { looked_for: "libnvrtc.so.12".into() }, true),
             (Cuda::Driver { during: "start the driver", reason: "unknown".into() }, true),
+            (Cuda::Driver { during: "make the device's context", reason: "out of memory".into() }, false),
             (out_of_memory, false),
             (Cuda::DeviceLost { during: "launch", reason: "illegal address".into() }, false),
             (Cuda::Compile { name: "a.cu".into(), arch: "sm_90".into(), log: "line 3".into() }, false),
@@ -260,12 +262,13 @@ mod tests {
         let (taken, reason) = first(&all, Ok).unwrap();
         assert_eq!((taken, reason), (Cuda, None));
 
-        let served_by = |good: Candidate| {
-            first(&all, |candidate| {
-                if candidate == good { Ok(candidate) } else { Err(Refusal::Lacking(backend_error(candidate.name()))) }
-            })
-            .unwrap()
-        };
+        let served_by =
+            |good: Candidate| {
+                first(&all, |candidate| {
+                    if candidate == good { Ok(candidate) } else { Err(Refusal::Lacking(backend_error(candidate.name()))) }
+                })
+                .unwrap()
+            };
         let (taken, reason) = served_by(TensorRt);
         assert_eq!((taken, reason.as_deref()), (TensorRt, Some("cuda: cuda backend: not in this build")));
         let (taken, reason) = served_by(Cpu);
@@ -292,7 +295,10 @@ mod tests {
         assert_eq!(tried, [Cuda]);
 
         let lacking = first::<()>(&[Cuda], |_| Err(Refusal::Lacking(not_served()))).unwrap_err().to_string();
-        assert!(lacking.contains("lacks the feature `cpu`") && lacking.contains("cuda: the cuda backend cannot run"), "{lacking}");
+        assert!(
+            lacking.contains("lacks the feature `cpu`") && lacking.contains("cuda: the cuda backend cannot run"),
+            "{lacking}"
+        );
         let none = first::<()>(&[], |_| Ok(())).unwrap_err().to_string();
         assert!(none.ends_with("build it with that feature"), "{none}");
     }

@@ -22,7 +22,9 @@ pub enum CudaError {
         needed: String,
     },
     /// The GPU is older than this crate's own encoder kernels need.
-    #[error("GPU {name} has compute capability {found}, {needed} (A100) or newer is needed; choose another backend or another GPU")]
+    #[error(
+        "GPU {name} has compute capability {found}, {needed} (A100) or newer is needed; choose another backend or another GPU"
+    )]
     GpuTooOld {
         /// As `Tesla T4`.
         name: String,

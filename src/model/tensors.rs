@@ -2,8 +2,8 @@
 //!
 //! Format: <https://huggingface.co/docs/safetensors>: header length (u64, little-endian), header (JSON), then the tensors' bytes.
 
-use crate::model::json::parse;
 use crate::digest::of_pieces;
+use crate::model::json::parse;
 use crate::model::mapped::{FileId, Mapped};
 use crate::model::pointer::{check_link, lfs_pointer};
 use crate::{Error, Result};

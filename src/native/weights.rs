@@ -375,9 +375,7 @@ impl Loader<'_> {
         match faults.iter().zip(&self.names).find(|(fault, _)| **fault != 0) {
             None => Ok(()),
             Some((fault, name)) if fault & 1 != 0 => Err(not_finite(name)),
-            Some((_, name)) => {
-                Err(Error::WeightOverflow { name: format!("{name}.weight"), precision: self.precision.name() })
-            }
+            Some((_, name)) => Err(Error::WeightOverflow { name: format!("{name}.weight"), precision: self.precision.name() }),
         }
     }
 }
