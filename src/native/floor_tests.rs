@@ -125,7 +125,7 @@ fn kernels_are_found_in_the_order_of_the_program() {
     names[place] = "statistics";
     let read = Load { statistics: Statistics::Read, ..load.clone() };
     let found = works(&program, &MPNET, &load, &names);
-    assert_eq!(found[place], Some(work(&program[place - 2], &MPNET, &read)));
+    assert_eq!(found[place], Some(work(&program[place - 1], &MPNET, &read)));
     // One linear more: no telling which is which, but attention is attention.
     names.push("linear_64");
     let found = works(&program, &MPNET, &load, &names);
