@@ -356,7 +356,7 @@ impl EmbedderBuilder {
                             Executor { backend: gpu.clone(), gpu: Some(super::Gpu::Widening(gpu)), engine: None, reason: None }
                         }
                         super::cuda::Opened::Wide(gpu, reason) => {
-                            Executor { reason: Some(reason), ..Executor::of_gpu(gpu, None) }
+                            Executor { reason: Some(reason), ..Executor::of_gpu(*gpu, None) }
                         }
                     });
                 }

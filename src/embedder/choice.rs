@@ -1,8 +1,10 @@
 //! Which executor runs a graph: what a caller asks for, and what comes of it on this machine.
 
+use super::auto;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::Device;
+use crate::model::ModelFolder;
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::Library;
 #[cfg(feature = "tensorrt")]
@@ -71,6 +73,27 @@ impl BackendChoice {
     }
 }
 
+impl BackendChoice {
+    /// What [`BackendChoice::Auto`] would take on GPU `device` for `model` (without one, for a model that all executors serve): the executor's name, and
+    /// why no better one. Loads neither weights nor engines: what is wrong with those is found when the model is opened.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the machine whoever runs it; [`Error::Backend`](crate::Error::Backend) where nothing is left to take.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // the others run whatever has a graph
+    pub fn auto_would_take(device: usize, model: Option<&ModelFolder>) -> Result<(&'static str, Option<String>)> {
+        let wishes = auto::Wishes { engine_settings: false, cuda_precision: false };
+        auto::first(&auto::candidates(auto::Built::THIS, wishes), |candidate| {
+            candidate.choice().decide(device).map_err(|error| auto::refusal(auto::Stage::Finding, error))?;
+            #[cfg(feature = "cuda")]
+            if let Some(model) = model.filter(|_| candidate == auto::Candidate::Cuda) {
+                let served = |architecture| crate::native::check_architecture(&architecture, crate::native::Precision::default());
+                model.architecture().and_then(served).map_err(|error| auto::refusal(auto::Stage::Opening, error))?;
+            }
+            Ok(candidate.name())
+        })
+    }
+}
+
 #[cfg(feature = "cuda")]
 fn by_kernels(device: usize) -> Result<ChosenBackend> {
     let device = crate::trace::stage("opening the GPU", || Device::open(device))?;
@@ -109,5 +132,5 @@ fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
 
 #[cfg(not(feature = "cpu"))]
 fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
-    Err(super::auto::no_executor(reason.map(|why| format!("tensorrt: {why}"))))
+    Err(auto::no_executor(reason.map(|why| format!("tensorrt: {why}"))))
 }

@@ -30,7 +30,7 @@ pub(super) enum Opened {
     /// In fp16, and in bf16 from the first overflow on.
     Narrow(Widening<GpuBackend>),
     /// In bf16 already, and why.
-    Wide(GpuBackend, String),
+    Wide(Box<GpuBackend>, String),
 }
 
 impl Request {
@@ -61,7 +61,7 @@ pub(super) fn open_fitting(request: &Request, folder: &ModelFolder) -> Result<Op
             let Some(precision) = auto::wider(&error, None) else { return Err(error) };
             log::warn!("{error}; --backend auto loads the model in {}", precision.name());
             let wide = open(&request.in_precision(precision), &architecture)?;
-            return Ok(Opened::Wide(wide, format!("cuda in {} in the place of fp16: {error}", precision.name())));
+            return Ok(Opened::Wide(Box::new(wide), format!("cuda in {} in the place of fp16: {error}", precision.name())));
         }
     };
     let overflows: fn(&Error) -> bool = |error| auto::wider(error, None).is_some();
