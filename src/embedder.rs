@@ -1,5 +1,6 @@
 //! The pipeline and the crate's one public door: texts to vectors.
 
+mod auto;
 mod builder;
 mod choice;
 #[cfg(feature = "cuda")]
@@ -8,6 +9,8 @@ mod run;
 mod submission;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
+#[cfg(feature = "cuda")]
+mod widening;
 
 pub use builder::EmbedderBuilder;
 pub use choice::{BackendChoice, ChosenBackend};
@@ -65,8 +68,19 @@ pub struct Embedder {
     /// One for all embedders of the executor.
     scheduler: Arc<Scheduler>,
     #[cfg(feature = "cuda")]
-    gpu: Option<Arc<crate::gpu::GpuBackend>>,
+    gpu: Option<Gpu>,
+    /// [`Embedder::info`] from the moment on when values overflowed fp16.
+    #[cfg(feature = "cuda")]
+    widened: std::sync::OnceLock<Info>,
     plan: BatchPlan,
+}
+
+/// A model on a GPU.
+#[cfg(feature = "cuda")]
+#[derive(Clone)]
+enum Gpu {
+    Fixed(Arc<crate::gpu::GpuBackend>),
+    Widening(Arc<widening::Widening<crate::gpu::GpuBackend>>),
 }
 
 /// Vectors of some texts, `[texts, dim]`, in input order.
@@ -117,7 +131,8 @@ pub struct Info {
     pub max_tokens: usize,
     /// `cpu`, `cuda` or `tensorrt`.
     pub backend: &'static str,
-    /// Why [`BackendChoice::Auto`] did not take a better one.
+    /// Why [`BackendChoice::Auto`] did not take a better one, or a wider precision than fp16. Values may overflow in the middle of the work: what
+    /// [`Embedder::info`] gives from then on says so.
     pub backend_reason: Option<String>,
     /// Where the engine came from, where one runs the model.
     pub engine: Option<PathBuf>,
@@ -268,19 +283,31 @@ impl Embedder {
             scheduler: self.scheduler.clone(),
             #[cfg(feature = "cuda")]
             gpu: self.gpu.clone(),
+            #[cfg(feature = "cuda")]
+            widened: std::sync::OnceLock::new(),
             plan: self.plan.clone(),
         })
     }
 
     /// What this embedder is made of.
     pub fn info(&self) -> &Info {
+        #[cfg(feature = "cuda")]
+        if let Some(Gpu::Widening(backend)) = &self.gpu
+            && let Some(reason) = backend.reason()
+        {
+            return self.widened.get_or_init(|| Info { backend_reason: Some(reason.to_owned()), ..self.info.clone() });
+        }
         &self.info
     }
 
-    /// The GPU backend, where the model runs on one: its shapes, memory and times.
+    /// The GPU backend, where the model runs on one: its shapes, memory and times. Of a model that overflowed fp16 the one in bf16 (see
+    /// [`Info::backend_reason`]), from then on.
     #[cfg(feature = "cuda")]
-    pub fn gpu(&self) -> Option<&crate::gpu::GpuBackend> {
-        self.gpu.as_deref()
+    pub fn gpu(&self) -> Option<Arc<crate::gpu::GpuBackend>> {
+        self.gpu.as_ref().map(|gpu| match gpu {
+            Gpu::Fixed(backend) => backend.clone(),
+            Gpu::Widening(backend) => backend.current(),
+        })
     }
 
     fn embed_tokens(&self, tokenized: Tokenized) -> Result<Embeddings> {

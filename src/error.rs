@@ -164,8 +164,16 @@ pub enum Error {
         /// What to do about it.
         next: &'static str,
     },
+    /// A weight has values that are too large for the precision.
+    #[error("tensor \"{name}\" has values that {precision} cannot hold; choose the precision {}", wider(precision))]
+    WeightOverflow {
+        /// Its name.
+        name: String,
+        /// As `fp16`.
+        precision: &'static str,
+    },
     /// Values within the encoder became too large for the precision.
-    #[error("values overflow {precision} in {place}; choose the precision bf16 or fp32")]
+    #[error("values overflow {precision} in {place}; choose the precision {}", wider(precision))]
     Overflow {
         /// Where, in words.
         place: String,
@@ -451,6 +459,11 @@ pub enum Error {
 
 fn pointed_to(size: Option<u64>) -> String {
     size.map_or_else(String::new, |size| format!(" to a file of {size} bytes"))
+}
+
+/// The precisions that hold more than `precision`, which is too narrow.
+fn wider(precision: &str) -> &'static str {
+    if precision == "fp16" { "bf16 or fp32" } else { "fp32, or another model" }
 }
 
 fn list_tried(tried: &[(PathBuf, String)]) -> String {

@@ -131,8 +131,12 @@ fn auto_says_what_it_chose() {
     // No GPU, whatever this machine has.
     let out = place.command(&["embed", "-m", "model", "cat"]).env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
     let said = String::from_utf8(out.stderr).unwrap();
-    // A build with TensorRT adds why it is not used.
-    let end = if cfg!(feature = "tensorrt") { ": " } else { ")\n" };
+    // A build for GPUs adds why they are not used.
+    let end = match (cfg!(feature = "cuda"), cfg!(feature = "tensorrt")) {
+        (true, true) => ": cuda and tensorrt: ",
+        (true, false) => ": cuda: ",
+        _ => ")\n",
+    };
     assert!(said.starts_with(&format!("trt-embed: backend: cpu (chosen by --backend auto{end}")), "{said}");
     assert!(out.status.success() && said.lines().count() == 1, "{said}");
 }

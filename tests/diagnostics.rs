@@ -51,9 +51,10 @@ fn doctor_names_what_is_missing_and_the_next_step() {
     let place = folder();
     let done = run(place.path(), &["doctor"], &[]);
     assert_eq!(done.status, 1, "{}{}", done.stdout, done.stderr);
-    assert!(done.stderr.starts_with("trt-embed: `--backend tensorrt` would not work here; missing: "), "{}", done.stderr);
+    let verdict = "trt-embed: neither `--backend cuda` nor `--backend tensorrt` would work here; missing: ";
+    assert!(done.stderr.starts_with(verdict), "{}", done.stderr);
     assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
-    let decides = if cfg!(feature = "tensorrt") { ["NVIDIA driver", "GPU"].as_slice() } else { &["feature tensorrt"] };
+    let decides = if cfg!(feature = "cuda") { ["NVIDIA driver", "GPU"].as_slice() } else { &["feature cuda"] };
     assert!(decides.iter().any(|what| done.stderr.contains(what)), "{}", done.stderr);
     let lines: Vec<&str> = done.stdout.lines().collect();
     for pair in lines.windows(2).filter(|pair| pair[0].starts_with("missing")) {
@@ -70,7 +71,7 @@ fn doctor_as_json_agrees_with_its_exit_status() {
     let lib = lib.to_str().unwrap();
     let done = run(place.path(), &["doctor", "--json"], &[("TENSORRT_LIB_DIR", lib), ("HF_TOKEN", "hf_a_secret")]);
     let report: Value = serde_json::from_str(&done.stdout).unwrap();
-    assert_eq!((done.status, &report["tensorrt_works"]), (1, &Value::from(false)));
+    assert_eq!((done.status, &report["tensorrt_works"], &report["cuda_works"]), (1, &false.into(), &false.into()));
     for found in report["checks"].as_array().unwrap() {
         assert!(["ok", "warn", "missing"].contains(&found["state"].as_str().unwrap()), "{found}");
         let missing = found["state"] == "missing";
@@ -81,6 +82,52 @@ fn doctor_as_json_agrees_with_its_exit_status() {
     assert_eq!((&variable["state"], &variable["value"]), (&"warn".into(), &format!("{lib} is no folder").into()));
     assert_eq!(check(&report, "CUDA_VISIBLE_DEVICES")["value"], "-1");
     assert!(!done.stdout.contains("hf_a_secret"), "{}", done.stdout);
+}
+
+/// Without a GPU: the CPU, or nothing where the build has none.
+#[test]
+fn doctor_says_what_auto_would_take_and_why() {
+    let place = folder();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet");
+    for (args, of) in [(&["doctor", "--json"][..], "a model that is served"), (&["doctor", "--json", "-m", model], model)] {
+        let report: Value = serde_json::from_str(&run(place.path(), args, &[]).stdout).unwrap();
+        let line = check(&report, "--backend auto");
+        let told = line.to_string();
+        if cfg!(feature = "cpu") {
+            assert_eq!((&report["auto"], &line["state"]), (&"cpu".into(), &"ok".into()), "{told}");
+            assert_eq!(line["value"], format!("takes cpu for {of}"));
+        } else {
+            assert_eq!((&report["auto"], &line["state"]), (&Value::Null, &"warn".into()), "{told}");
+        }
+        assert_eq!(told.contains("driver"), cfg!(feature = "cuda"), "{told}");
+    }
+    let report: Value = serde_json::from_str(&run(place.path(), &["doctor", "--json", "-m", "./gone"], &[]).stdout).unwrap();
+    let line = check(&report, "--backend auto");
+    assert_eq!((&report["auto"], &line["state"]), (&Value::Null, &"warn".into()));
+    assert!(line["value"].as_str().unwrap().contains("gone"), "{line}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn doctor_looks_at_the_native_engine_s_kernels_and_their_cache() {
+    let place = folder();
+    let kernels = place.path().join("kernels");
+    std::fs::create_dir(&kernels).unwrap();
+    std::fs::write(kernels.join("a.cubin"), b"").unwrap();
+    let env = [("TRT_EMBED_CACHE", place.path().to_str().unwrap())];
+    let report: Value = serde_json::from_str(&run(place.path(), &["doctor", "--json"], &env).stdout).unwrap();
+    let cache = check(&report, "kernel cache");
+    assert_eq!((&cache["state"], &cache["value"]), (&"ok".into(), &format!("{}: 1 kernels", kernels.display()).into()));
+    let engine = check(&report, "kernels for GPU 0")["value"].as_str().unwrap();
+    assert!(["not checked: needs the driver", "not checked: needs a GPU"].contains(&engine), "{engine}");
+
+    // A cache that can hold nothing.
+    let file = kernels.join("a.cubin");
+    let env = [("TRT_EMBED_CACHE", file.to_str().unwrap())];
+    let report: Value = serde_json::from_str(&run(place.path(), &["doctor", "--json"], &env).stdout).unwrap();
+    let cache = check(&report, "kernel cache");
+    assert_eq!((&cache["state"], cache["next"].as_str().unwrap().contains("TRT_EMBED_CACHE")), (&"warn".into(), true), "{cache}");
+    assert!(cache["value"].as_str().unwrap().contains("cannot be written"), "{cache}");
 }
 
 #[cfg(feature = "tensorrt")]
@@ -346,6 +393,7 @@ fn the_version_lists_the_features_built_in() {
         ("cli", true),
         ("cpu", cfg!(feature = "cpu")),
         ("hub", cfg!(feature = "hub")),
+        ("cuda", cfg!(feature = "cuda")),
         ("tensorrt", cfg!(feature = "tensorrt")),
         ("nvtx", cfg!(feature = "nvtx")),
     ];

@@ -25,8 +25,8 @@ pub struct Args {
     model: String,
     #[command(flatten)]
     input: InputArgs,
-    /// What runs the model. `auto` takes the GPU where this build and this machine have all that it needs, and says which. The GPU's
-    /// engine is built at the first use and kept in the engine cache.
+    /// What runs the model: its graph, so TensorRT or the CPU. `auto` takes TensorRT where this build and this machine have all that it needs, and says
+    /// which. Its engine is built at the first use and kept in the engine cache.
     #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
     backend: Backend,
     /// GPU, as the driver numbers them.
@@ -129,6 +129,12 @@ fn observer(args: &Args, model: &ModelFolder, samples: &Samples) -> Result<Box<d
             watch.finish();
             Ok(Box::new(observer?))
         }
+        // Whose kernels fold what lies between linears: there is nothing to observe.
+        #[cfg(feature = "cuda")]
+        trt_embed::ChosenBackend::Cuda { .. } => Err(Usage(
+            "--backend cuda: calibrate observes a graph, which TensorRT and the CPU run; name one of them, or auto".into(),
+        )
+        .into()),
         other => anyhow::bail!("calibrate does not run on {other:?}; name another with --backend"),
     }
 }

@@ -54,10 +54,11 @@ Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 
 (130 Ctrl-C, 143 SIGTERM).";
 
 /// The features, and whether this binary was built with them.
-const BUILT_IN: [(&str, bool); 5] = [
+const BUILT_IN: [(&str, bool); 6] = [
     ("cli", true),
     ("cpu", cfg!(feature = "cpu")),
     ("hub", cfg!(feature = "hub")),
+    ("cuda", cfg!(feature = "cuda")),
     ("tensorrt", cfg!(feature = "tensorrt")),
     ("nvtx", cfg!(feature = "nvtx")),
 ];

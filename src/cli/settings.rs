@@ -15,16 +15,17 @@ pub struct ModelArgs {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`.
     #[arg(short, long, env = "TRT_EMBED_MODEL", value_name = "MODEL")]
     pub model: String,
-    /// What runs the model. `auto` takes the best that this build and this machine have, and says which.
+    /// What runs the model. `auto` takes the best that this build and this machine have and that serves the model (cuda, then TensorRT, then the CPU),
+    /// and says which, and why no better one. What overflows fp16 it runs in bf16, unless --cuda-precision is given.
     #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
     pub backend: Backend,
     /// Engine file made by `trt-embed build` [default: the engine cache's, built at the first use].
     #[arg(long, env = "TRT_EMBED_ENGINE", value_name = "FILE")]
     pub engine: Option<PathBuf>,
-    /// Precision of an engine that is built for the cache [default: fp16].
+    /// Precision of an engine that is built for the cache [default: fp16]. `--backend auto` then takes TensorRT before cuda.
     #[arg(long, value_enum, value_name = "PRECISION", conflicts_with = "engine")]
     pub engine_precision: Option<EnginePrecision>,
-    /// How the backend `cuda` stores values; sums are always in 32 bits [default: fp16].
+    /// How the backend `cuda` stores values; sums are always in 32 bits [default: fp16; with `--backend auto` bf16 where values overflow it].
     #[arg(long, env = "TRT_EMBED_CUDA_PRECISION", value_enum, value_name = "PRECISION")]
     pub cuda_precision: Option<CudaPrecision>,
     /// GPU, as the driver numbers them.

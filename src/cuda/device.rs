@@ -43,6 +43,32 @@ pub struct Properties {
     pub l2_bytes: usize,
     /// Whether thread block clusters can be launched (compute capability 9.0 and up).
     pub clusters: bool,
+    /// Highest clock of the multiprocessors, in kHz; 0 where the driver does not tell.
+    pub clock_khz: u32,
+    /// Highest clock of the memory, in kHz; 0 where the driver does not tell.
+    pub memory_clock_khz: u32,
+    /// Width of the bus to the memory, in bits; 0 where the driver does not tell.
+    pub memory_bus_bits: u32,
+}
+
+#[cfg(test)]
+impl Properties {
+    /// Those of no device.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            ordinal: 0,
+            name: String::new(),
+            compute_capability: (0, 0),
+            driver_cuda: (0, 0),
+            total_memory: 0,
+            multiprocessors: 0,
+            l2_bytes: 0,
+            clusters: false,
+            clock_khz: 0,
+            memory_clock_khz: 0,
+            memory_bus_bits: 0,
+        }
+    }
 }
 
 /// Device memory in bytes, at one moment.
@@ -106,6 +132,10 @@ impl Device {
             multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
             clusters: number(Attribute::CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)? != 0,
+            // For reports alone: a driver that does not know them is none the worse.
+            clock_khz: number(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE).unwrap_or(0),
+            memory_clock_khz: number(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0),
+            memory_bus_bits: number(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0),
         };
         let inner = Arc::new(Inner { context, properties });
         open.insert(ordinal, Arc::downgrade(&inner));

@@ -7,6 +7,9 @@ use cudarc::driver::{DriverError, result, sys};
 /// Oldest driver, as the driver numbers itself: CUDA 12.0, what TensorRT 8.6's CUDA 12 build needs.
 const OLDEST_DRIVER: i32 = 12_000;
 
+/// The oldest CUDA that a driver must support, major and minor.
+pub const OLDEST_CUDA: (u32, u32) = ((OLDEST_DRIVER / 1000) as u32, (OLDEST_DRIVER % 1000 / 10) as u32);
+
 /// A driver that is there, new enough and started: `(major, minor)` of the CUDA that it supports.
 ///
 /// Must be the first thing asked: cudarc panics where the library cannot be opened.

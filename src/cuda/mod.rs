@@ -25,6 +25,7 @@ pub use counters::{Counters, counters};
 pub use cubin::CubinCache;
 pub use device::{Device, Memory, Properties};
 pub use error::{CudaError, Result};
+pub use library::OLDEST_CUDA;
 pub use nvrtc::{FoundNvrtc, find_nvrtc};
 
 // What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.

@@ -1,6 +1,6 @@
 //! Settings of an embedder, and making one of them.
 
-use super::{BackendChoice, Embedder, Info, Normalize};
+use super::{BackendChoice, ChosenBackend, Embedder, Info, Normalize, auto};
 use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
@@ -29,9 +29,9 @@ pub struct EmbedderBuilder {
     device: usize,
     lanes: Option<usize>,
     #[cfg(feature = "cuda")]
-    precision: crate::native::Precision,
+    precision: Option<crate::native::Precision>,
     #[cfg(feature = "tensorrt")]
-    build: BuildSettings,
+    build: Option<BuildSettings>,
     progress: Option<Arc<dyn Progress>>,
 }
 
@@ -45,7 +45,7 @@ enum PromptChoice {
 struct Executor {
     backend: Arc<dyn Backend>,
     #[cfg(feature = "cuda")]
-    gpu: Option<Arc<crate::gpu::GpuBackend>>,
+    gpu: Option<super::Gpu>,
     engine: Option<PathBuf>,
     reason: Option<String>,
 }
@@ -54,7 +54,7 @@ struct Executor {
 impl Executor {
     fn of_gpu(gpu: crate::gpu::GpuBackend, engine: Option<PathBuf>) -> Self {
         let gpu = Arc::new(gpu);
-        Self { backend: gpu.clone(), gpu: Some(gpu), engine, reason: None }
+        Self { backend: gpu.clone(), gpu: Some(super::Gpu::Fixed(gpu)), engine, reason: None }
     }
 }
 
@@ -75,9 +75,9 @@ impl EmbedderBuilder {
             device: 0,
             lanes: None,
             #[cfg(feature = "cuda")]
-            precision: crate::native::Precision::default(),
+            precision: None,
             #[cfg(feature = "tensorrt")]
-            build: BuildSettings::default(),
+            build: None,
             progress: None,
         }
     }
@@ -177,19 +177,21 @@ impl EmbedderBuilder {
         self
     }
 
-    /// How the backend `cuda` stores values; fp16 where not set.
+    /// How the backend `cuda` stores values; fp16 where not set. With [`BackendChoice::Auto`] bf16 takes its place where weights or values overflow it,
+    /// with a warning and told by [`Info::backend_reason`]; what is set here is never changed.
     #[cfg(feature = "cuda")]
     #[must_use]
     pub fn precision(mut self, precision: crate::native::Precision) -> Self {
-        self.precision = precision;
+        self.precision = Some(precision);
         self
     }
 
-    /// How an engine is built for the cache; fp16 and a set of common shapes where not set.
+    /// How an engine is built for the cache; fp16 and a set of common shapes where not set. [`BackendChoice::Auto`] then passes over the backend `cuda`,
+    /// which has no engine, unless [`EmbedderBuilder::precision`] is set too.
     #[cfg(feature = "tensorrt")]
     #[must_use]
     pub fn build_settings(mut self, settings: BuildSettings) -> Self {
-        self.build = settings;
+        self.build = Some(settings);
         self
     }
 
@@ -276,6 +278,8 @@ impl EmbedderBuilder {
             scheduler: Arc::new(Scheduler::new(limits.parallelism)),
             #[cfg(feature = "cuda")]
             gpu: executor.gpu,
+            #[cfg(feature = "cuda")]
+            widened: std::sync::OnceLock::new(),
             plan,
         })
     }
@@ -306,7 +310,6 @@ impl EmbedderBuilder {
         }
     }
 
-    #[cfg_attr(not(feature = "cpu"), allow(unused_variables))] // an engine has its own longest row; without executors nothing is used
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
         match (self.backend, &self.engine) {
             (BackendChoice::Cpu | BackendChoice::Cuda, Some(file)) => Err(Error::Setting {
@@ -315,36 +318,77 @@ impl EmbedderBuilder {
             }),
             #[cfg(feature = "tensorrt")]
             (BackendChoice::TensorRt | BackendChoice::Auto, Some(file)) => {
-                let gpu = super::tensorrt::open_file(self.device, file, &self.gpu_request(), folder, head)?;
+                let build = self.build.clone().unwrap_or_default();
+                let gpu = super::tensorrt::open_file(self.device, file, &self.gpu_request(&build), folder, head)?;
                 Ok(Executor::of_gpu(gpu, Some(file.clone())))
             }
             #[cfg(not(feature = "tensorrt"))]
             (BackendChoice::TensorRt | BackendChoice::Auto, Some(_)) => Err(super::choice::no_tensorrt()),
-            (choice, None) => match choice.decide(self.device)? {
-                #[cfg(feature = "cpu")]
-                super::ChosenBackend::Cpu { reason } => self.cpu(folder, head, max_tokens, reason),
-                #[cfg(feature = "cuda")]
-                super::ChosenBackend::Cuda { device } => {
-                    let settings = crate::native::NativeSettings { precision: self.precision, ..Default::default() };
-                    Ok(Executor::of_gpu(super::cuda::open(&device, &settings, self.lanes, folder, head, max_tokens)?, None))
+            (BackendChoice::Auto, None) => {
+                let (executor, passed) = auto::first(&auto::candidates(auto::Built::THIS, self.wishes()), |candidate| {
+                    let chosen = candidate.choice().decide(self.device);
+                    let chosen = chosen.map_err(|error| auto::refusal(auto::Stage::Finding, error))?;
+                    self.open(chosen, folder, head.clone(), max_tokens)
+                        .map_err(|error| auto::refusal(auto::Stage::Opening, error))
+                })?;
+                let told: Vec<String> = passed.into_iter().chain(executor.reason).collect();
+                Ok(Executor { reason: (!told.is_empty()).then(|| told.join("; ")), ..executor })
+            }
+            (choice, None) => self.open(choice.decide(self.device)?, folder, head, max_tokens),
+        }
+    }
+
+    #[cfg_attr(not(feature = "cpu"), allow(unused_variables))] // an engine has its own longest row; without executors nothing is used
+    fn open(&self, chosen: ChosenBackend, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
+        match chosen {
+            #[cfg(feature = "cpu")]
+            ChosenBackend::Cpu { reason } => self.cpu(folder, head, max_tokens, reason),
+            #[cfg(feature = "cuda")]
+            ChosenBackend::Cuda { device } => {
+                let precision = self.precision.unwrap_or_default();
+                let settings = crate::native::NativeSettings { precision, ..Default::default() };
+                let padding = crate::compare::Padding::of_model(folder);
+                let request = super::cuda::Request { device, settings, lanes: self.lanes, head, padding, max_tokens };
+                if (self.backend, self.precision) == (BackendChoice::Auto, None) {
+                    return Ok(match super::cuda::open_fitting(&request, folder)? {
+                        super::cuda::Opened::Narrow(gpu) => {
+                            let gpu = Arc::new(gpu);
+                            Executor { backend: gpu.clone(), gpu: Some(super::Gpu::Widening(gpu)), engine: None, reason: None }
+                        }
+                        super::cuda::Opened::Wide(gpu, reason) => {
+                            Executor { reason: Some(reason), ..Executor::of_gpu(*gpu, None) }
+                        }
+                    });
                 }
-                #[cfg(feature = "tensorrt")]
-                super::ChosenBackend::TensorRt { device, library } => {
-                    let (gpu, engine) = super::tensorrt::open_cached(&(device, library), &self.gpu_request(), folder, head)?;
-                    Ok(Executor::of_gpu(gpu, Some(engine)))
-                }
-            },
+                Ok(Executor::of_gpu(super::cuda::open(&request, &folder.architecture()?)?, None))
+            }
+            #[cfg(feature = "tensorrt")]
+            ChosenBackend::TensorRt { device, library } => {
+                let build = self.build.clone().unwrap_or_default();
+                let request = self.gpu_request(&build);
+                let (gpu, engine) = super::tensorrt::open_cached(&(device, library), &request, folder, head)?;
+                Ok(Executor::of_gpu(gpu, Some(engine)))
+            }
+        }
+    }
+
+    /// What was asked for that is one executor's alone.
+    fn wishes(&self) -> auto::Wishes {
+        auto::Wishes {
+            #[cfg(feature = "tensorrt")]
+            engine_settings: self.build.is_some(),
+            #[cfg(not(feature = "tensorrt"))]
+            engine_settings: false,
+            #[cfg(feature = "cuda")]
+            cuda_precision: self.precision.is_some(),
+            #[cfg(not(feature = "cuda"))]
+            cuda_precision: false,
         }
     }
 
     #[cfg(feature = "tensorrt")]
-    fn gpu_request(&self) -> super::tensorrt::Request<'_> {
-        super::tensorrt::Request {
-            lanes: self.lanes,
-            max_tokens: self.max_tokens,
-            build: &self.build,
-            progress: self.progress.as_ref(),
-        }
+    fn gpu_request<'a>(&'a self, build: &'a BuildSettings) -> super::tensorrt::Request<'a> {
+        super::tensorrt::Request { lanes: self.lanes, max_tokens: self.max_tokens, build, progress: self.progress.as_ref() }
     }
 
     #[cfg(feature = "cpu")]

@@ -1,8 +1,10 @@
 //! Which executor runs a graph: what a caller asks for, and what comes of it on this machine.
 
+use super::auto;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::Device;
+use crate::model::ModelFolder;
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::Library;
 #[cfg(feature = "tensorrt")]
@@ -12,7 +14,11 @@ use std::sync::Arc;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BackendChoice {
-    /// The best executor that this build and this machine have; [`Info::backend`](crate::Info::backend) says which it was.
+    /// The best executor that this build and this machine have and that serves the model: this crate's own kernels, then TensorRT, then the CPU.
+    /// [`Info::backend`](crate::Info::backend) says which it was, [`Info::backend_reason`](crate::Info::backend_reason) why no better one. It goes on to
+    /// the next where something is not there (driver, GPU, NVRTC, TensorRT), too old, or where the kernels do not serve a part of the model; what is wrong
+    /// (damaged weights, a GPU that is full) is an error. Weights or values that overflow fp16 are run in bf16, unless
+    /// [`EmbedderBuilder::precision`](crate::EmbedderBuilder::precision) was asked for.
     #[default]
     Auto,
     /// `tract` on the CPU.
@@ -50,11 +56,12 @@ pub enum ChosenBackend {
 }
 
 impl BackendChoice {
-    /// Decides, once: [`BackendChoice::Auto`] takes GPU `device` where this build has TensorRT, and this machine driver, GPU and library.
+    /// Decides, once, what runs a graph: [`BackendChoice::Auto`] takes GPU `device` where this build has TensorRT, and this machine driver, GPU and
+    /// library, else the CPU; never [`BackendChoice::Cuda`], which runs no graphs. (An [`Embedder`](crate::Embedder) needs no graph, and may.)
     ///
     /// # Errors
-    /// [`Error::Backend`](crate::Error::Backend) for an executor that this build lacks; where TensorRT is asked for, what this machine
-    /// lacks for it (`Error::Cuda`, `Error::TensorRtLibrary`, `Error::TensorRtVersion`).
+    /// [`Error::Backend`](crate::Error::Backend) for an executor that this build lacks; what this machine lacks for the one that is asked for
+    /// (`Error::Cuda`, `Error::TensorRtLibrary`, `Error::TensorRtVersion`).
     pub fn decide(self, device: usize) -> Result<ChosenBackend> {
         match self {
             Self::Cpu => on_cpu(None),
@@ -66,9 +73,31 @@ impl BackendChoice {
     }
 }
 
+impl BackendChoice {
+    /// What [`BackendChoice::Auto`] would take on GPU `device` for `model` (without one, for a model that all executors serve): the executor's name, and
+    /// why no better one. Loads neither weights nor engines: what is wrong with those is found when the model is opened.
+    ///
+    /// # Errors
+    /// What is wrong with the model or the machine whoever runs it; [`Error::Backend`](crate::Error::Backend) where nothing is left to take.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // the others run whatever has a graph
+    pub fn auto_would_take(device: usize, model: Option<&ModelFolder>) -> Result<(&'static str, Option<String>)> {
+        let wishes = auto::Wishes { engine_settings: false, cuda_precision: false };
+        auto::first(&auto::candidates(auto::Built::THIS, wishes), |candidate| {
+            candidate.choice().decide(device).map_err(|error| auto::refusal(auto::Stage::Finding, error))?;
+            #[cfg(feature = "cuda")]
+            if let Some(model) = model.filter(|_| candidate == auto::Candidate::Cuda) {
+                let served = |architecture| crate::native::check_architecture(&architecture, crate::native::Precision::default());
+                model.architecture().and_then(served).map_err(|error| auto::refusal(auto::Stage::Opening, error))?;
+            }
+            Ok(candidate.name())
+        })
+    }
+}
+
 #[cfg(feature = "cuda")]
 fn by_kernels(device: usize) -> Result<ChosenBackend> {
     let device = crate::trace::stage("opening the GPU", || Device::open(device))?;
+    crate::native::check_device(&device)?;
     Ok(ChosenBackend::Cuda { device })
 }
 
@@ -103,7 +132,5 @@ fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
 
 #[cfg(not(feature = "cpu"))]
 fn on_cpu(reason: Option<String>) -> Result<ChosenBackend> {
-    let lacks = "this build lacks the feature `cpu`; build it with that feature";
-    let reason = reason.map_or_else(|| lacks.to_owned(), |why| format!("{lacks} (and TensorRT cannot be used: {why})"));
-    Err(crate::Error::Backend { backend: "cpu", reason })
+    Err(auto::no_executor(reason.map(|why| format!("tensorrt: {why}"))))
 }

@@ -21,6 +21,18 @@ pub enum CudaError {
         /// As `12.0`.
         needed: String,
     },
+    /// The GPU is older than this crate's own encoder kernels need.
+    #[error(
+        "GPU {name} has compute capability {found}, {needed} (A100) or newer is needed; choose another backend or another GPU"
+    )]
+    GpuTooOld {
+        /// As `Tesla T4`.
+        name: String,
+        /// As `7.5`.
+        found: String,
+        /// As `8.0`.
+        needed: String,
+    },
     /// There is a driver but no device that it may use.
     #[error("the NVIDIA driver sees no GPU ({}){}", reason, visible_hint(visible))]
     NoDevice {

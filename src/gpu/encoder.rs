@@ -5,6 +5,7 @@ use crate::Result;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Stream};
 use crate::tokens::{BatchSize, SizeRange};
 use half::f16;
+use std::sync::Arc;
 
 /// An encoder loaded on a GPU. Its sessions run it.
 pub trait GpuEncoder: Send + Sync {
@@ -39,6 +40,16 @@ pub trait GpuEncoder: Send + Sync {
     /// What the executor says.
     fn scratch_bytes(&self) -> Result<usize>;
 
+    /// The same encoder with smaller batches, for lanes of less memory; `None` where its batches are as small as they get.
+    fn smaller(&self) -> Option<Arc<dyn GpuEncoder>> {
+        None
+    }
+
+    /// The peaks of the GPU in the encoder's precision.
+    fn peaks(&self) -> Peaks {
+        Peaks::default()
+    }
+
     /// A session at the range of this place in [`GpuEncoder::ranges`] that works on `stream` and reads and writes `memory`.
     ///
     /// # Errors
@@ -70,6 +81,12 @@ pub trait GpuSession: Send {
         Ok(())
     }
 
+    /// What the layers or kernels of these names must move and compute at the size that was set, in the order in which they run. `None` for those of which
+    /// the executor does not know.
+    fn works(&self, names: &[&str]) -> Vec<Option<LayerWork>> {
+        vec![None; names.len()]
+    }
+
     /// Runs once and gives the time of each layer, in order. The session may be slower from then on.
     ///
     /// # Errors
@@ -79,11 +96,53 @@ pub trait GpuSession: Send {
 
 /// The time that one layer took.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct LayerTime {
     /// The executor's name for it; of a compiled graph, the nodes fused into it.
     pub name: String,
     /// Milliseconds.
     pub milliseconds: f32,
+    /// What it must move and compute, where the executor knows.
+    pub work: Option<LayerWork>,
+}
+
+impl LayerTime {
+    /// A layer of which the work is not known.
+    pub(crate) fn new(name: String, milliseconds: f32) -> Self {
+        Self { name, milliseconds, work: None }
+    }
+}
+
+/// The least that a piece of work moves and computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct LayerWork {
+    /// Bytes that are read and written, each once.
+    pub bytes: u64,
+    /// Multiplications and additions of products.
+    pub flops: u64,
+}
+
+/// The fastest that a GPU can be, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Peaks {
+    /// Bytes that its memory moves in a second.
+    pub bytes_a_second: Option<f64>,
+    /// Multiplications and additions in a second, in the precision of the encoder.
+    pub flops: Option<f64>,
+}
+
+impl LayerWork {
+    /// Microseconds that the work takes at least on a GPU of these `peaks`: the longer of moving and computing. `None` where a peak that counts is not
+    /// known.
+    pub fn floor_micros(&self, peaks: &Peaks) -> Option<f64> {
+        let micros = |amount: u64, a_second: Option<f64>| match amount {
+            0 => Some(0.0),
+            amount => a_second.map(|a_second| amount as f64 / a_second * 1e6),
+        };
+        Some(micros(self.bytes, peaks.bytes_a_second)?.max(micros(self.flops, peaks.flops)?))
+    }
 }
 
 /// The width of an integer input.
@@ -209,5 +268,21 @@ impl HiddenBuffer {
                 Ok(values)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_floor_is_the_longer_of_moving_and_computing() {
+        let peaks = Peaks { bytes_a_second: Some(2e12), flops: Some(5e14) };
+        let floor = |bytes, flops| LayerWork { bytes, flops }.floor_micros(&peaks);
+        assert_eq!([floor(4_000_000, 0), floor(4_000_000, 500_000_000)], [Some(2.0); 2]);
+        assert_eq!([floor(4_000_000, 5_000_000_000), floor(0, 0)], [Some(10.0), Some(0.0)]);
+        let unknown = Peaks { flops: None, ..peaks };
+        let floor = |bytes, flops| LayerWork { bytes, flops }.floor_micros(&unknown);
+        assert_eq!([floor(4_000_000, 0), floor(4_000_000, 1)], [Some(2.0), None]);
     }
 }

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 use std::sync::Arc;
 
 /// What lanes are made of; kept to make broken ones anew.
+#[derive(Clone)]
 pub(super) struct LaneParts {
     pub encoder: Arc<dyn GpuEncoder>,
     pub kernels: Kernels,
@@ -201,10 +202,10 @@ impl Lane {
     }
 
     /// The time of each layer, the least of `runs` runs. Slows the lane's session down for good.
-    pub fn measure_layers(&mut self, session: usize, size: BatchSize, runs: usize) -> Result<Vec<LayerTime>> {
+    pub fn measure_layers(&mut self, place: usize, size: BatchSize, runs: usize) -> Result<Vec<LayerTime>> {
         self.stage_full(size)?;
         let Self { sessions, work, stream, .. } = self;
-        let session = sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        let session = sessions.get_mut(place).ok_or_else(|| no_session(place))?;
         session.encoder.set_size(size)?;
         work.stage(stream, session.layout, size)?;
         stream.synchronize()?;
@@ -214,7 +215,18 @@ impl Lane {
                 least.milliseconds = least.milliseconds.min(layer.milliseconds);
             }
         }
+        self.note_work(place, &mut least);
         Ok(least)
+    }
+
+    /// Says of what ran in a session what it must move and compute, as far as the executor knows.
+    fn note_work(&self, session: usize, layers: &mut [LayerTime]) {
+        let Some(session) = self.sessions.get(session) else { return };
+        let names: Vec<&str> = layers.iter().map(|layer| layer.name.as_str()).collect();
+        let works = session.encoder.works(&names);
+        for (layer, work) in layers.iter_mut().zip(works) {
+            layer.work = work;
+        }
     }
 
     /// Names of the encoder's kernels in a session of one size, in order; `None` for a session without a graph.
@@ -232,8 +244,10 @@ impl Lane {
         let Some(graph) = self.capture_encoder(session)? else { return Ok(None) };
         let names = step_names(&graph, &mut self.stream)?;
         let times = step_times(graph, &mut self.stream, runs)?;
-        let kernel = |(name, micros)| LayerTime { name, milliseconds: (micros / 1e3) as f32 };
-        Ok(Some(names.into_iter().zip(times).map(kernel).collect()))
+        let kernel = |(name, micros): (String, f64)| LayerTime::new(name, (micros / 1e3) as f32);
+        let mut kernels: Vec<LayerTime> = names.into_iter().zip(times).map(kernel).collect();
+        self.note_work(session, &mut kernels);
+        Ok(Some(kernels))
     }
 
     /// The encoder alone in a session of one size, captured.

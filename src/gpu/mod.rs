@@ -10,7 +10,7 @@ mod lanes;
 mod pool_plan;
 mod values;
 
-pub use encoder::LayerTime;
+pub use encoder::{LayerTime, LayerWork, Peaks};
 pub use lane::GpuMicros;
 
 // What serves this crate alone; its own tests and benchmarks see it through the feature `internals`.
@@ -32,7 +32,7 @@ pub use {
 
 use crate::compare;
 pub use crate::compare::Padding;
-use crate::cuda::{CubinCache, Device};
+use crate::cuda::{CubinCache, CudaError, Device};
 use crate::executor::{Backend, Limits};
 use crate::pooling::{Head, Scaling, check_output};
 use crate::tokens::{BatchSize, Layout, ShapeCost, ShapeCosts, SizeRange, TokenBatch};
@@ -82,10 +82,11 @@ pub struct GpuBackend {
 }
 
 impl GpuBackend {
-    /// Makes the lanes: allocates, captures every fixed profile, and measures what each profile costs.
+    /// Makes the lanes: allocates, captures every fixed profile, and measures what each profile costs. Where memory does not suffice, an executor that can
+    /// runs smaller batches, with a warning.
     ///
     /// # Errors
-    /// [`Error::Cuda`], also for memory that does not suffice; what the executor says; [`Error::Setting`] for a hidden size that the
+    /// [`Error::Cuda`], also for memory that does not suffice for the smallest batches that the executor has; what the executor says; [`Error::Setting`] for a hidden size that the
     /// kernels do not serve, and for [`GpuSettings::costs`] of other shapes; [`Error::TokenId`] for a padding token outside the table.
     pub fn new(encoder: Arc<dyn GpuEncoder>, head: Head, padding: Padding, settings: &GpuSettings) -> Result<Self> {
         let io = encoder.io();
@@ -108,9 +109,11 @@ impl GpuBackend {
         let pad = i32::try_from(id).ok().filter(|_| (id as usize) < vocab_size);
         let pad = pad.ok_or(Error::TokenId { id, text: 0, vocab_size })?;
         let parts = LaneParts { encoder, kernels, pooling, pad };
-        let new_lane = |_| Ok(Box::new(Lane::new(&parts)?));
-        let lanes = || (0..settings.lanes.max(1)).into_par_iter().map(new_lane).collect::<Result<Vec<_>>>();
-        let mut lanes = stage("making the lanes", lanes)?;
+        let make_lanes = |parts: &LaneParts| -> Result<Vec<Box<Lane>>> {
+            (0..settings.lanes.max(1)).into_par_iter().map(|_| Ok(Box::new(Lane::new(parts)?))).collect()
+        };
+        let smaller = |parts: &LaneParts| Some(LaneParts { encoder: parts.encoder.smaller()?, ..parts.clone() });
+        let (parts, mut lanes) = stage("making the lanes", || in_memory(parts, make_lanes, smaller))?;
         let ranges = parts.encoder.ranges();
         let costs = match (&settings.costs, lanes.first_mut()) {
             (Some(costs), _) => known_costs(costs, ranges)?,
@@ -127,6 +130,11 @@ impl GpuBackend {
     /// The encoder.
     pub fn encoder(&self) -> &Arc<dyn GpuEncoder> {
         &self.parts.encoder
+    }
+
+    /// The peaks of the GPU in the encoder's precision, which [`LayerTime::work`] is held against; none where the executor does not know.
+    pub fn peaks(&self) -> Peaks {
+        self.parts.encoder.peaks()
     }
 
     /// Where it runs.
@@ -268,6 +276,24 @@ impl compare::ByProfile for GpuBackend {
     }
 }
 
+/// What `make` makes of `first` or, where memory does not suffice for that, of the next `smaller` one; and of which.
+///
+/// # Errors
+/// Those of `make`, of [`CudaError::OutOfMemory`] that of the smallest one.
+fn in_memory<P, T>(first: P, make: impl Fn(&P) -> Result<T>, smaller: impl Fn(&P) -> Option<P>) -> Result<(P, T)> {
+    let mut parts = first;
+    loop {
+        let error = match make(&parts) {
+            Ok(made) => return Ok((parts, made)),
+            Err(error @ Error::Cuda(CudaError::OutOfMemory { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        let Some(less) = smaller(&parts) else { return Err(error) };
+        log::warn!("{error}; trying batches of half as many tokens");
+        parts = less;
+    }
+}
+
 /// `costs`, where they are those of `ranges`.
 fn known_costs(costs: &ShapeCosts, ranges: &[SizeRange]) -> Result<ShapeCosts> {
     if costs.shapes().iter().map(|cost| cost.range).eq(ranges.iter().copied()) {
@@ -287,4 +313,47 @@ fn measure(lane: &mut Lane, ranges: &[SizeRange]) -> Result<ShapeCosts> {
         costs.push(ShapeCost { range, min_micros, max_micros });
     }
     Ok(ShapeCosts::new(costs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+
+    fn full(asked: usize, free: usize) -> Error {
+        CudaError::OutOfMemory { what: "GPU memory", asked, free, total: 1 << 20 }.into()
+    }
+
+    proptest! {
+        /// The largest that fits is taken, and where none does the smallest one's error is told.
+        #[test]
+        fn the_first_that_fits_into_memory_is_made(first in 1usize..100_000, least in 1usize..2000, free in 0usize..120_000) {
+            let tried = RefCell::new(Vec::new());
+            let make = |&size: &usize| {
+                tried.borrow_mut().push(size);
+                if size <= free { Ok(size * 10) } else { Err(full(size, free)) }
+            };
+            let smaller = |&size: &usize| (size > least).then(|| (size / 2).max(least));
+            let made = in_memory(first, make, smaller);
+            let tried = tried.into_inner();
+            prop_assert!(tried[0] == first && tried.windows(2).all(|pair| pair[1] < pair[0]));
+            let last = *tried.last().unwrap();
+            match made {
+                Ok((size, value)) => prop_assert!(size == last && size <= free && value == size * 10),
+                Err(Error::Cuda(CudaError::OutOfMemory { asked, free: told, .. })) => {
+                    prop_assert!((asked, told) == (last, free) && last > free && last == first.min(least.max(last)));
+                    prop_assert!(smaller(&last).is_none());
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_errors_try_nothing_smaller() {
+        let lost = || Error::from(CudaError::DeviceLost { during: "launch", reason: "gone".into() });
+        let made = in_memory(8, |_| Err::<(), _>(lost()), |_| panic!("a smaller one is asked for"));
+        assert!(matches!(made, Err(Error::Cuda(CudaError::DeviceLost { .. }))));
+    }
 }

@@ -40,6 +40,8 @@ pub(crate) use pointer::read_file;
 pub use pooling::{Pooling, PoolingMode, Scaling};
 pub use sentence_transformers::Prompts;
 pub use source::{HubId, resolve};
+#[cfg(feature = "cuda")]
+pub(crate) use tensors::Origin;
 pub use tensors::TensorView;
 pub use tokenizer_class::TokenizerClass;
 #[cfg(feature = "hub")]

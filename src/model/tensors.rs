@@ -2,8 +2,9 @@
 //!
 //! Format: <https://huggingface.co/docs/safetensors>: header length (u64, little-endian), header (JSON), then the tensors' bytes.
 
+use crate::digest::of_pieces;
 use crate::model::json::parse;
-use crate::model::mapped::Mapped;
+use crate::model::mapped::{FileId, Mapped};
 use crate::model::pointer::{check_link, lfs_pointer};
 use crate::{Error, Result};
 use half::slice::HalfFloatSliceExt;
@@ -50,6 +51,15 @@ enum Data {
     Mapped { map: Arc<Mapped>, range: Range<usize> },
     /// Values made here, and which of them.
     Owned { values: Arc<[f32]>, range: Range<usize> },
+}
+
+/// Where a tensor's values come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// These bytes of a file.
+    File(FileId, Range<usize>),
+    /// Values made here, by the SHA-256 of their pieces.
+    Values(Vec<[u8; 32]>),
 }
 
 impl TensorFile {
@@ -171,6 +181,15 @@ impl TensorView {
         };
         let shape = std::iter::once(end - first).chain(self.shape.iter().skip(1).copied()).collect();
         Self { dtype: self.dtype, shape, data }
+    }
+
+    /// Where its values come from; `None` for a file that cannot be known again. Tensors of one origin, type and shape are equal.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))] // weights are shared on devices
+    pub(crate) fn origin(&self) -> Option<Origin> {
+        match &self.data {
+            Data::Mapped { map, range } => Some(Origin::File(map.id()?, range.clone())),
+            Data::Owned { .. } => Some(Origin::Values(of_pieces([self.bytes()]))),
+        }
     }
 
     /// Whether the file is still as it was when it was opened.

@@ -2,16 +2,21 @@
 
 use super::arch::Arch;
 use super::attention::AttentionJob;
+use super::floor::{self, Statistics};
 use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows};
 use super::latency::{self, LatencyClass, LatencyJob};
 use super::linear::{LinearJob, Measured, Tile};
 use super::load::LoadKernels;
+use super::packs;
 use super::program::{LinearId, NormId, Residual, Step, program, stage_name};
 use super::scratch::{Scratch, capacity};
 use super::shape::{Precision, Shape, window};
 use super::weights::DeviceModel;
 use crate::cuda::{CubinCache, Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
-use crate::gpu::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime};
+use crate::gpu::{
+    EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, LayerWork,
+    Peaks,
+};
 use crate::model::Architecture;
 use crate::model::architecture::ScoreBias;
 use crate::tokens::{BatchSize, Layout, SizeRange};
@@ -163,6 +168,15 @@ impl GpuEncoder for NativeEncoder {
         let tokens = self.capacity().tokens;
         let packs = Scratch::of(&self.parts.shape, tokens, self.parts.kernels.work_bytes(self.capacity())).bytes;
         Ok(self.parts.latency.iter().map(|class| class.scratch().bytes).fold(packs, usize::max))
+    }
+
+    fn smaller(&self) -> Option<Arc<dyn GpuEncoder>> {
+        let ranges = packs::smaller(&self.ranges)?;
+        Some(Arc::new(Self { parts: self.parts.clone(), ranges, device: self.device.clone() }))
+    }
+
+    fn peaks(&self) -> Peaks {
+        floor::peaks(self.device.properties(), self.parts.shape.precision)
     }
 
     fn session(&self, range: usize, stream: &mut Stream, memory: &LaneMemory) -> Result<Box<dyn GpuSession>> {
@@ -385,6 +399,18 @@ impl GpuSession for Session {
         Err(Error::Overflow { place, precision: self.parts.shape.precision.name() })
     }
 
+    fn works(&self, names: &[&str]) -> Vec<Option<LayerWork>> {
+        let Parts { program, windows, model, kernels, shape, .. } = &*self.parts;
+        let statistics = match (self.measures_itself(), kernels.leaves_partials(self.size.tokens)) {
+            (true, _) => Statistics::Inline,
+            (false, true) => Statistics::Joined,
+            (false, false) => Statistics::Read,
+        };
+        let rows = floor::full_rows(self.size);
+        let load = floor::Load { rows, tokens: self.size.tokens, windows, biased: model.bias.is_some(), statistics };
+        floor::works(program, shape, &load, names)
+    }
+
     fn measure_layers(&mut self, stream: &mut Stream) -> Result<Vec<LayerTime>> {
         if let Some(class) = &self.latency {
             return Ok(class.measure(stream, &self.latency_job())?);
@@ -397,7 +423,7 @@ impl GpuSession for Session {
             self.step(place, &work, stream)?;
             stream.record(&end)?;
             stream.synchronize()?;
-            times.push(LayerTime { name: format!("{step:?}"), milliseconds: start.micros_until(&end)? / 1e3 });
+            times.push(LayerTime::new(floor::layer_name(step), start.micros_until(&end)? / 1e3));
         }
         Ok(times)
     }

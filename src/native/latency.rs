@@ -215,7 +215,7 @@ impl LatencyClass {
         self.run(stream, job, &mut |stream, name| {
             stream.record(&end)?;
             stream.synchronize()?;
-            times.push(LayerTime { name, milliseconds: start.micros_until(&end)? / 1e3 });
+            times.push(LayerTime::new(name, start.micros_until(&end)? / 1e3));
             stream.record(&start)
         })?;
         Ok(times)

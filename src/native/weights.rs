@@ -1,21 +1,27 @@
-//! A model's weights on the device: read once from the mapped files, laid out there, with every norm folded into the linears behind it.
+//! A model's weights on the device: read once from the mapped files, laid out there, with every norm folded into the linears behind it. All who run the
+//! same files on one device share them, but for what depends on the longest text.
 
 use super::attention::Bias;
 use super::kernels::{DeviceLinear, DeviceNorm, Matrix};
 use super::load::{LoadJob, LoadKernels};
 use super::program::{LinearId, NormId, Step};
 use super::shape::{Precision, Shape, by_distance, rms};
+use super::shared::Registry;
 use crate::cuda::{Device, DeviceBuffer, Stream};
-use crate::model::architecture::{Layer, Linear};
-use crate::model::{Architecture, TensorView};
+use crate::model::architecture::{Layer, Linear, NormKind};
+use crate::model::{Architecture, Origin, TensorView};
 use crate::{Error, Result};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Bytes of a file that are on the device at a time, before they are laid out.
 const PIECE: usize = 32 << 20;
 /// Where each array of the one allocation begins.
 const ALIGNMENT: usize = 256;
+
+/// The weights of this process' models, by what decides them.
+static WEIGHTS: Registry<Key, Weights> = Registry::new();
 
 /// All weights of a model.
 pub(super) struct DeviceModel {
@@ -26,23 +32,127 @@ pub(super) struct DeviceModel {
     pub bias: Option<Bias>,
     pub norms: BTreeMap<NormId, DeviceNorm>,
     linears: Vec<[DeviceLinear; 4]>,
-    /// Of all of it, in bytes.
+    /// Of all of it, in bytes; shared ones count for each who shares them.
     pub bytes: usize,
+    /// What the handles above are of, which is found as long as this lives.
+    _shared: Arc<Weights>,
+}
+
+/// What does not depend on the longest text.
+struct Weights {
+    words: DeviceBuffer<u8>,
+    norms: BTreeMap<NormId, DeviceNorm>,
+    linears: Vec<[DeviceLinear; 4]>,
+    bytes: usize,
+}
+
+/// All that decides [`Weights`].
+#[derive(Debug, PartialEq)]
+struct Key {
+    device: usize,
+    shape: Shape,
+    program: Vec<Step>,
+    /// Epsilon, by its bits, and formula.
+    norms: Vec<(NormId, u64, NormKind)>,
+    tensors: Vec<Tensor>,
+}
+
+/// A tensor as it is stored.
+#[derive(Debug, PartialEq)]
+struct Tensor {
+    name: String,
+    origin: Origin,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Key {
+    /// `None` where a file cannot be known again.
+    fn of(device: usize, architecture: &Architecture, program: &[Step], shape: &Shape) -> Option<Self> {
+        let mut key = Self { device, shape: *shape, program: program.to_vec(), norms: Vec::new(), tensors: Vec::new() };
+        let words = &architecture.embeddings.words;
+        key.add(&words.name, Some(&words.rows))?;
+        for id in norms_of(program) {
+            if let Some(norm) = id.of(architecture).filter(|_| !key.norms.iter().any(|(of, ..)| *of == id)) {
+                key.norms.push((id, norm.epsilon.to_bits(), norm.kind));
+                key.add(&norm.name, Some(&norm.weight))?;
+                key.add(&norm.name, norm.bias.as_ref())?;
+            }
+        }
+        for linear in architecture.layers.iter().flat_map(parts).flatten() {
+            key.add(&linear.name, Some(&linear.weight))?;
+            key.add(&linear.name, linear.bias.as_ref())?;
+        }
+        Some(key)
+    }
+
+    fn add(&mut self, name: &str, view: Option<&TensorView>) -> Option<()> {
+        if let Some(view) = view {
+            let (dtype, shape) = (view.dtype, view.shape.clone());
+            self.tensors.push(Tensor { name: name.to_owned(), origin: view.origin()?, dtype, shape });
+        }
+        Some(())
+    }
 }
 
 impl DeviceModel {
-    /// The weights that `program` asks for, for texts of up to `max_tokens` tokens.
+    /// The weights that `program` asks for, for texts of up to `max_tokens` tokens; shared with those who have loaded the same ones and still run.
     ///
     /// # Errors
-    /// [`Error::WeightValue`] for a tensor with values that are not finite or do not fit the precision; [`Error::FileChanged`] where a file was written to
-    /// meanwhile; [`Error::Cuda`], also for memory that does not suffice.
+    /// [`Error::WeightValue`] for a tensor with values that are not finite, [`Error::WeightOverflow`] for those that do not fit the precision;
+    /// [`Error::FileChanged`] where a file was written to meanwhile; [`Error::Cuda`], also for memory that does not suffice.
     pub fn load(
         device: &Device,
         kernels: &LoadKernels,
         (architecture, program, shape): (&Architecture, &[Step], &Shape),
         max_tokens: usize,
     ) -> Result<Self> {
-        let bytes = Sizes::of(architecture, shape, max_tokens).total();
+        let load = || Weights::load(device, kernels, (architecture, program, shape));
+        // Who finds them loaded needs not look whether the files changed since: whoever loaded them did, after the reading, and the key says that they are
+        // still in that state.
+        let shared = match Key::of(device.properties().ordinal, architecture, program, shape) {
+            Some(key) => WEIGHTS.get_or_make(key, load)?,
+            None => Arc::new(load()?),
+        };
+        let Weights { words, norms, linears, bytes } = &*shared;
+        let mut stream = device.stream()?;
+        let mut upload = |name, values: &[f32]| -> Result<DeviceBuffer<f32>> {
+            let buffer = device.alloc(check_finite(name, values)?.len())?;
+            stream.upload(values, &buffer)?;
+            Ok(buffer)
+        };
+        let added = architecture.embeddings.added_rows(max_tokens).map(|rows| upload("embeddings", &rows)).transpose()?;
+        let bias = by_distance(architecture, max_tokens)
+            .map(|(values, reach)| {
+                Ok::<_, Error>(Bias { by_distance: upload("the bias of scores", &values)?, reach, table: None })
+            })
+            .transpose()?;
+        let own = [added.as_ref(), bias.as_ref().map(|bias| &bias.by_distance)].into_iter().flatten().map(|own| own.len() * 4);
+        let bytes = bytes + own.sum::<usize>();
+        let (words, norms, linears) = (words.clone(), norms.clone(), linears.clone());
+        Ok(Self { words, added, bias, norms, linears, bytes, _shared: shared })
+    }
+
+    /// A linear of a layer.
+    pub fn linear(&self, layer: usize, linear: LinearId) -> Option<&DeviceLinear> {
+        let place = match linear {
+            LinearId::Qkv => 0,
+            LinearId::Output => 1,
+            LinearId::Expansion => 2,
+            LinearId::Contraction => 3,
+        };
+        self.linears.get(layer).map(|linears| &linears[place])
+    }
+}
+
+impl Weights {
+    /// Reads them and lays them out; they are on the device when this returns.
+    fn load(
+        device: &Device,
+        kernels: &LoadKernels,
+        (architecture, program, shape): (&Architecture, &[Step], &Shape),
+    ) -> Result<Self> {
+        let bytes = Sizes::of(architecture, shape).total();
         let mut loader = Loader {
             kernels,
             precision: shape.precision,
@@ -73,12 +183,6 @@ impl DeviceModel {
         };
         let words = &architecture.embeddings.words;
         let words = loader.table(&words.name, &words.rows)?;
-        let added = architecture.embeddings.added_rows(max_tokens).map(|rows| loader.upload("embeddings", &rows)).transpose()?;
-        let bias = by_distance(architecture, max_tokens)
-            .map(|(values, reach)| {
-                Ok::<_, Error>(Bias { by_distance: loader.upload("the bias of scores", &values)?, reach, table: None })
-            })
-            .transpose()?;
         let mut linears = Vec::with_capacity(architecture.layers.len());
         for (number, layer) in architecture.layers.iter().enumerate() {
             let [qkv, output, expansion, contraction] = parts(layer);
@@ -94,18 +198,7 @@ impl DeviceModel {
         for view in views {
             view.check_unchanged()?;
         }
-        Ok(Self { words, added, bias, norms, linears, bytes })
-    }
-
-    /// A linear of a layer.
-    pub fn linear(&self, layer: usize, linear: LinearId) -> Option<&DeviceLinear> {
-        let place = match linear {
-            LinearId::Qkv => 0,
-            LinearId::Output => 1,
-            LinearId::Expansion => 2,
-            LinearId::Contraction => 3,
-        };
-        self.linears.get(layer).map(|linears| &linears[place])
+        Ok(Self { words, norms, linears, bytes })
     }
 }
 
@@ -134,13 +227,11 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(architecture: &Architecture, shape: &Shape, max_tokens: usize) -> Self {
+    fn of(architecture: &Architecture, shape: &Shape) -> Self {
         let mut sizes = Self { bytes: 0 };
         let value = shape.precision.bytes();
-        let Shape { hidden, wide, heads, .. } = *shape;
+        let Shape { hidden, wide, .. } = *shape;
         sizes.add(architecture.vocab_size * hidden * value);
-        sizes.add(max_tokens * hidden * 4);
-        sizes.add(heads * (2 * max_tokens + 1) * 4);
         for (outputs, inputs) in [(shape.qkv(), hidden), (hidden, hidden), (wide, hidden), (hidden, wide)] {
             for _ in &architecture.layers {
                 sizes.add(outputs * inputs * value);
@@ -202,10 +293,7 @@ impl Loader<'_> {
     }
 
     fn upload(&mut self, name: &str, values: &[f32]) -> Result<DeviceBuffer<f32>> {
-        if values.iter().any(|value| !value.is_finite()) {
-            return Err(not_finite(name));
-        }
-        let buffer = self.arena.floats(values.len())?;
+        let buffer = self.arena.floats(check_finite(name, values)?.len())?;
         self.stream.upload(values, &buffer)?;
         Ok(buffer)
     }
@@ -287,13 +375,13 @@ impl Loader<'_> {
         match faults.iter().zip(&self.names).find(|(fault, _)| **fault != 0) {
             None => Ok(()),
             Some((fault, name)) if fault & 1 != 0 => Err(not_finite(name)),
-            Some((_, name)) => Err(Error::WeightValue {
-                name: format!("{name}.weight"),
-                reason: format!("has values that {} cannot hold", self.precision.name()),
-                next: "choose the precision bf16 or fp32",
-            }),
+            Some((_, name)) => Err(Error::WeightOverflow { name: format!("{name}.weight"), precision: self.precision.name() }),
         }
     }
+}
+
+fn check_finite<'a>(name: &str, values: &'a [f32]) -> Result<&'a [f32]> {
+    if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(not_finite(name)) }
 }
 
 fn not_finite(name: &str) -> Error {
@@ -313,3 +401,7 @@ fn dtype_number(dtype: Dtype) -> i32 {
         _ => 0,
     }
 }
+
+#[cfg(test)]
+#[path = "weights_tests.rs"]
+mod tests;

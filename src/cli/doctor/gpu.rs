@@ -1,31 +1,50 @@
-//! The doctor's look at driver, GPUs, NVRTC, TensorRT's libraries and the caches.
+//! The doctor's look at what every GPU backend needs, driver, GPUs and NVRTC, and at the native engine's kernels.
 
 use super::{Check, State};
 use indicatif::HumanBytes;
 use std::fs;
 use std::io;
 use std::path::Path;
-use trt_embed::backend::tensorrt::{Cache, Library, header_version};
-use trt_embed::cuda::{CubinCache, CudaError, Device, find_nvrtc};
+use trt_embed::backend::native::check_device;
+use trt_embed::cuda::{CubinCache, CudaError, Device, OLDEST_CUDA, find_nvrtc};
 
-/// What a check that needs another one's success says without it.
-fn not_checked(what: &str, first: &str) -> Check {
-    Check::new(State::Warn, what, format!("not checked: needs {first}"))
-}
-
-pub fn checks() -> Vec<Check> {
-    let mut checks = vec![Check::ok("feature tensorrt", format!("compiled with the headers of TensorRT {}", header_version()))];
+/// `device` is the GPU that would run a model.
+pub fn checks(device: usize) -> Vec<Check> {
+    let mut checks = Vec::new();
     let driver_cuda = driver_and_gpus(&mut checks);
-    checks.push(nvrtc(driver_cuda));
-    checks.extend(tensorrt());
-    checks.push(engine_cache());
+    let nvrtc = nvrtc(driver_cuda);
+    let compiles = nvrtc.state == State::Ok;
+    checks.push(nvrtc);
+    checks.push(native_engine(device, compiles).for_cuda());
     checks.push(kernel_cache());
     checks
+}
+
+/// Whether this program's own kernels run on GPU `device`; what else they need has lines of its own.
+fn native_engine(device: usize, compiles: bool) -> Check {
+    let what = format!("kernels for GPU {device}");
+    let (device, compute) = match Device::open(device) {
+        Ok(device) => {
+            let (major, minor) = device.properties().compute_capability;
+            (device, format!("{major}.{minor}"))
+        }
+        Err(CudaError::NoDriver { .. } | CudaError::DriverTooOld { .. }) => return Check::not_checked(what, "the driver"),
+        Err(CudaError::NoDevice { .. }) => return Check::not_checked(what, "a GPU"),
+        Err(error) => return Check::of_error(State::Missing, what, &error),
+    };
+    match check_device(&device) {
+        Ok(()) => Check::ok(what, format!("compute capability {compute} is served")),
+        Err(CudaError::NvrtcMissing { .. }) if !compiles => {
+            Check::ok(what, format!("compute capability {compute} is served, once NVRTC is there"))
+        }
+        Err(error) => Check::of_error(State::Missing, what, &error),
+    }
 }
 
 /// The driver's line and one for each GPU. Gives the newest CUDA version that the driver supports, where a GPU could be asked.
 fn driver_and_gpus(checks: &mut Vec<Check>) -> Option<(u32, u32)> {
     const DRIVER: &str = "NVIDIA driver";
+    let (oldest_major, oldest_minor) = OLDEST_CUDA;
     let count = match Device::count() {
         Ok(0) => Err(CudaError::NoDevice { reason: "0 devices".into(), visible: None }),
         other => other,
@@ -35,7 +54,9 @@ fn driver_and_gpus(checks: &mut Vec<Check>) -> Option<(u32, u32)> {
             let gpus: Vec<_> = (0..count).map(|ordinal| (format!("GPU {ordinal}"), Device::open(ordinal))).collect();
             let cuda = gpus.iter().find_map(|(_, gpu)| Some(gpu.as_ref().ok()?.properties().driver_cuda));
             checks.push(match cuda {
-                Some((major, minor)) => Check::ok(DRIVER, format!("supports CUDA {major}.{minor}")),
+                Some((major, minor)) => {
+                    Check::ok(DRIVER, format!("supports CUDA {major}.{minor} ({oldest_major}.{oldest_minor} or newer is needed)"))
+                }
                 None => Check::new(State::Warn, DRIVER, "there, but it opens no GPU"),
             });
             // One GPU is enough.
@@ -55,7 +76,7 @@ fn driver_and_gpus(checks: &mut Vec<Check>) -> Option<(u32, u32)> {
         }
         Err(error) => {
             checks.push(Check::of_error(State::Missing, DRIVER, &error));
-            checks.push(not_checked("GPU", "the driver"));
+            checks.push(Check::not_checked("GPU", "the driver"));
             None
         }
     }
@@ -84,60 +105,25 @@ fn nvrtc(driver_cuda: Option<(u32, u32)>) -> Check {
     }
 }
 
-/// The libraries are loaded and asked for their version, no more: TensorRT 8.6 crashes where it starts without a driver.
-fn tensorrt() -> [Check; 2] {
-    const PARSER: &str = "libnvonnxparser";
-    match Library::load() {
-        Ok(library) => {
-            let found = Check::ok("libnvinfer", format!("TensorRT {} from {}", library.version(), library.path().display()));
-            let parser = match library.load_parser() {
-                Ok(()) => Check::ok(PARSER, "loads: engines can be built"),
-                Err(error) => {
-                    let mut check = Check::of_error(State::Missing, PARSER, &error);
-                    let next =
-                        "\nWithout it an engine that was built elsewhere, for this TensorRT and GPU, still runs with --engine.";
-                    check.next.get_or_insert_default().push_str(next);
-                    check
-                }
-            };
-            [found, parser]
-        }
-        Err(error) => [Check::of_error(State::Missing, "libnvinfer", &error), not_checked(PARSER, "libnvinfer")],
-    }
-}
-
-fn engine_cache() -> Check {
-    const WHAT: &str = "engine cache";
-    let cache = match Cache::from_env() {
-        Ok(cache) => cache,
-        Err(error) => return Check::of_error(State::Missing, WHAT, &error),
+fn kernel_cache() -> Check {
+    const WHAT: &str = "kernel cache";
+    const NEXT: &str = "set TRT_EMBED_CACHE to a folder that can be written";
+    let cache = CubinCache::of_user();
+    let Some(folder) = cache.folder() else {
+        return Check::new(State::Warn, WHAT, "none: kernels are compiled at every start").next(NEXT);
     };
-    let folder = cache.folder();
-    let (engines, bytes) = files(folder, "engine");
-    let plural = if engines == 1 { "" } else { "s" };
-    let holds = format!("{}: {engines} engine{plural}, {}", folder.display(), HumanBytes(bytes));
+    let holds = format!("{}: {} kernels", folder.display(), files(folder, "cubin").0);
     match can_write(folder) {
         Ok(()) => Check::ok(WHAT, holds),
         Err(error) => {
-            // What lies there already can still be used.
-            let state = if engines == 0 { State::Missing } else { State::Warn };
-            let next = "set TRT_EMBED_CACHE to a folder that can be written";
-            Check::new(state, WHAT, format!("{holds}; cannot be written: {error}")).next(next)
+            let value = format!("{holds}; cannot be written: {error}; others are compiled at every start");
+            Check::new(State::Warn, WHAT, value).next(NEXT)
         }
-    }
-}
-
-fn kernel_cache() -> Check {
-    const WHAT: &str = "kernel cache";
-    match CubinCache::of_user().folder() {
-        Some(folder) => Check::ok(WHAT, format!("{}: {} kernels", folder.display(), files(folder, "cubin").0)),
-        None => Check::new(State::Warn, WHAT, "none: kernels are compiled at every start")
-            .next("set TRT_EMBED_CACHE to a folder that can be written"),
     }
 }
 
 /// Number and bytes of the files `*.extension` in `folder`; none where it does not exist.
-fn files(folder: &Path, extension: &str) -> (usize, u64) {
+pub fn files(folder: &Path, extension: &str) -> (usize, u64) {
     fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -148,7 +134,7 @@ fn files(folder: &Path, extension: &str) -> (usize, u64) {
 }
 
 /// Whether `folder`, or the folder that it would be made in, takes new files.
-fn can_write(folder: &Path) -> io::Result<()> {
+pub fn can_write(folder: &Path) -> io::Result<()> {
     let there = folder.ancestors().find(|folder| folder.exists()).filter(|folder| !folder.as_os_str().is_empty());
     let there = there.unwrap_or(Path::new("."));
     if !there.is_dir() {

@@ -369,7 +369,7 @@ impl Context {
             .enqueue_profiled(self.stream)
             .map_err(|exception| failure("measure the layers", &exception))?;
         stream.synchronize()?;
-        Ok(rows.into_iter().map(|row| LayerTime { name: row.name, milliseconds: row.milliseconds }).collect())
+        Ok(rows.into_iter().map(|row| LayerTime::new(row.name, row.milliseconds)).collect())
     }
 
     /// Lets the stream keep alive all that the next run uses, before it may use it.
