@@ -28,7 +28,7 @@ static_assert(HEAD_SIZE == 32 || HEAD_SIZE == 64, "heads of 32 or 64");
 constexpr float SCORE_SCALE = (HEAD_SIZE == 64 ? 0.125f : 0.17677669529663687f) * LOG2E;
 
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-// Of a block that has written nothing for the others yet, but may have made barriers: it waits for no memory.
+// Of a block that has written nothing the others read, barriers aside: it waits for none of its memory accesses.
 DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -45,21 +45,11 @@ DEVICE u32 address_at_rank(u32 address, u32 rank) {
     return there;
 }
 
-// Weights asked for where it stands, while the previous kernel runs: the compiler would put a plain load where its value is used.
-DEVICE float2 load_pair_early(const float* p) {
-    float2 pair;
-    asm volatile("ld.global.v2.f32 {%0,%1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(p) : "memory");
-    return pair;
-}
-
-// The bias of a query for a key `distance` tokens behind it, likewise. Without a branch, and without a product with it, for which the caller would wait.
-DEVICE float load_bias_early(const float* by_distance, int head, int distance, int reach) {
+// The bias of a query for a key `distance` tokens behind it.
+DEVICE float distance_bias(const float* by_distance, int head, int distance, int reach) {
+    if (by_distance == nullptr) return 0.f;
     const int clamped = max(-reach, min(reach, distance));
-    const float* at = by_distance + (size_t)head * (2 * reach + 1) + reach + clamped;
-    float bias;
-    asm volatile("{\n\t.reg .pred some;\n\tsetp.ne.u32 some, %1, 0;\n\tmov.f32 %0, 0f00000000;\n\t@some ld.global.f32 %0, [%2];\n\t}"
-                 : "=f"(bias) : "r"((u32)(by_distance != nullptr)), "l"(at) : "memory");
-    return bias;
+    return __ldg(by_distance + (size_t)head * (2 * reach + 1) + clamped + reach) * LOG2E;
 }
 
 DEVICE int2 load_span(const int2* spans, int token) {

@@ -52,8 +52,8 @@ extern "C" __device__ int latency_launches[4][4] = {
     {HIDDEN / (8 * NARROW_TILES) * CLUSTER, NARROW_WARPS * 32, CLUSTER, 0},
 };
 
-// Where each of them lets the next kernel start: the best of all for MPNet-base on an H200 (136.5 us; 141.8 with all 0).
-extern "C" __device__ int latency_triggers[4] = {1, 0, 1, 1};
+// Where each of them lets the next kernel start: the best of all for MPNet-base on an H200 (133 us; 141 with all 0), and for BERT-large (316 us).
+extern "C" __device__ int latency_triggers[4] = {1, 0, HIDDEN > 768 ? 0 : 1, 1};
 
 // The fragments of 32 k: of 8 rows of weights, and of 16 tokens.
 DEVICE void multiply32(float (&c)[4], uint4 low_rows, uint4 high_rows, uint4 weights) {
@@ -104,8 +104,8 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
     for (int round = 0; round < ROUNDS; round++) {
         const int pair = threadIdx.x + round * WARPS * 32;
         const int column = first + pair % (COLUMNS / 2) * 2;
-        b[round] = pair < PAIRS ? load_pair_early(bias + column) : make_float2(0.f, 0.f);
-        s[round] = pair < PAIRS ? load_pair_early(weight_sums + column) : make_float2(0.f, 0.f);
+        b[round] = pair < PAIRS ? __ldg((const float2*)(bias + column)) : make_float2(0.f, 0.f);
+        s[round] = pair < PAIRS ? __ldg((const float2*)(weight_sums + column)) : make_float2(0.f, 0.f);
     }
     if (trigger == 0) let_next_kernel_start();
     wait_for_previous_kernel();
@@ -215,9 +215,9 @@ template <int SOURCES, int SHARERS> struct Finish {
         row = active ? place / (FINISHED / 2) : 0;
         pair = place % (FINISHED / 2);
         column = first + (int)rank_in_cluster() * FINISHED + pair * 2;
-        bias = load_pair_early(biases + column);
-        gamma = load_pair_early(gammas + column);
-        beta = load_pair_early(betas + column);
+        bias = __ldg((const float2*)(biases + column));
+        gamma = __ldg((const float2*)(gammas + column));
+        beta = __ldg((const float2*)(betas + column));
     }
     DEVICE void ask_for_residual(const Value* stream, const float2* statistics) {
         asm volatile("ld.global.u32 %0, [%1];" : "=r"(residual) : "l"(stream + chunked(row, column / 8, 16) + column % 8) : "memory");
@@ -273,7 +273,7 @@ latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_
         for (int i = 0; i < 4; i++) {
             const int key = 4 * q + 2 * tile + i % 2;
             const int query = r + i / 2 * 8;
-            biases[tile][i] = load_bias_early(by_distance, head, key - query, reach);
+            biases[tile][i] = distance_bias(by_distance, head, key - query, reach);
         }
     // Nobody may write into the shared memory of a block that has not started.
     cluster_arrive_relaxed();
@@ -319,7 +319,7 @@ latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 float& score = scores[tile][2 * row + i];
-                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i] * LOG2E);
+                score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i]);
                 if (!sees(query_spans[row], 4 * q + 2 * tile + i)) score = NEGATIVE_INFINITY;
                 most = fmaxf(most, score);
             }

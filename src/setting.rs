@@ -25,6 +25,8 @@ pub enum Setting {
     HiddenSize,
     /// Rows of token ids.
     Ids,
+    /// The same bits of a text's vector in every batch.
+    Invariant,
     /// Linears that an INT8 graph leaves in float.
     KeepFloat,
     /// The longest text in tokens.
@@ -49,7 +51,7 @@ pub enum Setting {
 
 impl Setting {
     /// Every setting, in the order of their names: for faces that spell them all.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Calibration,
         Self::Costs,
         Self::Dense,
@@ -59,6 +61,7 @@ impl Setting {
         Self::Fp32Layers,
         Self::HiddenSize,
         Self::Ids,
+        Self::Invariant,
         Self::KeepFloat,
         Self::MaxTokens,
         Self::Percentile,
@@ -83,6 +86,7 @@ impl Setting {
             Self::Fp32Layers => "fp32_layers",
             Self::HiddenSize => "hidden_size",
             Self::Ids => "ids",
+            Self::Invariant => "invariant",
             Self::KeepFloat => "keep_float",
             Self::MaxTokens => "max_tokens",
             Self::Percentile => "percentile",

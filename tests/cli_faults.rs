@@ -43,6 +43,16 @@ fn side_file(place: &Place, name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// Who is asked for the same bits in every batch, and cannot promise it, says so.
+#[test]
+fn invariance_is_refused_by_other_backends() {
+    let place = Place::new();
+    place.embed(&["--invariant", "the cat"]).fails(&["--invariant", "only the backend `cuda`"]);
+    let auto = place.run(&["embed", "-m", "model", "--invariant", "the cat"]);
+    // Never the CPU in its place.
+    auto.fails(&[if cfg!(feature = "cuda") { "driver" } else { "no CUDA kernels" }]);
+}
+
 #[test]
 fn messages_name_lines_and_texts_from_1() {
     let place = broken();

@@ -33,6 +33,7 @@ fn flag(setting: Setting) -> Option<&'static str> {
         Setting::Dim => "--dim",
         Setting::Engine => "--engine",
         Setting::Fp32Layers => "--fp32-layers",
+        Setting::Invariant => "--invariant",
         Setting::KeepFloat => "--keep-float",
         Setting::MaxTokens => "--max-tokens",
         Setting::Percentile => "--percentile",

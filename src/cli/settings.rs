@@ -28,6 +28,10 @@ pub struct ModelArgs {
     /// How the backend `cuda` stores values; sums are always in 32 bits [default: fp16; with `--backend auto` bf16 where values overflow it].
     #[arg(long, env = "TRT_EMBED_CUDA_PRECISION", value_enum, value_name = "PRECISION")]
     pub cuda_precision: Option<CudaPrecision>,
+    /// The same bits of a text's vector whatever shares its batch, on the backend `cuda`, which `--backend auto` then means: one order of all sums, at
+    /// the cost of the kernels for single short texts.
+    #[arg(long, env = "TRT_EMBED_INVARIANT")]
+    pub invariant: bool,
     /// GPU, as the driver numbers them.
     #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
     pub device: usize,
@@ -213,6 +217,7 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
     if let Some(precision) = model.cuda_precision {
         builder = with_cuda_precision(builder, precision)?;
     }
+    builder = builder.invariant(model.invariant);
     if let Some(threads) = model.threads {
         builder = builder.threads(threads.get());
     }

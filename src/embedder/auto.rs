@@ -1,7 +1,7 @@
 //! What `auto` comes to: which executors are tried in which order, which failures make it go on to the next one, and what is told of that.
 
 use super::BackendChoice;
-use crate::{Error, Result};
+use crate::{Error, Result, Setting};
 
 /// An executor that `auto` may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,21 @@ pub(super) fn candidates(built: Built, wishes: Wishes) -> Vec<Candidate> {
     let cuda = built.cuda && (wishes.cuda_precision || !wishes.engine_settings || !built.tensorrt);
     let all = [(cuda, Candidate::Cuda), (built.tensorrt, Candidate::TensorRt), (built.cpu, Candidate::Cpu)];
     all.into_iter().filter_map(|(is, candidate)| is.then_some(candidate)).collect()
+}
+
+/// The one executor whose vectors are the same bits in every batch.
+///
+/// # Errors
+/// [`Error::Setting`] where another one, or an engine, was asked for.
+pub(super) fn invariant(asked: BackendChoice, engine: bool) -> Result<BackendChoice> {
+    match asked {
+        BackendChoice::Auto | BackendChoice::Cuda if !engine => Ok(BackendChoice::Cuda),
+        _ => Err(Error::Setting {
+            setting: Setting::Invariant,
+            reason: "only the backend `cuda` gives a text's vector the same bits in every batch; choose it, or leave this out"
+                .to_owned(),
+        }),
+    }
 }
 
 /// What an error of a candidate means for `auto`. A damaged file, a GPU that is full or lost, and every fault of an executor at work are errors:
@@ -191,6 +206,19 @@ mod tests {
             assert_eq!((found.contains(&TensorRt), found.contains(&Cpu)), (tensorrt, cpu), "{bits:b}");
             let for_tensorrt = tensorrt && engine_settings && !cuda_precision;
             assert_eq!(found.contains(&Cuda), cuda && !for_tensorrt, "{bits:b}");
+        }
+    }
+
+    #[test]
+    fn invariance_is_the_native_engines_alone() {
+        for asked in [BackendChoice::Auto, BackendChoice::Cuda, BackendChoice::TensorRt, BackendChoice::Cpu] {
+            for engine in [false, true] {
+                let can = !engine && matches!(asked, BackendChoice::Auto | BackendChoice::Cuda);
+                match invariant(asked, engine) {
+                    Ok(choice) => assert!(can && choice == BackendChoice::Cuda, "{asked:?}"),
+                    Err(error) => assert!(!can && error.to_string().contains("invariant"), "{asked:?}: {error}"),
+                }
+            }
         }
     }
 

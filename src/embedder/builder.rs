@@ -28,6 +28,7 @@ pub struct EmbedderBuilder {
     engine: Option<PathBuf>,
     device: usize,
     lanes: Option<usize>,
+    invariant: bool,
     #[cfg(feature = "cuda")]
     precision: Option<crate::native::Precision>,
     #[cfg(feature = "tensorrt")]
@@ -74,6 +75,7 @@ impl EmbedderBuilder {
             engine: None,
             device: 0,
             lanes: None,
+            invariant: false,
             #[cfg(feature = "cuda")]
             precision: None,
             #[cfg(feature = "tensorrt")]
@@ -174,6 +176,15 @@ impl EmbedderBuilder {
     #[must_use]
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = Some(lanes);
+        self
+    }
+
+    /// Whether a text's vector is the same bits whatever shares its batch. Only the backend `cuda` can say so, which [`BackendChoice::Auto`] then means,
+    /// nothing else: it then runs all texts by kernels with one order of sums, and never changes the precision. On one GPU: another kind of GPU has other
+    /// kernels.
+    #[must_use]
+    pub fn invariant(mut self, invariant: bool) -> Self {
+        self.invariant = invariant;
         self
     }
 
@@ -311,7 +322,8 @@ impl EmbedderBuilder {
     }
 
     fn executor(&self, folder: &ModelFolder, head: Head, max_tokens: usize) -> Result<Executor> {
-        match (self.backend, &self.engine) {
+        let backend = if self.invariant { auto::invariant(self.backend, self.engine.is_some())? } else { self.backend };
+        match (backend, &self.engine) {
             (BackendChoice::Cpu | BackendChoice::Cuda, Some(file)) => Err(Error::Setting {
                 setting: Setting::Engine,
                 reason: format!("{} is for TensorRT; leave it out to run on another backend", file.display()),
@@ -346,10 +358,10 @@ impl EmbedderBuilder {
             #[cfg(feature = "cuda")]
             ChosenBackend::Cuda { device } => {
                 let precision = self.precision.unwrap_or_default();
-                let settings = crate::native::NativeSettings { precision, ..Default::default() };
+                let settings = crate::native::NativeSettings { precision, invariant: self.invariant, ..Default::default() };
                 let padding = crate::compare::Padding::of_model(folder);
                 let request = super::cuda::Request { device, settings, lanes: self.lanes, head, padding, max_tokens };
-                if (self.backend, self.precision) == (BackendChoice::Auto, None) {
+                if (self.backend, self.precision, self.invariant) == (BackendChoice::Auto, None, false) {
                     return Ok(match super::cuda::open_fitting(&request, folder)? {
                         super::cuda::Opened::Narrow(gpu) => {
                             let gpu = Arc::new(gpu);

@@ -166,13 +166,14 @@ mod tests {
             precision: Precision::Fp16,
         };
         let shapes = [
-            shape(128, 4, 128),
-            shape(256, 4, 640),
+            shape(128, 4, 256),
+            shape(256, 4, 768),
             shape(384, 12, 1536),
             shape(512, 8, 2048),
-            shape(640, 20, 4096),
+            shape(640, 20, 2560),
             shape(768, 12, 3072),
-            shape(896, 28, 3584),
+            shape(896, 28, 3840),
+            shape(1024, 16, 3840),
             shape(1024, 16, 4096),
             Shape { precision: Precision::Bf16, ..shape(768, 12, 3072) },
         ];

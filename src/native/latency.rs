@@ -42,12 +42,20 @@ pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) ->
         && precision != Precision::Fp32
         && hidden.is_multiple_of(128)
         && hidden <= MOST_HIDDEN
-        && wide.is_multiple_of(128)
-        && wide <= MOST_WIDE
+        && serves_wide(wide)
         && heads.is_multiple_of(4)
         && norm(&architecture.embeddings.norm)
         && architecture.final_norm.is_none()
         && architecture.layers.iter().all(layer)
+}
+
+/// Whether blocks can share out a feed-forward part so wide: over a cluster of four, and there over up to eight warps, each of which holds its weights in
+/// registers.
+fn serves_wide(wide: usize) -> bool {
+    const MOST_STEPS: usize = 5;
+    let steps = wide / 128;
+    let warps = (1..=8).rev().find(|warps| steps.is_multiple_of(*warps)).unwrap_or(1);
+    wide.is_multiple_of(256) && (256..=MOST_WIDE).contains(&wide) && steps / warps <= MOST_STEPS
 }
 
 /// The kernels of a class, and how they are launched.
@@ -465,7 +473,10 @@ mod tests {
             Shape { hidden: 192, heads: 6, head_size: 32, ..shape },
             Shape { hidden: 1152, heads: 36, head_size: 32, ..shape },
             Shape { wide: 3008, ..shape },
-            Shape { wide: 4224, ..shape },
+            // Too wide, no whole tiles, and a prime number of steps.
+            Shape { wide: 4352, ..shape },
+            Shape { wide: 640, ..shape },
+            Shape { wide: 13 * 256, ..shape },
         ] {
             assert!(!serves(&architecture, &other, &hopper()), "{other:?}");
         }
