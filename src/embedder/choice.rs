@@ -18,7 +18,7 @@ pub enum BackendChoice {
     /// [`Info::backend`](crate::Info::backend) says which it was, [`Info::backend_reason`](crate::Info::backend_reason) why no better one. It goes on to
     /// the next where something is not there (driver, GPU, NVRTC, TensorRT), too old, or where the kernels do not serve a part of the model; what is wrong
     /// (damaged weights, a GPU that is full) is an error. Weights or values that overflow fp16 are run in bf16, unless
-    /// [`EmbedderBuilder::precision`](crate::EmbedderBuilder::precision) was asked for.
+    /// `EmbedderBuilder::precision` was asked for.
     #[default]
     Auto,
     /// `tract` on the CPU.
