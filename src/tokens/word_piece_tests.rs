@@ -149,7 +149,7 @@ fn plain_texts_are_served_by_all() {
         "",
         " ",
         "The cat sits.",
-        "Hello, NEW york!  unaffable\tcat\ncats",
+        "Hello, YORK!  unaffable\tcat\ncats",
         "a\u{301}b É\u{300} ñ",
         "\u{4e00}\u{4e8c} 中文abc",
         "naïve café",
