@@ -6,7 +6,9 @@ mod cost;
 mod cuts;
 mod size;
 mod tokenizer;
+mod trie;
 mod windows;
+mod word_piece;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};

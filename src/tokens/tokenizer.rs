@@ -2,13 +2,15 @@
 
 use super::assemble::{self, Assembled, as_error};
 use super::cuts::Cuts;
-use super::windows::{Kept, Limits, Windows, joined};
+use super::windows::{Kept, Limits, Windows};
+use super::word_piece::{Scratch, WordPieces};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
 use crate::model::{ModelFolder, TokenizerFiles, read_file};
 use crate::{Error, Result, Setting};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use tokenizers::normalizers::{Lowercase, Sequence};
@@ -16,6 +18,15 @@ use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, Token, Trunc
 
 /// Texts shorter than this altogether (about a millisecond's work) are not worth spreading over threads.
 const PARALLEL_BYTES: usize = 8 * 1024;
+
+/// Bytes of the longest text with its prompt whose memory a thread keeps.
+const MOST_JOINED: usize = 1 << 20;
+
+thread_local! {
+    /// A prompt with a text behind it.
+    static JOINED: Cell<String> = const { Cell::new(String::new()) };
+    static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
+}
 
 /// Stands for the text's own tokens where the special tokens around them are found out.
 const TEXT: u32 = u32::MAX;
@@ -103,6 +114,8 @@ struct Parts {
     inner: tokenizers::Tokenizer,
     kept: Kept,
     cuts: Cuts,
+    /// Where the tokenizer is one that is served in one pass.
+    word_pieces: Option<WordPieces>,
     /// Special tokens before and after every text.
     before: Vec<u32>,
     after: Vec<u32>,
@@ -160,7 +173,8 @@ impl Tokenizer {
             return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
         let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
-        let parts = Arc::new(Parts { kept, cuts: Cuts::new(&inner), before, after, special_ids, inner, pool: OnceLock::new() });
+        let (cuts, word_pieces) = (Cuts::new(&inner), WordPieces::of(&inner));
+        let parts = Arc::new(Parts { kept, cuts, word_pieces, before, after, special_ids, inner, pool: OnceLock::new() });
         let prompt = settings.prompt.clone();
         Self { parts, settings, skip: 0 }.prompted(prompt)
     }
@@ -322,35 +336,76 @@ impl Tokenizer {
         batches_from_ids(rows, self.settings.vocab_size, skip, plan)
     }
 
-    fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
-        let text = joined(self.settings.prompt.as_deref(), text);
-        self.cut(&text).map_err(|reason| Error::Text { text: index, reason })
+    /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a WordPiece tokenizer
+    /// nothing is allocated where `ids` and the thread have done as much before.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], the text being text 0; `ids` is then of no use.
+    pub fn ids_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool> {
+        let truncated = self.replace_ids(text, ids).map_err(|reason| Error::Text { text: 0, reason })?;
+        self.check_ids(0, ids)?;
+        Ok(truncated)
     }
 
-    /// Ids of `text`, at most `max_tokens`, with the special tokens around what is kept of it.
-    fn cut(&self, text: &str) -> Result<Row, String> {
-        let Parts { inner, kept, cuts, before, after, .. } = &*self.parts;
+    fn encode_one(&self, index: usize, text: &str) -> Result<Row> {
+        let mut ids = Vec::new();
+        let truncated = self.replace_ids(text, &mut ids).map_err(|reason| Error::Text { text: index, reason })?;
+        Ok(Row { ids, truncated })
+    }
+
+    fn replace_ids(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool, String> {
+        let Some(prompt) = self.settings.prompt.as_deref() else { return self.cut(text, ids) };
+        let mut joined = JOINED.take();
+        joined.clear();
+        joined.push_str(prompt);
+        joined.push_str(text);
+        let truncated = self.cut(&joined, ids);
+        if joined.capacity() <= MOST_JOINED {
+            JOINED.set(joined);
+        }
+        truncated
+    }
+
+    /// Replaces `ids` by those of `text`, at most `max_tokens`, with the special tokens around what is kept of it; whether some were left out.
+    fn cut(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool, String> {
+        let Parts { inner, kept, cuts, word_pieces, before, after, .. } = &*self.parts;
         let room = self.settings.max_tokens - before.len() - after.len();
-        let encode = |part: &str| {
-            inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
-        };
         // One token more than there is room for: a text that has it is longer than the limit.
-        let found = Windows { cuts, encode, limits: Limits::default() }.ids(text, room.saturating_add(1), *kept)?;
-        let truncated = found.len() > room;
-        let own = match kept {
-            Kept::Start => &found[..found.len().min(room)],
-            Kept::End => &found[found.len() - found.len().min(room)..],
-        };
-        if let Some(id) = self.settings.position_padding.filter(|id| own.contains(id)) {
+        let needed = room.saturating_add(1);
+        ids.clear();
+        ids.extend_from_slice(before);
+        let begin = ids.len();
+        let served = word_pieces.as_ref().is_some_and(|word_pieces| {
+            let mut scratch = SCRATCH.take();
+            let served = word_pieces.ids(text, needed, *kept, &mut scratch, ids);
+            SCRATCH.set(scratch);
+            served
+        });
+        if !served {
+            ids.truncate(begin);
+            let encode = |part: &str| {
+                inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
+            };
+            ids.extend(Windows { cuts, encode, limits: Limits::default() }.ids(text, needed, *kept)?);
+        }
+        let found = ids.len() - begin;
+        let truncated = found > room;
+        match kept {
+            Kept::Start => ids.truncate(begin + found.min(room)),
+            Kept::End => drop(ids.drain(begin..ids.len() - found.min(room))),
+        }
+        if let Some(id) = self.settings.position_padding.filter(|id| ids[begin..].contains(id)) {
             return Err(position_padding(&inner.id_to_token(id).unwrap_or_default(), id));
         }
-        Ok(Row { ids: [before, own, after].concat(), truncated })
+        ids.extend_from_slice(after);
+        Ok(truncated)
     }
 
     /// The prompt's tokens as sentence-transformers counts them: the prompt tokenized alone, less a special token at its end
     /// (`Transformer._get_prompt_length`).
     fn prompt_length(&self, prompt: &str) -> Result<u32> {
-        let ids = self.cut(prompt).map_err(|error| Error::Tokenizer { reason: format!("prompt \"{prompt}\": {error}") })?.ids;
+        let mut ids = Vec::new();
+        self.cut(prompt, &mut ids).map_err(|error| Error::Tokenizer { reason: format!("prompt \"{prompt}\": {error}") })?;
         let ends_special = ids.last().is_some_and(|id| self.parts.special_ids.contains(id));
         Ok(ids.len() as u32 - u32::from(ends_special))
     }

@@ -2,7 +2,6 @@
 //! nothing.
 
 use super::cuts::{Cuts, Known, Nature};
-use std::borrow::Cow;
 
 /// First guess at how much of a text a token covers; English has about 5 bytes a token.
 const BYTES_PER_TOKEN: usize = 8;
@@ -236,14 +235,6 @@ impl<F: Fn(&str) -> Result<Vec<u32>, String>> Windows<'_, F> {
                 kept.map_or(rest, |((at, _), _)| &rest[..at])
             }
         }
-    }
-}
-
-/// `prompt` before `text`.
-pub(super) fn joined<'t>(prompt: Option<&str>, text: &'t str) -> Cow<'t, str> {
-    match prompt {
-        Some(prompt) => Cow::Owned([prompt, text].concat()),
-        None => Cow::Borrowed(text),
     }
 }
 

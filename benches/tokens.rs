@@ -1,0 +1,256 @@
+//! Tokenising beside the `tokenizers` crate, on one core: ids compared first, then times as ratios of one run.
+//!
+//! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000]`. Texts are made of the tokenizer's own words, of characters of several scripts, of
+//! this crate's sources, of log lines and of all of Unicode, by a fixed seed.
+
+#[path = "../tests/common/random.rs"]
+mod random;
+
+use random::Random;
+use std::error::Error;
+use std::hint::black_box;
+use std::time::Instant;
+use tokenizers::Tokenizer as Library;
+use trt_embed::tokens::{Tokenizer, TokenizerSettings};
+
+type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
+
+/// Rounds of each measurement, in turn; the median ratio counts.
+const ROUNDS: usize = 9;
+/// Texts of a round.
+const TEXTS: usize = 200;
+/// A limit that no text reaches: all of them is compared.
+const ALL: usize = 1 << 30;
+
+fn main() -> std::process::ExitCode {
+    match run() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    let file = arguments.next().ok_or("the path of a tokenizer.json is expected")?;
+    let mut count = 20_000;
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), arguments.next()) {
+            ("--texts", Some(value)) => count = value.parse()?,
+            (other, _) => return Err(format!("{other} is not known").into()),
+        }
+    }
+    let json = std::fs::read(&file)?;
+    let library = {
+        let mut library = Library::from_bytes(&json).map_err(|error| error.to_string())?;
+        library.with_truncation(None).map_err(|error| error.to_string())?;
+        library.with_padding(None);
+        library
+    };
+    let open = |limit| Tokenizer::from_bytes(&json, TokenizerSettings::new(limit, 0, ALL));
+    let ours = open(ALL)?;
+    let texts = Texts::new(&library)?;
+
+    let mut random = Random(1);
+    let mut ids = Vec::new();
+    let mut tokens = 0;
+    for number in 0..count {
+        let text = texts.any(&mut random);
+        ours.ids_into(&text, &mut ids)?;
+        let expected = library.encode_fast(text.as_str(), true).map_err(|error| error.to_string())?;
+        if ids != expected.get_ids() {
+            return Err(format!("text {number} has other ids: {text:?}\n{ids:?}\n{:?}", expected.get_ids()).into());
+        }
+        tokens += ids.len();
+    }
+    println!("{count} texts of {tokens} tokens: identical ids\n");
+
+    println!("| texts | tokens | trt-embed, us a text | tokenizers, us a text | times faster |\n|---|---|---|---|---|");
+    type Make = fn(&Texts, &mut Random, usize) -> String;
+    let kinds: [(&str, Make); 5] = [
+        ("English", Texts::words),
+        ("CJK", |_, random, words| Texts::script(random, words, &['\u{4e00}'..='\u{9fa5}'])),
+        ("mixed scripts", Texts::mixed),
+        ("code", Texts::code),
+        ("log lines", |_, random, words| Texts::log(random, words)),
+    ];
+    for (name, make) in kinds {
+        for wanted in [16, 128] {
+            let mut random = Random(7);
+            // As many words as the tokens that are wanted, cut there by both.
+            let batch: Vec<String> = (0..TEXTS).map(|_| make(&texts, &mut random, wanted)).collect();
+            let mut limited = library.clone();
+            let truncation = tokenizers::TruncationParams { max_length: wanted, ..Default::default() };
+            limited.with_truncation(Some(truncation)).map_err(|error| error.to_string())?;
+            let ours = open(wanted)?;
+            let mut times = Vec::new();
+            let mut tokens = 0;
+            for _ in 0..ROUNDS {
+                tokens = 0;
+                let start = Instant::now();
+                for text in &batch {
+                    ours.ids_into(text, &mut ids)?;
+                    tokens += black_box(&ids).len();
+                }
+                let own = start.elapsed();
+                let start = Instant::now();
+                for text in &batch {
+                    black_box(limited.encode_fast(text.as_str(), true).map_err(|error| error.to_string())?);
+                }
+                times.push((own, start.elapsed()));
+            }
+            times.sort_by(|a, b| (a.1.as_secs_f64() / a.0.as_secs_f64()).total_cmp(&(b.1.as_secs_f64() / b.0.as_secs_f64())));
+            let (own, other) = times[ROUNDS / 2];
+            let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6 / TEXTS as f64;
+            let ratio = other.as_secs_f64() / own.as_secs_f64();
+            println!("| {name} | {} | {:.2} | {:.1} | {ratio:.1} |", tokens / TEXTS, micros(own), micros(other));
+        }
+    }
+
+    let unbroken = "a".repeat(10 << 20);
+    let start = Instant::now();
+    ours.ids_into(&unbroken, &mut ids)?;
+    println!("\n10 MB without white space: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    let start = Instant::now();
+    open(512)?;
+    println!("opening the tokenizer: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// What texts are made of.
+struct Texts {
+    words: Vec<String>,
+    lines: Vec<String>,
+}
+
+impl Texts {
+    fn new(library: &Library) -> Result<Self> {
+        // Whole words of letters: what English is made of.
+        let mut words: Vec<String> = library
+            .get_vocab(false)
+            .into_keys()
+            .filter(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_lowercase()))
+            .collect();
+        words.sort_unstable();
+        let mut lines = Vec::new();
+        for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/tokens"))? {
+            lines.extend(std::fs::read_to_string(file?.path())?.lines().map(str::to_owned));
+        }
+        Ok(Self { words, lines })
+    }
+
+    fn words(&self, random: &mut Random, count: usize) -> String {
+        let mut text = String::new();
+        for place in 0..count {
+            let word = &self.words[random.below(self.words.len())];
+            match random.below(12) {
+                0 => text.push_str(&format!("{}{}", word[..1].to_uppercase(), &word[1..])),
+                1 => text.push_str(&format!("{word}{}", ["s", "ing", "ly", "'s"][random.below(4)])),
+                _ => text.push_str(word),
+            }
+            text.push_str(if place % 11 == 10 {
+                ". "
+            } else if place % 7 == 6 {
+                ", "
+            } else {
+                " "
+            });
+        }
+        text
+    }
+
+    fn script(random: &mut Random, chars: usize, ranges: &[std::ops::RangeInclusive<char>]) -> String {
+        let mut text = String::new();
+        for _ in 0..chars {
+            let range = &ranges[random.below(ranges.len())];
+            let span = *range.end() as usize - *range.start() as usize + 1;
+            text.extend(char::from_u32((*range.start() as usize + random.below(span)) as u32));
+            if random.below(6) == 0 {
+                text.push(' ');
+            }
+        }
+        text
+    }
+
+    fn mixed(&self, random: &mut Random, words: usize) -> String {
+        let scripts = [
+            '\u{c0}'..='\u{17f}',
+            '\u{3b1}'..='\u{3c9}',
+            '\u{410}'..='\u{44f}',
+            '\u{5d0}'..='\u{5ea}',
+            '\u{621}'..='\u{64a}',
+            '\u{904}'..='\u{939}',
+            '\u{3041}'..='\u{3096}',
+            '\u{4e00}'..='\u{9fa5}',
+            '\u{ac00}'..='\u{d7a3}',
+            '\u{1f600}'..='\u{1f64f}',
+        ];
+        let mut text = String::new();
+        for _ in 0..words / 4 + 1 {
+            let script = &scripts[random.below(scripts.len())];
+            text.push_str(&Self::script(random, 4, std::slice::from_ref(script)));
+            text.push(' ');
+            text.push_str(&self.words(random, 1));
+        }
+        text
+    }
+
+    fn code(&self, random: &mut Random, words: usize) -> String {
+        let first = random.below(self.lines.len());
+        let lines: Vec<&str> = (0..words / 6 + 1).map(|line| self.lines[(first + line) % self.lines.len()].as_str()).collect();
+        lines.join("\n")
+    }
+
+    fn log(random: &mut Random, words: usize) -> String {
+        let line = |random: &mut Random| {
+            let (hour, minute, thread, millis) = (random.below(24), random.below(60), random.below(64), random.below(9000));
+            let level = ["INFO", "WARN", "ERROR"][random.below(3)];
+            format!(
+                "2026-11-{:02}T{hour:02}:{minute:02}:07Z [{level}] worker-{thread}: GET /v1/embed?id={:x} took {millis} ms (cache=<none>)",
+                1 + random.below(28),
+                random.next()
+            )
+        };
+        (0..words / 30 + 1).map(|_| line(random)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Any character there is, marks and controls among letters.
+    fn unicode(random: &mut Random, chars: usize) -> String {
+        let one = |random: &mut Random| match random.below(6) {
+            0 => char::from_u32(random.below(0x110000) as u32).unwrap_or(' '),
+            1 => char::from_u32(0x300 + random.below(0x70) as u32).unwrap_or(' '),
+            2 => char::from_u32(random.below(0x3000) as u32).unwrap_or(' '),
+            3 => [' ', '\t', '\n', '\u{0}', '\u{200d}', '\u{fffd}', '\u{a0}'][random.below(7)],
+            _ => char::from(32 + random.below(95) as u8),
+        };
+        (0..chars).map(|_| one(random)).collect()
+    }
+
+    /// Added tokens within, in every spelling.
+    fn with_tokens(&self, random: &mut Random) -> String {
+        let mut text = String::new();
+        for _ in 0..4 {
+            text.push_str(&self.words(random, 2));
+            text.push_str(
+                ["[SEP]", "[MASK]", "[CLS", "[pad]", " [UNK] ", "<s>", "</s>", "<mask>", "< s>", "<unk>", "<UNK>"]
+                    [random.below(11)],
+            );
+        }
+        text
+    }
+
+    fn any(&self, random: &mut Random) -> String {
+        let words = 1 + random.below(60);
+        match random.below(8) {
+            0 => self.words(random, words),
+            1 => Self::script(random, words, &['\u{4e00}'..='\u{9fa5}', '\u{3041}'..='\u{30ff}', '\u{ac00}'..='\u{d7a3}']),
+            2 => self.mixed(random, words),
+            3 => self.code(random, words),
+            4 => Self::log(random, words),
+            5 => self.with_tokens(random),
+            _ => Self::unicode(random, words * 2),
+        }
+    }
+}

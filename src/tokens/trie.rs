@@ -1,0 +1,119 @@
+//! A double-array trie over bytes (Aoe 1989): which key of a fixed set is the longest at the beginning of a text.
+
+/// No unit, no value.
+const NONE: u32 = u32::MAX;
+
+/// A place of the array: a node of the trie, or free.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    /// The child by byte `b` is at `base ^ b`.
+    base: u32,
+    /// The parent; [`NONE`] where the place is free.
+    parent: u32,
+    /// Of the key that ends here.
+    value: u32,
+}
+
+const FREE: Unit = Unit { base: 0, parent: NONE, value: NONE };
+
+/// Keys and their values.
+#[derive(Debug, Clone)]
+pub(super) struct Trie {
+    /// A multiple of 256, so that no child of a node is outside.
+    units: Vec<Unit>,
+}
+
+impl Trie {
+    /// The trie of `entries`, whose keys are distinct and not empty, and whose values are below `u32::MAX`.
+    pub fn new(mut entries: Vec<(&[u8], u32)>) -> Self {
+        entries.sort_unstable();
+        let mut trie = Self { units: vec![FREE; 256] };
+        trie.units[0].parent = 0;
+        let mut first_free = 1;
+        // Node, its keys, and how many bytes of them lead to it.
+        let mut open = vec![(0_usize, &entries[..], 0_usize)];
+        while let Some((node, mut keys, depth)) = open.pop() {
+            if let Some(((key, value), rest)) = keys.split_first()
+                && key.len() == depth
+            {
+                trie.units[node].value = *value;
+                keys = rest;
+            }
+            let children: Vec<&[(&[u8], u32)]> = keys.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]).collect();
+            let bytes: Vec<u8> = children.iter().map(|keys| keys[0].0[depth]).collect();
+            let Some(&first) = bytes.first() else { continue };
+            let base = trie.free_base(&mut first_free, first, &bytes);
+            trie.units[node].base = base as u32;
+            for (byte, keys) in bytes.into_iter().zip(children) {
+                let child = base ^ usize::from(byte);
+                trie.units[child].parent = node as u32;
+                open.push((child, keys, depth + 1));
+            }
+        }
+        trie
+    }
+
+    /// A base by which all of `bytes` lead to free places; `first` is one of them.
+    fn free_base(&mut self, first_free: &mut usize, first: u8, bytes: &[u8]) -> usize {
+        while self.units.get(*first_free).is_some_and(|unit| unit.parent != NONE) {
+            *first_free += 1;
+        }
+        let mut place = *first_free;
+        loop {
+            if place >= self.units.len() {
+                self.units.resize(self.units.len() + 256, FREE);
+            }
+            let base = place ^ usize::from(first);
+            let free = |byte: &u8| self.units[base ^ usize::from(*byte)].parent == NONE;
+            if free(&first) && bytes.iter().all(free) {
+                return base;
+            }
+            place += 1;
+        }
+    }
+
+    /// The longest key at the beginning of `text`: its length and value.
+    #[inline]
+    pub fn longest(&self, text: &[u8]) -> Option<(usize, u32)> {
+        let (mut node, mut found) = (0_usize, None);
+        for (at, &byte) in text.iter().enumerate() {
+            let child = self.units[node].base as usize ^ usize::from(byte);
+            match self.units.get(child) {
+                // The root is its own parent, and no child.
+                Some(unit) if unit.parent == node as u32 && child != 0 => {
+                    node = child;
+                    if unit.value != NONE {
+                        found = Some((at + 1, unit.value));
+                    }
+                }
+                _ => break,
+            }
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    proptest! {
+        #[test]
+        fn the_longest_key_is_that_of_a_search_through_all(
+            keys in prop::collection::vec(prop::collection::vec(prop::sample::select(vec![0_u8, 1, 97, 98, 255]), 1..6), 0..60),
+            texts in prop::collection::vec(prop::collection::vec(prop::sample::select(vec![0_u8, 1, 97, 98, 254, 255]), 0..9), 1..40),
+        ) {
+            let entries: BTreeMap<&[u8], u32> = keys.iter().map(Vec::as_slice).zip(0..).collect();
+            let trie = Trie::new(entries.iter().map(|(&key, &value)| (key, value)).collect());
+            for text in &texts {
+                let expected = (1..=text.len()).rev().find_map(|length| entries.get(&text[..length]).map(|&value| (length, value)));
+                prop_assert_eq!(trie.longest(text), expected, "{:?}", text);
+            }
+            for (key, value) in entries {
+                prop_assert_eq!(trie.longest(key), Some((key.len(), value)));
+            }
+        }
+    }
+}
