@@ -26,7 +26,7 @@
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      197824, 214272, 230656, 197760
+//             bytes      230720 (plain and activated: 210112), 214272, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -232,8 +232,13 @@ struct TwoTokens {
     float2 far;
 };
 
-DEVICE TwoTokens load_two_tokens(const float2* statistics, int t) {
-    return {as_scale_and_shift(statistics[t]), as_scale_and_shift(statistics[t + 8])};
+// Of the tokens that lanes first + lane / 4 and first + lane / 4 + 8 have in `own`.
+DEVICE TwoTokens two_tokens(float2 own, int first) {
+    const int near = first + threadIdx.x % 32 / 4;
+    TwoTokens of;
+    of.near = make_float2(__shfl_sync(0xffffffffu, own.x, near), __shfl_sync(0xffffffffu, own.y, near));
+    of.far = make_float2(__shfl_sync(0xffffffffu, own.x, near + 8), __shfl_sync(0xffffffffu, own.y, near + 8));
+    return of;
 }
 
 // Two neighbouring outputs of two tokens: x = (near, near, far, far). KIND's work from the sums on, except for the activation.
@@ -298,19 +303,21 @@ template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 
 // ---- tiles with all inputs in one block
 
-template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_> struct Shape {
+template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_> struct Shape {
     static constexpr int TILE_N = TILE_N_;     // outputs of a tile
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
     static constexpr int STAGES = STAGES_;     // of the ring, of 64 inputs each
     static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
+    static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
     static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS;
-    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
+    static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
+    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
     static_assert(BYTES <= 232448, "shared memory of a block");
 };
@@ -322,7 +329,8 @@ template <class S> struct Places {
     DEVICE Places(const void* shared) { a = (shared_address(shared) + 1023) & ~1023u; }
     DEVICE u32 w() const { return a + S::STAGES * S::A_BYTES; }
     DEVICE u32 pieces() const { return w() + S::STAGES * S::W_BYTES; }
-    DEVICE u32 full() const { return pieces() + 8 * S::BUFFERS * S::PIECE_BYTES; } // [STAGES] the stage's bytes are there
+    DEVICE u32 vectors() const { return pieces() + 8 * S::BUFFERS * S::PIECE_BYTES; } // [8 warps] bias, then sums, of the warp's tile
+    DEVICE u32 full() const { return vectors() + 8 * 2 * S::VECTOR_BYTES; }           // [STAGES] the stage's bytes are there
     DEVICE u32 empty() const { return full() + 8 * S::STAGES; }                    // [STAGES] the stage has been read, by the cluster's blocks
     DEVICE u32 residual() const { return empty() + 8 * S::STAGES; }                // [8 warps][BUFFERS] the residual's bytes are there
 };
@@ -438,8 +446,30 @@ template <class S> struct Pieces {
     DEVICE size_t place(const Linear& l, int piece) const { return ((size_t)(output(piece) / 64) * l.capacity + token(piece)) * 64; }
     DEVICE u32 buffer(int piece) const { return Places<S>(base).pieces() + warp() * S::BUFFERS * S::PIECE_BYTES + (piece % S::BUFFERS) * S::PIECE_BYTES; }
     DEVICE u32 barrier(int piece) const { return Places<S>(base).residual() + 8 * warp() * S::BUFFERS + 8 * (piece % S::BUFFERS); }
+    DEVICE u32 vectors() const { return Places<S>(base).vectors() + warp() * 2 * S::VECTOR_BYTES; }
     static DEVICE u32 warp() { return threadIdx.x / 32 - 4; }
 };
+
+// A tile's part of bias and sums, by the warp for itself: it has read those of its last tile. Zeros for no bias.
+template <class S> DEVICE void copy_vectors(const Linear& l, const Pieces<S>& pieces, int lane) {
+#pragma unroll
+    for (int i = 0; i < (S::TILE_N / 4 + 31) / 32; i++) {
+        const int n = (i * 32 + lane) * 4; // of the tile
+        if (n < S::TILE_N && pieces.n0 + n < l.outputs) {
+            const u32 exists = l.bias != nullptr ? 16 : 0;
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(pieces.vectors() + n * 4), "l"(l.bias + pieces.n0 + n), "r"(exists) : "memory");
+            if (l.sums != nullptr) {
+                asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(pieces.vectors() + S::VECTOR_BYTES + n * 4), "l"(l.sums + pieces.n0 + n) : "memory");
+            }
+        }
+    }
+    copy_commit();
+}
+DEVICE float2 load_shared_pair(u32 address) {
+    float2 pair;
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
+    return pair;
+}
 
 // By lane 0, whose stores have left the buffer.
 template <class S> DEVICE void load_residual(const Linear& l, const Pieces<S>& pieces, int piece) {
@@ -456,9 +486,10 @@ template <int KIND> DEVICE const float2* statistics_of(const Linear& l) { return
 #define SCALED 1 // of an input: its mean does not matter, for W's rows sum to zero or it has none
 #define NORMED 2
 
-// From products to stored outputs. `early` are the thread's statistics, where the tile has one part.
+// From products to stored outputs. Lane i has the statistics of token i % 16 of the warp's part i / 16 in `own`: fetched a piece at a time,
+// each piece would wait for them.
 template <class S, int KIND, int NORM>
-DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, const TwoTokens& early, u32& parities) {
+DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, float2 own, u32& parities) {
     const int lane = threadIdx.x % 32;
     const u32 row = lane & 15;
     const u32 half = lane >> 4; // which of two 16-byte pieces this lane addresses for stmatrix
@@ -467,10 +498,11 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         const int part = piece % S::PARTS;
         const int column = piece / S::PARTS;
         if constexpr (KIND == RESIDUAL) {
-            // The buffer of the piece before is given to a later one.
-            const int later = piece - 1 + S::BUFFERS;
-            if (piece > 0 && later < S::PIECES && lane == 0) {
-                bulk_wait_read<0>();
+            // The buffer of a piece before is given to a later one: with many buffers not of the last, whose store is still being read.
+            constexpr int BEHIND = S::BUFFERS > 3 ? 2 : 1;
+            const int later = piece - BEHIND + S::BUFFERS;
+            if (piece >= BEHIND && later < S::PIECES && lane == 0) {
+                bulk_wait_read<BEHIND - 1>();
                 load_residual(l, pieces, later);
             }
         } else if (lane == 0) {
@@ -490,8 +522,8 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         } else {
             __syncwarp();
         }
-        TwoTokens of = early;
-        if constexpr (NORM != NO_NORM && S::PARTS > 1) of = load_two_tokens(statistics_of<KIND>(l), pieces.token(piece) + lane / 4);
+        TwoTokens of;
+        if constexpr (NORM != NO_NORM) of = two_tokens(own, part * 16);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             const u32 address = pieces.buffer(piece) + row * 128 + (((2 * pair + half) ^ (row & 7)) << 4);
@@ -505,8 +537,22 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
 #pragma unroll
                 for (int e = 0; e < 4; e++) x[i][e] = acc[part][group * 4 + e];
                 if constexpr (KIND != RESIDUAL) {
-                    if constexpr (NORM == NORMED) unfold(x[i], of, load_pair(l.bias, n), __ldg((const float2*)(l.sums + n)));
-                    if constexpr (NORM == SCALED) scale(x[i], of, load_pair(l.bias, n));
+                    const u32 copied = pieces.vectors() + (n - pieces.n0) * 4;
+                    if constexpr (NORM != NO_NORM) {
+                        float2 bias;
+                        if constexpr (S::COPIED) {
+                            bias = load_shared_pair(copied);
+                        } else {
+                            bias = load_pair(l.bias, n);
+                        }
+                        if constexpr (NORM == SCALED) {
+                            scale(x[i], of, bias);
+                        } else if constexpr (S::COPIED) {
+                            unfold(x[i], of, bias, load_shared_pair(copied + S::VECTOR_BYTES));
+                        } else {
+                            unfold(x[i], of, bias, __ldg((const float2*)(l.sums + n)));
+                        }
+                    }
                 } else if constexpr (NORM == NORMED) {
                     add_normed_view(x[i], words[2 * i], words[2 * i + 1], of, __ldg((const float2*)(l.gamma + n)));
                 } else {
@@ -549,7 +595,6 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     pieces.base = at.a;
     u32 parities = 0;
     float acc[S::PARTS][S::TILE_N / 2];
-    TwoTokens early = {make_float2(1.f, 0.f), make_float2(1.f, 0.f)};
 
     // All that write, or read what kernels wrote.
     wait_for_previous_kernel();
@@ -577,7 +622,14 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 acc[part][4 * i + 1] = acc[part][4 * i + 3] = start.y;
             }
         }
-        if (S::PARTS == 1 && normed && pieces.m0 < l.tokens) early = load_two_tokens(statistics_of<KIND>(l), pieces.m0 + lane / 4);
+        float2 own = make_float2(1.f, 0.f);
+        if (normed) {
+            const int group = pieces.m0 + (lane / 16 % S::PARTS) * 64;
+            if (group < l.tokens) own = as_scale_and_shift(statistics_of<KIND>(l)[group + lane % 16]);
+        }
+        if constexpr (S::COPIED && KIND != RESIDUAL) {
+            if (normed) copy_vectors(l, pieces, lane);
+        }
         const u32 before = (u32)count * chunks; // chunks that went through the ring
         u32 stage = before % S::STAGES;
         u32 parity = (before / S::STAGES) & 1;
@@ -623,12 +675,16 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
         } else if (lane < S::CLUSTER) {
             barrier_arrive_at(at.empty() + 8 * last_stage, lane);
         }
+        if constexpr (S::COPIED && KIND != RESIDUAL) {
+            copy_wait<0>();
+            __syncwarp();
+        }
         if (!normed) {
-            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, own, parities);
         } else if (KIND != RESIDUAL && l.sums == nullptr) {
-            finish_tile<S, KIND, SCALED>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, SCALED>(acc, l, pieces, own, parities);
         } else {
-            finish_tile<S, KIND, NORMED>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, NORMED>(acc, l, pieces, own, parities);
         }
     }
     if (lane == 0) bulk_wait_read<0>();
@@ -836,9 +892,11 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         int tokens, float2 *partials
 #define ARGUMENTS a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials
 
-typedef Shape<192, 2, true, 4, 2, 2> Pingpong;
-typedef Shape<192, 1, false, 4, 1, 3> Together192;
-typedef Shape<64, 1, false, 8, 1, 2> Together64;
+// What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
+typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
+typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
+typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
+typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
@@ -853,7 +911,7 @@ typedef Shape<64, 1, false, 8, 1, 2> Together64;
 
 EXPORT(linear_sm90_pingpong_plain, Pingpong, PLAIN)
 EXPORT(linear_sm90_pingpong_activated, Pingpong, ACTIVATED)
-EXPORT(linear_sm90_pingpong_residual, Pingpong, RESIDUAL)
+EXPORT(linear_sm90_pingpong_residual, PingpongResidual, RESIDUAL)
 EXPORT(linear_sm90_192_plain, Together192, PLAIN)
 EXPORT(linear_sm90_192_activated, Together192, ACTIVATED)
 EXPORT(linear_sm90_192_residual, Together192, RESIDUAL)

@@ -88,7 +88,7 @@ impl Tile {
             Self::Few => 0,
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
-            Self::Pingpong => 197_824,
+            Self::Pingpong => 230_720,
             Self::Wide => 214_272,
             Self::Narrow => 230_656,
             Self::Split(_) => 197_760,
