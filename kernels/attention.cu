@@ -5,6 +5,7 @@
 // plan_attention    The list of work for a pack of `rows` rows, once for all layers: row r holds tokens starts[r] .. starts[r] + lengths[r], rows lie in any order
 //                   and have 0 to 8192 tokens. list: int2 [entries][4]; all entries are written, those that are not needed as zeros.
 //                   wide_from: blocks of 128 queries, over all heads, from which such blocks are made instead of smaller ones; twice the number of processors.
+//                   It counts lengths before its wait: they are to be complete when the kernel in front of it starts.
 //                   Grid: 1 block, any multiple of 32 threads; 1024, or `rows` and `entries` rounded up where both are less.
 // attention         context [HIDDEN] of qkv [3 HIDDEN] (heads of q, then of k, then of v), both chunked with `capacity` rows. table: null without BIAS; no row is
 //                   longer than reach + 1. list_ready: nonzero if the list was complete before this kernel could start, that is, if a kernel
@@ -665,19 +666,19 @@ DEVICE void attend(const Value* qkv, Value* context, const int2* list, int list_
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention(const Value* __restrict__ qkv, Value* __restrict__ context,
-    const int2* __restrict__ list, int list_ready, const float4* __restrict__ table, int reach, int capacity, int window) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention(const Value* qkv, Value* context,
+    const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
     attend<false>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention_window(const Value* __restrict__ qkv, Value* __restrict__ context,
-    const int2* __restrict__ list, int list_ready, const float4* __restrict__ table, int reach, int capacity, int window) {
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention_window(const Value* qkv, Value* context,
+    const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
     attend<true>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
 // ---- preparations
 
-extern "C" __global__ void prepare_bias(const float* __restrict__ by_distance, int reach, float4* __restrict__ table) {
+extern "C" __global__ void prepare_bias(const float* by_distance, int reach, float4* table) {
     const int head = blockIdx.y;
     const int size = 2 * reach + 1 + BIAS_BEFORE + BIAS_BEHIND;
     const float* const of_head = by_distance + (size_t)head * (2 * reach + 1);
@@ -702,7 +703,7 @@ DEVICE int class_of(int length) {
     return MOST_TILES - min((length + 63) / 64, MOST_TILES);
 }
 
-extern "C" __global__ void plan_attention(const int* __restrict__ starts, const int* __restrict__ lengths, int rows, int2* __restrict__ list, int entries,
+extern "C" __global__ void plan_attention(const int* starts, const int* lengths, int rows, int2* list, int entries,
     int wide_from) {
     __shared__ int members[CLASSES]; // rows of a class, then where its next one goes: entries of long rows, quarters of entries of short ones
     __shared__ int wide_blocks;

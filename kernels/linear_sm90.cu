@@ -14,19 +14,21 @@
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
 // linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
+// linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
 // join_statistics         (mean, rs) of each token of partials, in the order of the chunks. epsilon, rms, fault and stage as in stream.cu.
 //
-// Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those three give the same bits. *_split adds the sums of its
+// Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those give the same bits. *_split adds the sums of its
 //           blocks in the order of their inputs, so its bits depend on inputs and on the size of the cluster alone.
 // Options   -DACTIVATION=n (prelude.cuh) of *_activated.
 // Launch    384 threads, dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
 //             pingpong   cluster 2, grid 2 min(multiprocessors / 2, tiles / 2), tiles = (tokens / 256 rounded up) 2 (outputs / 192 rounded up)
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
+//             128        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 128 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      230720 (plain and activated: 210112), 214272, 230656, 197760
+//             bytes      230720 (plain and activated: 210112), 214272, 197840, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -144,6 +146,19 @@ template <> struct Wgmma<64> {
                      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
                      "}, %32, %33, 1, 1, 1, 0, 0;"
                      : REGISTERS8(d, 0), REGISTERS8(d, 8), REGISTERS8(d, 16), REGISTERS8(d, 24)
+                     : "l"(a), "l"(b));
+    }
+};
+template <> struct Wgmma<128> {
+    static DEVICE void add(float (&d)[64], u64 a, u64 b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." WGMMA_TYPES " {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+                     "}, %64, %65, 1, 1, 1, 0, 0;"
+                     : REGISTERS8(d, 0), REGISTERS8(d, 8), REGISTERS8(d, 16), REGISTERS8(d, 24), REGISTERS8(d, 32), REGISTERS8(d, 40),
+                       REGISTERS8(d, 48), REGISTERS8(d, 56)
                      : "l"(a), "l"(b));
     }
 };
@@ -896,6 +911,7 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
 typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
 typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
+typedef Shape<128, 1, false, 5, 1, 2, false> Together128;
 typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
@@ -915,6 +931,9 @@ EXPORT(linear_sm90_pingpong_residual, PingpongResidual, RESIDUAL)
 EXPORT(linear_sm90_192_plain, Together192, PLAIN)
 EXPORT(linear_sm90_192_activated, Together192, ACTIVATED)
 EXPORT(linear_sm90_192_residual, Together192, RESIDUAL)
+EXPORT(linear_sm90_128_plain, Together128, PLAIN)
+EXPORT(linear_sm90_128_activated, Together128, ACTIVATED)
+EXPORT(linear_sm90_128_residual, Together128, RESIDUAL)
 EXPORT(linear_sm90_64_plain, Together64, PLAIN)
 EXPORT(linear_sm90_64_activated, Together64, ACTIVATED)
 EXPORT(linear_sm90_64_residual, Together64, RESIDUAL)
@@ -922,9 +941,9 @@ EXPORT_SPLIT(linear_sm90_split_plain, PLAIN)
 EXPORT_SPLIT(linear_sm90_split_activated, ACTIVATED)
 EXPORT_SPLIT(linear_sm90_split_residual, RESIDUAL)
 
-extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* __restrict__ partials, float2* __restrict__ statistics,
-    const int* __restrict__ starts, const int* __restrict__ lengths, int rows, int tokens, int capacity, int width, float epsilon, int rms, int stage,
-    int* __restrict__ fault) {
+extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* partials, float2* statistics,
+    const int* starts, const int* lengths, int rows, int tokens, int capacity, int width, float epsilon, int rms, int stage,
+    int* fault) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const int t = blockIdx.x * 128 + threadIdx.x;

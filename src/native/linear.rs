@@ -54,6 +54,7 @@ pub(super) enum Linears {
 pub(super) struct Hopper {
     pingpong: [Function; 3],
     wide: [Function; 3],
+    medium: [Function; 3],
     narrow: [Function; 3],
     split: [Function; 3],
     join: Function,
@@ -72,6 +73,8 @@ pub(super) enum Tile {
     Pingpong,
     /// `linear_sm90_192`.
     Wide,
+    /// `linear_sm90_128`.
+    Medium,
     /// `linear_sm90_64`.
     Narrow,
     /// `linear_sm90_split`, by clusters of so many blocks.
@@ -90,6 +93,7 @@ impl Tile {
             Self::Large => 3 * (128 + 128) * 128,
             Self::Pingpong => 230_720,
             Self::Wide => 214_272,
+            Self::Medium => 197_840,
             Self::Narrow => 230_656,
             Self::Split(_) => 197_760,
         }
@@ -153,6 +157,7 @@ impl Hopper {
                 Tile::Pingpong,
             )?,
             wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide)?,
+            medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium)?,
             narrow: three([c"linear_sm90_64_plain", c"linear_sm90_64_activated", c"linear_sm90_64_residual"], Tile::Narrow)?,
             split: three(
                 [c"linear_sm90_split_plain", c"linear_sm90_split_activated", c"linear_sm90_split_residual"],
@@ -289,6 +294,7 @@ impl NativeKernels {
         let rows = tokens.div_ceil(128);
         let (functions, blocks, cluster) = match tile {
             Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
+            Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
             Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
             Tile::Few | Tile::Small | Tile::Large | Tile::Pingpong => {
@@ -353,7 +359,7 @@ mod choice_tests {
                 Tile::Few => prop_assert!(tokens <= FEW),
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
                 Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
-                Tile::Pingpong | Tile::Wide | Tile::Narrow => prop_assert!(hopper),
+                Tile::Pingpong | Tile::Wide | Tile::Medium | Tile::Narrow => prop_assert!(hopper),
             }
         }
     }
