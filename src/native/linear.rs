@@ -109,13 +109,18 @@ impl Tile {
         if !hopper {
             return if tiles(128, 128) >= multiprocessors { Self::Large } else { Self::Small };
         }
-        // Measured on an H200 for the linears of MPNet-base: long sums of few tiles are split over clusters; narrow tiles serve where there is at most one for each
-        // multiprocessor, or two of short sums.
+        // Measured on an H200 for the linears of MPNet-base. Long sums of few tiles are split over clusters, as far as all blocks run at once; else the
+        // narrowest tiles of which each multiprocessor has one at most, for a second round costs as much as the first.
         let narrow = tiles(128, 64);
-        if inputs >= 1536 && 4 * narrow <= multiprocessors {
+        let long = inputs >= 1536;
+        if long && 4 * narrow <= multiprocessors {
             Self::Split(4)
-        } else if narrow <= multiprocessors || inputs <= 1536 && narrow <= 2 * multiprocessors {
+        } else if long && 2 * narrow <= multiprocessors {
+            Self::Split(2)
+        } else if narrow <= multiprocessors {
             Self::Narrow
+        } else if tiles(128, 128) <= multiprocessors {
+            Self::Medium
         } else if tiles(128, 192) <= multiprocessors {
             Self::Wide
         } else {
@@ -345,8 +350,9 @@ mod choice_tests {
         assert_eq!(on_h100(16_384, 2304, 768), Tile::Pingpong);
         assert_eq!([on_h100(16, 2304, 768), on_h100(17, 768, 3072)], [Tile::Few, Tile::Split(4)]);
         assert_eq!(on_h100(128, 768, 3072), Tile::Split(4));
-        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Narrow]);
-        assert_eq!([on_h100(512, 768, 3072), on_h100(1024, 3072, 768)], [Tile::Narrow, Tile::Wide]);
+        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Medium]);
+        assert_eq!([on_h100(512, 768, 3072), on_h100(512, 768, 768)], [Tile::Split(2), Tile::Narrow]);
+        assert_eq!([on_h100(1024, 3072, 768), on_h100(4096, 768, 3072)], [Tile::Wide, Tile::Wide]);
         let on_a100 = |tokens, outputs| Tile::choose(tokens, outputs, 768, 108, false);
         assert_eq!([on_a100(16, 768), on_a100(128, 768), on_a100(16_384, 768)], [Tile::Few, Tile::Small, Tile::Large]);
     }
