@@ -83,7 +83,8 @@ pub(super) struct SizeKeys {
     pub intermediate_size: (&'static str, usize),
     pub vocab_size: (&'static str, usize),
     pub max_position_embeddings: (&'static str, usize),
-    pub layer_norm_eps: (&'static str, f64),
+    /// Without a key where it is a constant of the family.
+    pub layer_norm_eps: (Option<&'static str>, f64),
     pub activation: (&'static str, &'static str),
 }
 
@@ -96,7 +97,7 @@ impl SizeKeys {
         intermediate_size: ("intermediate_size", 3072),
         vocab_size: ("vocab_size", 30522),
         max_position_embeddings: ("max_position_embeddings", 512),
-        layer_norm_eps: ("layer_norm_eps", 1e-12),
+        layer_norm_eps: (Some("layer_norm_eps"), 1e-12),
         activation: ("hidden_act", "gelu"),
     };
 }
@@ -242,7 +243,8 @@ fn read_family(path: &Path, value: &Value) -> Result<Family> {
     }
 }
 
-fn read_eps(json: &JsonObject, (field, default): (&str, f64)) -> Result<f64> {
+fn read_eps(json: &JsonObject, (field, default): (Option<&str>, f64)) -> Result<f64> {
+    let Some(field) = field else { return Ok(default) };
     match json.number(field)? {
         None => Ok(default),
         // Above 1 it would drown every variance; no model has that.

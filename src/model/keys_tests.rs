@@ -35,8 +35,13 @@ fn tables() -> Vec<Table> {
         ("hidden_act", "\"relu\""),
         ("tokenizer_class", "\"BertTokenizer\""),
         ("pad_token_id", "3"),
-        ("type_vocab_size", "1"),
+        ("type_vocab_size", "3"),
         ("relative_attention_num_buckets", "16"),
+        ("dim", "64"),
+        ("n_layers", "1"),
+        ("n_heads", "2"),
+        ("hidden_dim", "24"),
+        ("activation", "\"relu\""),
     ];
     const TOKENIZER: &[(&str, &str)] = &[
         ("tokenizer_class", "\"PreTrainedTokenizerFast\""),

@@ -3,11 +3,13 @@
 //! To add one, write a file beside `bert.rs` with a `FAMILY` and name it in the list below. Nothing outside this room asks which family a model is
 //! of.
 
+mod absolute;
 mod post_norm;
 
 use crate::Result;
 use crate::model::adapter_config::ModuleKind;
 use crate::model::config::EncoderConfig;
+use crate::model::json::shown;
 use crate::model::schema::{JsonObject, Schema};
 use crate::model::{Architecture, Weights};
 use std::fmt;
@@ -25,6 +27,10 @@ macro_rules! families {
 families! {
     bert,
     mpnet,
+    xlm_roberta,
+    roberta,
+    camembert,
+    distilbert,
 }
 
 /// What is particular to a family.
@@ -112,6 +118,20 @@ impl Family {
     }
 }
 
+/// Which of two names of one size a file has: `own`, unless only `other` is there.
+///
+/// # Errors
+/// [`crate::Error::Config`] where both are there and differ.
+fn one_of(json: &JsonObject, own: &'static str, other: &'static str) -> Result<&'static str> {
+    match (json.get(own), json.get(other)) {
+        (Some(one), Some(another)) if one != another => {
+            Err(json.field_error(own, &format!("{other}, another name of it, is {}; give one of them", shown(another))))
+        }
+        (None, Some(_)) => Ok(other),
+        _ => Ok(own),
+    }
+}
+
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.title)
@@ -169,7 +189,7 @@ mod tests {
             assert_eq!(Family::of_model_type(family.model_type()), Some(family));
         }
         assert_eq!(Family::of_model_type("BERT"), None);
-        assert_eq!(Family::titles(), "BERT and MPNet");
+        assert_eq!(Family::titles(), "BERT, MPNet, XLM-RoBERTa, RoBERTa, CamemBERT and DistilBERT");
     }
 
     #[test]

@@ -27,6 +27,7 @@ const MIN_BUCKETS: usize = 4;
 const RELATIVE_BIAS: &str = "encoder.relative_attention_bias";
 
 const LAYER: LayerNames = LayerNames {
+    layers: LAYERS,
     query: "attention.attn.q",
     key: "attention.attn.k",
     value: "attention.attn.v",

@@ -8,8 +8,10 @@ use crate::model::architecture::{
 };
 use crate::model::config::EncoderConfig;
 
-/// Names of a layer's modules, by what follows its number and a dot.
+/// Where the layers stand, and the names of a layer's modules, by what follows its number and a dot.
 pub(super) struct LayerNames {
+    /// What stands before a layer's number.
+    pub layers: &'static str,
     pub query: &'static str,
     pub key: &'static str,
     pub value: &'static str,
@@ -25,10 +27,10 @@ pub(super) const WORDS: &str = "embeddings.word_embeddings";
 pub(super) const POSITIONS: &str = "embeddings.position_embeddings";
 pub(super) const EMBEDDINGS_NORM: &str = "embeddings.LayerNorm";
 
-/// What stands before a layer's number.
+/// What stands before a layer's number in most of them.
 pub(super) const LAYERS: &str = "encoder.layer.";
 
-/// With what a name of the encoder begins.
+/// With what a name of such an encoder begins.
 pub(super) const ROOTS: [&str; 2] = ["embeddings.", "encoder."];
 
 impl LayerNames {
@@ -83,7 +85,7 @@ impl Tensors<'_> {
 
     fn layer(&self, names: &LayerNames, layer: usize) -> Result<Layer> {
         let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
-        let name = |part: &str| format!("{LAYERS}{layer}.{part}");
+        let name = |part: &str| format!("{}{layer}.{part}", names.layers);
         let linear = |part: &str, outputs, inputs| self.linear(&name(part), outputs, inputs);
         Ok(Layer {
             placement: NormPlacement::Post,

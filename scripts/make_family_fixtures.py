@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Writes a small seeded model of each encoder family beside BERT and MPNet to tests/fixtures, and what PyTorch (fp32, CPU) makes of texts with it.
+
+    pip install torch transformers sentence-transformers
+    scripts/make_family_fixtures.py [FAMILY ...]       # all without names
+
+A family's folder has the name of its `model_type`. `families.json` holds the texts and the cases, as cases.json does, and
+`families.safetensors` their vectors and some hidden states (see make_fixtures.py).
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from fixture_texts import SMALL, SMALL_HIDDEN
+from make_fixtures import FIXTURES, encode, hidden_states, load, materialise, modules, pooling, token_ids, word_pieces, write_json
+from safetensors.torch import save_file
+from sentence_transformers import __version__ as st_version
+
+HIDDEN, LAYERS, HEADS, WIDE = 32, 3, 4, 48
+SIZE_LIMIT = 1_500_000  # bytes of these fixtures together
+
+# --- tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def unigram_pieces(count: int) -> list[tuple[str, float]]:
+    """The commonest characters and beginnings, parts and ends of words, each with the logarithm of how common it is."""
+    characters, parts = Counter(), Counter()
+    for text in SMALL:
+        for word in text.split():
+            word = "\u2581" + word
+            for start in range(len(word)):
+                for end in range(start + 1, min(start + 6, len(word)) + 1):
+                    (characters if end == start + 1 else parts)[word[start:end]] += 1
+    common = [sorted(counter, key=lambda piece: (-counter[piece], piece)) for counter in (characters, parts)]
+    pieces = common[0][:70] + common[1][: count - 70]
+    total = sum((characters + parts)[piece] for piece in pieces)
+    return [(piece, round(math.log((characters + parts)[piece] / total), 4)) for piece in pieces]
+
+
+def charsmap() -> bytes:
+    """A small precompiled map of characters, as sentencepiece has them: that of the tokenizers' fixtures."""
+    return json.loads((FIXTURES / "tokenizers" / "unigram.json").read_text())["normalizer"]["precompiled_charsmap"]
+
+
+def xlm_roberta_tokenizer():
+    import base64
+
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *unigram_pieces(200), ("<mask>", 0.0)]
+    return transformers.XLMRobertaTokenizer(
+        vocab=vocab, _spm_precompiled_charsmap=base64.b64decode(charsmap()), model_max_length=512
+    )
+
+
+def camembert_tokenizer():
+    special = [("<s>NOTUSED", 0.0), ("<pad>", 0.0), ("</s>NOTUSED", 0.0), ("<unk>", 0.0), ("<unk>NOTUSED", -100.0)]
+    vocab = [*special, ("<s>", 0.0), ("</s>", 0.0), *unigram_pieces(200), ("<mask>", 0.0)]
+    return transformers.CamembertTokenizer(vocab=vocab, model_max_length=512)
+
+
+def byte_level(special: list[str], merges: int):
+    """Vocabulary and merges of a byte-level BPE, special tokens first."""
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=len(special) + len(alphabet) + merges, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    trained.train_from_iterator(SMALL, trainer)
+    model = json.loads(trained.to_str())["model"]
+    return model["vocab"], [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+
+
+def roberta_tokenizer():
+    vocab, merges = byte_level(["<s>", "<pad>", "</s>", "<unk>"], 100)
+    vocab["<mask>"] = len(vocab)
+    return transformers.RobertaTokenizer(vocab=vocab, merges=merges, model_max_length=512)
+
+
+def bert_vocab() -> dict[str, int]:
+    return {piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *word_pieces(200)])}
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def seed_weights(model: torch.nn.Module, seed: int) -> None:
+    """Weights that make every part count: no bias is 0, no norm's weight 1, attention is uneven. All are exact in fp16, as which they
+    are stored."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in sorted(model.named_parameters()):
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.dim() == 1:
+                noise = 1.0 + 0.2 * noise if name.endswith("weight") else 0.1 * noise
+            elif "embeddings" in name:
+                noise = (1.0 if "word" in name or "tok" in name else 0.5) * noise
+            else:  # a matrix [out, in]
+                uneven = (".q_lin.", ".k_lin.", ".query.", ".key.", ".q_proj.", ".k_proj.", ".Wqkv.")
+                noise = (2.0 if any(part in name for part in uneven) else 1.0) * noise / tensor.shape[1] ** 0.5
+            tensor.copy_(noise.half().float())
+
+
+def save(folder: Path, config: dict, tensors: dict, tokenizer, pooled: str, limit: int | None) -> None:
+    """A folder of sentence-transformers. `config` holds what a published config.json would."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "config.json", config)
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "modules.json", modules("Pooling", "Normalize"))
+    write_json(folder / "1_Pooling" / "config.json", pooling(HIDDEN, pooled))
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
+
+
+def published(model) -> dict:
+    """config.json as transformers writes it."""
+    config = json.loads(model.config.to_json_string(use_diff=False)) | {"architectures": [type(model).__name__]}
+    left_out = ("dtype", "use_cache", "id2label", "label2id")
+    return {key: value for key, value in config.items() if value is not None and key not in left_out}
+
+
+def prefixed(tensors: dict, prefix: str, head: str, vocab_size: int) -> dict:
+    """The tensors as a language model's checkpoint holds them: with a prefix, beside a head."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()} | {head: torch.zeros(vocab_size)}
+
+
+SIZES = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": WIDE}
+
+
+def make_xlm_roberta(out: Path) -> None:
+    """As bge-m3: one token type, positions from 2; under RoBERTa's prefix. The limit is the last position (sentence-transformers
+    fails beyond it)."""
+    tokenizer = xlm_roberta_tokenizer()
+    config = transformers.XLMRobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=98, type_vocab_size=1, layer_norm_eps=1e-5, **SIZES
+    )
+    model = transformers.XLMRobertaModel(config, add_pooling_layer=False).eval()
+    seed_weights(model, 11)
+    tensors = prefixed(model.state_dict(), "roberta", "lm_head.bias", len(tokenizer))
+    save(out / "xlm-roberta", published(model), tensors, tokenizer, "cls", 96)
+
+
+def make_roberta(out: Path) -> None:
+    """Two token types, of which the first is added, and a max_seq_length."""
+    tokenizer = roberta_tokenizer()
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=130, type_vocab_size=2, layer_norm_eps=1e-5, **SIZES
+    )
+    model = transformers.RobertaModel(config, add_pooling_layer=False).eval()
+    seed_weights(model, 12)
+    save(out / "roberta", published(model), model.state_dict(), tokenizer, "mean", 120)
+
+
+def make_camembert(out: Path) -> None:
+    """A padding id of its own: positions start one above whatever it is."""
+    tokenizer = camembert_tokenizer()
+    config = transformers.CamembertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=100, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=4,
+        bos_token_id=5, eos_token_id=6, **SIZES,
+    )  # fmt: skip
+    model = transformers.CamembertModel(config, add_pooling_layer=False).eval()
+    seed_weights(model, 13)
+    save(out / "camembert", published(model), model.state_dict(), tokenizer, "mean", 95)
+
+
+def make_distilbert(out: Path) -> None:
+    tokenizer = transformers.DistilBertTokenizer(bert_vocab(), model_max_length=512)
+    config = transformers.DistilBertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=96, dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=WIDE
+    )
+    model = transformers.DistilBertModel(config).eval()
+    seed_weights(model, 14)
+    save(out / "distilbert", published(model), model.state_dict(), tokenizer, "mean", None)
+
+
+MAKE = {"xlm-roberta": make_xlm_roberta, "roberta": make_roberta, "camembert": make_camembert, "distilbert": make_distilbert}
+
+
+# --- the cases ----------------------------------------------------------------------------------------------------
+
+
+def case(base: str, name: str = "", files: dict | None = None, **settings) -> dict:
+    name = f"{base}-{name}" if name else base
+    return {"name": name, "group": base, "base": base, "files": files or {}, "copies": {}, "settings": settings}
+
+
+def config_of(out: Path, base: str, **changes) -> dict:
+    """config.json of a base with other values; None takes a key out."""
+    config = json.loads((out / base / "config.json").read_text()) | changes
+    return {"config.json": {key: value for key, value in config.items() if value is not None}}
+
+
+def all_cases(out: Path) -> list[dict]:
+    return [
+        *(case(base) for base in MAKE),
+        case("distilbert", "relu", config_of(out, "distilbert", activation="relu")),
+    ]
+
+
+def zero(tensor):
+    tensor.zero_()
+
+
+def shift(tensor):
+    tensor.copy_(tensor.roll(1, 0))
+
+
+# Each likely mistake must move some vector by over 1e-3: a reference that a wrong graph would also meet proves nothing.
+MISTAKES = [
+    ("xlm-roberta", "embeddings.position_embeddings.weight", shift),
+    ("xlm-roberta", "embeddings.token_type_embeddings.weight", zero),
+    ("roberta", "embeddings.position_embeddings.weight", shift),
+    ("roberta", "embeddings.token_type_embeddings.weight", shift),
+    ("camembert", "embeddings.position_embeddings.weight", shift),
+    ("distilbert", "embeddings.position_embeddings.weight", shift),
+    ("distilbert", "transformer.layer.0.attention.q_lin.bias", zero),
+]
+
+
+def check_sensitivity(out: Path) -> None:
+    for base in MAKE:
+        rows = encode(load(out / base), SMALL, {})
+        upper = torch.triu_indices(len(SMALL), len(SMALL), offset=1)
+        cosine = (rows @ rows.T)[upper[0], upper[1]].median().item()
+        print(f"  {base}: median cosine between two texts {cosine:.3f}")
+        assert cosine < 0.9, (base, cosine)
+    for base, name, mistake in MISTAKES:
+        model = load(out / base)
+        right = encode(model, SMALL, {})
+        with torch.no_grad():
+            mistake(model[0].model.get_parameter(name))
+        moved = (encode(model, SMALL, {}) - right).abs().max().item()
+        print(f"  {base} {name} {mistake.__name__}: moves a component by {moved:.4f}")
+        assert moved > 1e-3, (base, name, moved)
+
+
+def make_references(out: Path) -> None:
+    tensors, cases = {}, all_cases(out)
+    for one in cases:
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            materialise(out, one, folder)
+            model = load(folder)
+            # One text at a time, as a service would ask: padding must change nothing, and does not need to be trusted here.
+            tensors[one["name"]] = torch.cat([encode(model, [text], one["settings"]) for text in SMALL])
+            ids = [token_ids(model, text) for text in SMALL]
+            one["tokens"] = [len(row) for row in ids]
+            print(f"  {one['name']}: lengths {one['tokens']}")
+            for i in SMALL_HIDDEN:
+                tensors[f"hidden.{one['name']}.{i}"] = hidden_states(model, ids[i])
+            for i, row in enumerate(ids):
+                tensors[f"ids.{one['name']}.{i}"] = row
+    save_file(tensors, out / "families.safetensors")
+    lines = ",\n".join("    " + json.dumps(one, ensure_ascii=False) for one in cases)
+    texts = ",\n".join("    " + json.dumps(text, ensure_ascii=False) for text in SMALL)
+    made_by = f"sentence-transformers {st_version}, transformers {transformers.__version__}, torch {torch.__version__}"
+    document = f'{{\n  "made_by": "{made_by}",\n  "texts": [\n{texts}\n  ],\n  "cases": [\n{lines}\n  ]\n}}\n'
+    json.loads(document)
+    (out / "families.json").write_text(document, encoding="utf-8")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("families", nargs="*", metavar="FAMILY", help=f"of {', '.join(MAKE)}; the references are always made")
+    arguments.add_argument("--output", type=Path, default=FIXTURES, metavar="DIR", help="default: tests/fixtures")
+    arguments = arguments.parse_args()
+    torch.manual_seed(0)
+    transformers.logging.set_verbosity_error()
+    out = arguments.output
+    for family in arguments.families or MAKE:
+        MAKE[family](out)
+    check_sensitivity(out)
+    make_references(out)
+    files = [file for family in MAKE for file in (out / family).rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in [*files, out / "families.safetensors", out / "families.json"])
+    print(f"{out}: {size} bytes")
+    assert size < SIZE_LIMIT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+//! XLM-RoBERTa: BERT's layers, with positions that start after the padding id. Its tensors bear RoBERTa's prefix.
+
+use super::absolute::{KEYS as ABSOLUTE, PAD, definition, from_padding};
+use super::Definition;
+use crate::model::config_keys::{COMMON, MODEL_TYPE, SIZES};
+use crate::model::schema::{Schema, Unknown};
+
+/// Absent fields have the values of transformers' `XLMRobertaConfig`.
+pub(super) static FAMILY: Definition =
+    definition("xlm-roberta", "XLM-RoBERTa", "roberta", KEYS, |family, json| from_padding(family, json, 30522));
+
+const KEYS: Schema =
+    Schema { title: "config.json of XLM-RoBERTa", keys: &[MODEL_TYPE, SIZES, COMMON, PAD, ABSOLUTE], unknown: Unknown::Warn };
