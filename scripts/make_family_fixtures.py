@@ -109,6 +109,19 @@ def seed_weights(model: torch.nn.Module, seed: int) -> None:
             tensor.copy_(noise.half().float())
 
 
+def keys_of(model, renamed: dict[str, str], packed: dict[str, list[str]]) -> dict:
+    """A layer's tensors under the names of published checkpoints: parts are renamed, several become one."""
+    tensors = dict(model.state_dict())
+    for name in list(tensors):
+        for part, others in packed.items():
+            if f".{others[0]}." in name:
+                parts = [tensors.pop(name.replace(f".{others[0]}.", f".{other}.")) for other in others]
+                tensors[name.replace(f".{others[0]}.", f".{part}.")] = torch.cat(parts)
+    for old, new in renamed.items():
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
 def save(folder: Path, config: dict, tensors: dict, tokenizer, pooled: str, limit: int | None) -> None:
     """A folder of sentence-transformers. `config` holds what a published config.json would."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -182,15 +195,96 @@ def make_distilbert(out: Path) -> None:
     save(out / "distilbert", published(model), model.state_dict(), tokenizer, "mean", None)
 
 
-MAKE = {"xlm-roberta": make_xlm_roberta, "roberta": make_roberta, "camembert": make_camembert, "distilbert": make_distilbert}
+def make_modernbert(out: Path) -> None:
+    """Windows of 8 to each side, the first layer global. Published spelling; every bias is stored, so that configurations may leave them out."""
+    vocab, merges = byte_level(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], 100)
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges))
+    backend.normalizer = tokenizers.normalizers.NFC()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    ids = [("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])]
+    backend.post_processor = tokenizers.processors.TemplateProcessing("[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", ids)
+    named = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512, **named)
+    biases = {"norm_bias": True, "attention_bias": True, "mlp_bias": True}
+    special = {"pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    config = transformers.ModernBertConfig(vocab_size=len(tokenizer), max_position_embeddings=120, local_attention=16, **biases, **special, **SIZES)
+    model = transformers.ModernBertModel(config).eval()
+    seed_weights(model, 15)
+    old = {
+        "architectures": ["ModernBertForMaskedLM"], "model_type": "modernbert", "vocab_size": len(tokenizer), "max_position_embeddings": 120,
+        "global_attn_every_n_layers": 3, "local_attention": 16, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "norm_eps": 1e-5,
+        "hidden_activation": "gelu", "position_embedding_type": "absolute", "layer_norm_eps": 1e-5, **biases, **special, **SIZES,
+    }  # fmt: skip
+    tensors = prefixed(model.state_dict(), "model", "decoder.bias", len(tokenizer))
+    save(out / "modernbert", old, tensors, tokenizer, "cls", 110)
+
+
+NOMIC = {
+    "layers.": "encoder.layers.", "self_attn.o_proj": "attn.out_proj", "mlp.gate_proj": "mlp.fc12", "mlp.up_proj": "mlp.fc11",
+    "mlp.down_proj": "mlp.fc2", "post_attention_layernorm": "norm1", "post_mlp_layernorm": "norm2", "embeddings.LayerNorm": "emb_ln",
+    "self_attn.Wqkv": "attn.Wqkv",
+}  # fmt: skip
+
+
+def make_nomic_bert(out: Path) -> None:
+    """In the spelling of transformers 5; that of the authors' code is a case. A vocabulary smaller than the table, as published."""
+    tokenizer = transformers.BertTokenizer(bert_vocab(), model_max_length=512)
+    config = transformers.NomicBertConfig(vocab_size=256, max_position_embeddings=96, **SIZES)
+    model = transformers.NomicBertModel(config).eval()
+    seed_weights(model, 16)
+    tensors = keys_of(model, NOMIC, {"Wqkv": ["q_proj", "k_proj", "v_proj"]})
+    save(out / "nomic_bert", published(model), tensors, tokenizer, "mean", 96)
+
+
+GTE = {
+    "layers.": "encoder.layer.", "self_attn.o_proj": "attention.o_proj", "self_attn.qkv_proj": "attention.qkv_proj",
+    "post_attention_layernorm": "attn_ln", "post_mlp_layernorm": "mlp_ln",
+}  # fmt: skip
+GTE_PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "up_gate_proj": ["up_proj", "gate_proj"]}
+
+
+def make_gte(out: Path) -> None:
+    """As snowflake-arctic-embed-m-v2.0: a Unigram tokenizer and one token type."""
+    tokenizer = xlm_roberta_tokenizer()
+    config = transformers.GteConfig(vocab_size=len(tokenizer), max_position_embeddings=100, **SIZES)
+    model = transformers.GteModel(config).eval()
+    seed_weights(model, 17)
+    save(out / "gte", published(model), keys_of(model, GTE, GTE_PACKED), tokenizer, "cls", 100)
+
+
+NEW_CODE = {"AutoConfig": "Alibaba-NLP/new-impl--configuration.NewConfig", "AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}
+
+
+def make_new(out: Path) -> None:
+    """As gte-base-en-v1.5 with a token type table that is not used, under the prefix of a language model."""
+    tokenizer = transformers.BertTokenizer(bert_vocab(), model_max_length=512)
+    config = transformers.GteConfig(vocab_size=len(tokenizer), max_position_embeddings=100, pad_token_id=0, **SIZES)
+    model = transformers.GteModel(config).eval()
+    seed_weights(model, 18)
+    old = {
+        "architectures": ["NewModel"], "auto_map": NEW_CODE, "model_type": "new", "hidden_act": "gelu", "layer_norm_type": "layer_norm",
+        "layer_norm_eps": 1e-12, "logn_attention_clip1": False, "logn_attention_scale": False, "max_position_embeddings": 100, "pack_qkv": True,
+        "pad_token_id": 0, "position_embedding_type": "rope", "rope_scaling": None, "rope_theta": 500000, "type_vocab_size": 0,
+        "unpad_inputs": False, "use_memory_efficient_attention": False, "vocab_size": len(tokenizer), **SIZES,
+    }  # fmt: skip
+    tensors = prefixed(keys_of(model, GTE, GTE_PACKED), "new", "lm_head.bias", len(tokenizer))
+    save(out / "new", old, tensors, tokenizer, "cls", 100)
+
+
+MAKE = {
+    "xlm-roberta": make_xlm_roberta, "roberta": make_roberta, "camembert": make_camembert, "distilbert": make_distilbert,
+    "modernbert": make_modernbert, "nomic_bert": make_nomic_bert, "gte": make_gte, "new": make_new,
+}  # fmt: skip
 
 
 # --- the cases ----------------------------------------------------------------------------------------------------
 
 
-def case(base: str, name: str = "", files: dict | None = None, **settings) -> dict:
+def case(base: str, name: str = "", files: dict | None = None, reference: dict | None = None, **settings) -> dict:
+    """`reference`: files in the place of `files` where transformers does not know the configuration, which means the same."""
     name = f"{base}-{name}" if name else base
-    return {"name": name, "group": base, "base": base, "files": files or {}, "copies": {}, "settings": settings}
+    return {"name": name, "group": base, "base": base, "files": files or {}, "copies": {}, "settings": settings, "reference": reference}
 
 
 def config_of(out: Path, base: str, **changes) -> dict:
@@ -199,11 +293,50 @@ def config_of(out: Path, base: str, **changes) -> dict:
     return {"config.json": {key: value for key, value in config.items() if value is not None}}
 
 
+def nomic_old(**changes) -> dict:
+    """config.json of the authors' code."""
+    return {"config.json": {
+        "activation_function": "swiglu", "architectures": ["NomicBertModel"], "attn_pdrop": 0.0,
+        "auto_map": {"AutoConfig": "nomic-ai/nomic-bert-2048--configuration_hf_nomic_bert.NomicBertConfig",
+                     "AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"},
+        "causal": False, "dense_seq_output": True, "layer_norm_epsilon": 1e-12, "max_trained_positions": 96, "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False, "model_type": "nomic_bert", "n_embd": HIDDEN, "n_head": HEADS, "n_inner": WIDE, "n_layer": LAYERS,
+        "n_positions": 96, "pad_vocab_size_multiple": 64, "prenorm": False, "qkv_proj_bias": False, "rotary_emb_base": 1000,
+        "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
+        "type_vocab_size": 2, "use_rms_norm": False, "vocab_size": 205, **changes,
+    }}  # fmt: skip
+
+
 def all_cases(out: Path) -> list[dict]:
+    rope = lambda **parameters: {"rope_type": "default", **parameters}
+    by_layer = lambda full, sliding: {"full_attention": rope(rope_theta=full), "sliding_attention": rope(rope_theta=sliding)}
+    modern = lambda **changes: config_of(out, "modernbert", **changes)
+    new_form = {"global_rope_theta": None, "local_rope_theta": None, "global_attn_every_n_layers": None}
+    as_gte = {"model_type": "gte", "auto_map": None}
+    new = lambda **changes: config_of(out, "new", **changes)
+    # ntk: (theta factor)^(-2i/d) / factor^(2/d), which transformers has as linear scaling.
+    size = HIDDEN // HEADS
+    ntk = rope(rope_type="linear", rope_theta=20000.0 * 8, factor=8 ** (2 / size))
     return [
-        *(case(base) for base in MAKE),
+        *(case(base) for base in MAKE if base != "new"),
         case("distilbert", "relu", config_of(out, "distilbert", activation="relu")),
-    ]
+        case("modernbert", "no-biases", modern(norm_bias=False, attention_bias=False, mlp_bias=False)),
+        case("modernbert", "new-form", modern(**new_form, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                                              rope_parameters=by_layer(7000.0, 300.0), local_attention=7)),
+        case("modernbert", "all-global", modern(global_attn_every_n_layers=1)),
+        case("modernbert", "wide-window", modern(local_attention=1000)),
+        case("nomic_bert", "old-form", nomic_old(), config_of(out, "nomic_bert")),
+        case("nomic_bert", "geglu", nomic_old(activation_function="geglu"), config_of(out, "nomic_bert", hidden_act="gelu")),
+        case("nomic_bert", "dynamic", nomic_old(rotary_scaling_factor=2, max_trained_positions=32),
+             config_of(out, "nomic_bert", max_position_embeddings=32, rope_parameters=rope(rope_type="dynamic", factor=2.0, rope_theta=1000.0))),
+        case("nomic_bert", "theta", config_of(out, "nomic_bert", rope_parameters=rope(rope_theta=50.0))),
+        case("gte", "theta", config_of(out, "gte", rope_parameters=None, rope_theta=300.0)),
+        case("gte", "no-types", config_of(out, "gte", type_vocab_size=0)),
+        case("new", "", None, new(**as_gte)),
+        case("new", "types", new(type_vocab_size=1), new(**as_gte, type_vocab_size=1)),
+        case("new", "ntk", new(rope_theta=20000, rope_scaling={"type": "ntk", "factor": 8.0}),
+             new(**as_gte, rope_theta=None, rope_parameters=ntk)),
+    ]  # fmt: skip
 
 
 def zero(tensor):
@@ -228,6 +361,8 @@ MISTAKES = [
 
 def check_sensitivity(out: Path) -> None:
     for base in MAKE:
+        if base == "new":
+            continue
         rows = encode(load(out / base), SMALL, {})
         upper = torch.triu_indices(len(SMALL), len(SMALL), offset=1)
         cosine = (rows @ rows.T)[upper[0], upper[1]].median().item()
@@ -243,22 +378,58 @@ def check_sensitivity(out: Path) -> None:
         assert moved > 1e-3, (base, name, moved)
 
 
+def check_configurations(out: Path) -> None:
+    """Likely mistakes that are other configurations: a doubled window, one that is a place too wide, one base for all layers, no scaling."""
+    rope = lambda theta: {"rope_theta": theta, "rope_type": "default"}
+    for base, changes in [
+        ("modernbert", {"local_attention": 32}),
+        ("modernbert", {"local_attention": 18}),
+        ("modernbert", {"local_rope_theta": 160000.0}),
+        ("modernbert", {"global_rope_theta": 10000.0}),
+        ("modernbert", {"norm_eps": 1e-2}),
+        ("nomic_bert", {"rope_parameters": rope(10000.0)}),
+        ("nomic_bert", {"hidden_act": "gelu"}),
+        ("gte", {"rope_parameters": rope(10000.0)}),
+        ("gte", {"type_vocab_size": 0}),
+        ("gte", {"hidden_act": "silu"}),
+    ]:
+        right = encode(load(out / base), SMALL, {})
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            materialise(out, case(base, "", config_of(out, base, **changes)), folder)
+            moved = (encode(load(folder), SMALL, {}) - right).abs().max().item()
+        print(f"  {base} {changes}: moves a component by {moved:.4f}")
+        assert moved > 1e-3, (base, changes, moved)
+
+
+# Cases that mean the same as another one.
+EQUAL = {"nomic_bert-old-form"}
+
+
 def make_references(out: Path) -> None:
     tensors, cases = {}, all_cases(out)
     for one in cases:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            materialise(out, one, folder)
+            reference = one.pop("reference")
+            materialise(out, one | {"files": reference} if reference else one, folder)
             model = load(folder)
-            # One text at a time, as a service would ask: padding must change nothing, and does not need to be trusted here.
+            # One text at a time, as a service would ask: padding must change nothing, and does not need to be trusted here. Lengths do not
+            # fall, since transformers keeps the frequencies of a longer text for the next one.
             tensors[one["name"]] = torch.cat([encode(model, [text], one["settings"]) for text in SMALL])
             ids = [token_ids(model, text) for text in SMALL]
             one["tokens"] = [len(row) for row in ids]
             print(f"  {one['name']}: lengths {one['tokens']}")
+            model = load(folder)
             for i in SMALL_HIDDEN:
                 tensors[f"hidden.{one['name']}.{i}"] = hidden_states(model, ids[i])
             for i, row in enumerate(ids):
                 tensors[f"ids.{one['name']}.{i}"] = row
+    for one in cases:
+        name, base = one["name"], one["base"]
+        if name not in EQUAL and name != base:
+            moved = (tensors[name] - tensors[base]).abs().max().item()
+            assert moved > 1e-3, (name, moved)
     save_file(tensors, out / "families.safetensors")
     lines = ",\n".join("    " + json.dumps(one, ensure_ascii=False) for one in cases)
     texts = ",\n".join("    " + json.dumps(text, ensure_ascii=False) for text in SMALL)
@@ -279,6 +450,7 @@ def main() -> None:
     for family in arguments.families or MAKE:
         MAKE[family](out)
     check_sensitivity(out)
+    check_configurations(out)
     make_references(out)
     files = [file for family in MAKE for file in (out / family).rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in [*files, out / "families.safetensors", out / "families.json"])

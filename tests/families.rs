@@ -71,3 +71,23 @@ fn camembert() {
 fn distilbert() {
     check("distilbert");
 }
+
+#[test]
+fn modernbert() {
+    check("modernbert");
+}
+
+#[test]
+fn nomic_bert() {
+    check("nomic_bert");
+}
+
+#[test]
+fn gte() {
+    check("gte");
+}
+
+#[test]
+fn gte_with_its_authors_configuration() {
+    check("new");
+}

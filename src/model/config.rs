@@ -1,5 +1,6 @@
 //! `config.json` of the encoder: the sizes that the graph and the weights are checked against.
 
+use crate::model::architecture::{Embeddings, Layer, ScoreBias};
 use crate::model::families::{Family, OwnConfig};
 use crate::model::json::{config_error, read_value, shown};
 use crate::model::schema::JsonObject;
@@ -14,7 +15,7 @@ pub(super) const MAX_WIDTH: usize = 1 << 16;
 const MAX_INTERMEDIATE: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_VOCAB: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 20;
+pub(super) const MAX_POSITIONS: usize = 1 << 20;
 
 /// `hidden_act` of the feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +103,25 @@ impl SizeKeys {
     };
 }
 
+impl SizeKeys {
+    /// The width of a hidden state, and the heads that divide it.
+    pub fn read_width(&self, json: &JsonObject) -> Result<(usize, usize)> {
+        let size = |(field, default)| json.size(field, 1..=MAX_WIDTH).map(|found| found.unwrap_or(default));
+        let (hidden_size, heads) = (size(self.hidden_size)?, size(self.num_attention_heads)?);
+        if hidden_size % heads != 0 {
+            let (width, of) = (self.hidden_size.0, self.num_attention_heads.0);
+            return Err(json.error(format!("{width} is {hidden_size}, which {of} ({heads}) does not divide")));
+        }
+        Ok((hidden_size, heads))
+    }
+
+    /// The number of layers.
+    pub fn read_layers(&self, json: &JsonObject) -> Result<usize> {
+        let (field, default) = self.num_hidden_layers;
+        Ok(json.size(field, 1..=MAX_LAYERS)?.unwrap_or(default))
+    }
+}
+
 /// How a family counts positions.
 pub(super) struct Positions {
     /// The padding token's id.
@@ -164,17 +184,11 @@ impl EncoderConfig {
         own: Arc<dyn OwnConfig>,
     ) -> Result<Self> {
         let size = |(field, default), max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
-        let hidden_size = size(keys.hidden_size, MAX_WIDTH)?;
-        let num_attention_heads = size(keys.num_attention_heads, MAX_WIDTH)?;
-        if hidden_size % num_attention_heads != 0 {
-            let (width, heads) = (keys.hidden_size.0, keys.num_attention_heads.0);
-            let reason = format!("{width} is {hidden_size}, which {heads} ({num_attention_heads}) does not divide");
-            return Err(json.error(reason));
-        }
+        let (hidden_size, num_attention_heads) = keys.read_width(json)?;
         let config = Self {
             family,
             hidden_size,
-            num_hidden_layers: size(keys.num_hidden_layers, MAX_LAYERS)?,
+            num_hidden_layers: keys.read_layers(json)?,
             num_attention_heads,
             intermediate_size: size(keys.intermediate_size, MAX_INTERMEDIATE)?,
             vocab_size: size(keys.vocab_size, MAX_VOCAB)?,
@@ -208,6 +222,24 @@ impl EncoderConfig {
     /// A tensor that is missing or misshapen, see [`Weights::tensor`].
     pub fn architecture(&self, weights: &Weights) -> Result<Architecture> {
         self.own.architecture(self, weights)
+    }
+
+    /// An encoder of these sizes, without a norm at its end.
+    pub(super) fn architecture_of(&self, embeddings: Embeddings, score_bias: ScoreBias, layers: Vec<Layer>) -> Architecture {
+        Architecture {
+            name: self.family.definition().graph_name,
+            hidden_size: self.hidden_size,
+            num_heads: self.num_attention_heads,
+            head_size: self.head_size(),
+            vocab_size: self.vocab_size,
+            max_tokens: self.max_tokens(),
+            pad_token_id: self.pad_token_id,
+            position_padding: self.position_padding,
+            embeddings,
+            score_bias,
+            layers,
+            final_norm: None,
+        }
     }
 
     /// The most tokens of one text that positions serve.

@@ -1,7 +1,8 @@
 //! Encoders that are built as BERT is, with absolute positions and token types: BERT itself, and RoBERTa's families, whose positions
 //! start after the padding id.
 
-use super::post_norm::{EMBEDDINGS_NORM, LAYERS, LayerNames, POSITIONS, ROOTS, Tensors, WORDS};
+use super::post_norm::{EMBEDDINGS_NORM, LAYERS, LayerNames, POSITIONS, ROOTS, WORDS};
+use super::tensors::Tensors;
 use super::{Definition, Family, Modules, OwnConfig};
 use crate::Result;
 use crate::model::Weights;
@@ -65,14 +66,14 @@ struct Absolute {
 pub(super) const fn definition(
     model_type: &'static str,
     title: &'static str,
-    tensor_prefix: &'static str,
+    tensor_prefixes: &'static [&'static str],
     keys: Schema,
     read: fn(Family, &JsonObject) -> Result<EncoderConfig>,
 ) -> Definition {
     Definition {
         model_type,
         title,
-        tensor_prefix,
+        tensor_prefixes,
         graph_name: model_type,
         keys,
         modules: Modules {
@@ -82,6 +83,7 @@ pub(super) const fn definition(
             layer_norms: &NORMS,
             tables: &[WORDS, POSITIONS, TOKEN_TYPES],
             norms: &[EMBEDDINGS_NORM],
+            buffers: &[],
         },
         lora_targets: Some(&["query", "value"]),
         read,

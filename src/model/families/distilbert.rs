@@ -1,12 +1,13 @@
 //! DistilBERT: BERT without token types, with names of its own throughout.
 
-use super::post_norm::{EMBEDDINGS_NORM, LayerNames, POSITIONS, Tensors, WORDS};
+use super::post_norm::{EMBEDDINGS_NORM, LayerNames, POSITIONS, WORDS};
+use super::tensors::Tensors;
 use super::{Definition, Family, Modules, OwnConfig, one_of};
 use crate::Result;
 use crate::model::Weights;
 use crate::model::architecture::{Architecture, ScoreBias};
 use crate::model::config::{EncoderConfig, Positions, SizeKeys};
-use crate::model::config_keys::{COMMON, HEADS, MODEL_TYPE, TRAINING};
+use crate::model::config_keys::{CODE, COMMON, HEADS, MODEL_TYPE, TRAINING};
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use std::sync::Arc;
 
@@ -28,9 +29,9 @@ const EPSILON: f64 = 1e-12;
 pub(super) static FAMILY: Definition = Definition {
     model_type: "distilbert",
     title: "DistilBERT",
-    tensor_prefix: "distilbert",
+    tensor_prefixes: &["distilbert"],
     graph_name: "distilbert",
-    keys: Schema { title: "config.json of DistilBERT", keys: &[MODEL_TYPE, KEYS, COMMON], unknown: Unknown::Warn },
+    keys: Schema { title: "config.json of DistilBERT", keys: &[MODEL_TYPE, KEYS, CODE, COMMON], unknown: Unknown::Warn },
     modules: Modules {
         roots: &["embeddings.", "transformer."],
         layers: LAYER.layers,
@@ -38,6 +39,7 @@ pub(super) static FAMILY: Definition = Definition {
         layer_norms: &LAYER.norms(),
         tables: &[WORDS, POSITIONS],
         norms: &[EMBEDDINGS_NORM],
+        buffers: &[],
     },
     lora_targets: None,
     read,

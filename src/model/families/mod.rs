@@ -5,6 +5,8 @@
 
 mod absolute;
 mod post_norm;
+pub(in crate::model) mod rope;
+mod tensors;
 
 use crate::Result;
 use crate::model::adapter_config::ModuleKind;
@@ -12,6 +14,7 @@ use crate::model::config::EncoderConfig;
 use crate::model::json::shown;
 use crate::model::schema::{JsonObject, Schema};
 use crate::model::{Architecture, Weights};
+use serde_json::Value;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -31,6 +34,10 @@ families! {
     roberta,
     camembert,
     distilbert,
+    modernbert,
+    nomic_bert,
+    gte,
+    new,
 }
 
 /// What is particular to a family.
@@ -39,8 +46,8 @@ pub(in crate::model) struct Definition {
     pub model_type: &'static str,
     /// How people write it.
     pub title: &'static str,
-    /// What stands before tensor names, with a dot, in checkpoints that carry a head.
-    pub tensor_prefix: &'static str,
+    /// What may stand before tensor names, with a dot, in checkpoints that carry a head.
+    pub tensor_prefixes: &'static [&'static str],
     /// What its graphs are called; part of their digest, and so of the name of every engine in a cache.
     pub graph_name: &'static str,
     /// The keys of its config.json.
@@ -67,6 +74,8 @@ pub(in crate::model) struct Modules {
     pub tables: &'static [&'static str],
     /// Norms outside the layers.
     pub norms: &'static [&'static str],
+    /// What a layer's stored tensors may hold that is computed from the configuration here.
+    pub buffers: &'static [&'static str],
 }
 
 /// What only one family's configuration has, and how the family's tensors make an architecture.
@@ -132,6 +141,25 @@ fn one_of(json: &JsonObject, own: &'static str, other: &'static str) -> Result<&
     }
 }
 
+/// Holds the classes of `auto_map`, code of the model's own, against those whose computation the family has here.
+///
+/// # Errors
+/// [`crate::Error::Config`] for any other class: it may compute anything.
+fn check_code(json: &JsonObject, known: &[&str]) -> Result<()> {
+    let Some(map) = json.object("auto_map")? else { return Ok(()) };
+    // "ORG/NAME--FILE.CLASS".
+    let class = |value: &Value| value.as_str().and_then(|name| name.rsplit('.').next()).map(str::to_owned);
+    match map.iter().find(|(key, value)| {
+        matches!(key.as_str(), "AutoConfig" | "AutoModel") && !class(value).is_some_and(|class| known.contains(&class.as_str()))
+    }) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let expected = format!("{key} is {}; of code of their own only {} are served", shown(value), known.join(", "));
+            Err(json.field_error("auto_map", &expected))
+        }
+    }
+}
+
 impl fmt::Debug for Family {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.title)
@@ -169,6 +197,11 @@ impl Modules {
         }
     }
 
+    /// Whether the tensor `name` is a buffer of a layer.
+    pub fn is_buffer(&self, name: &str) -> bool {
+        self.layer(name).is_some_and(|(_, part)| self.buffers.contains(&part))
+    }
+
     /// The layer that `name` is of, and what follows its number.
     pub fn layer<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
         let (number, part) = name.strip_prefix(self.layers)?.split_once('.')?;
@@ -189,7 +222,10 @@ mod tests {
             assert_eq!(Family::of_model_type(family.model_type()), Some(family));
         }
         assert_eq!(Family::of_model_type("BERT"), None);
-        assert_eq!(Family::titles(), "BERT, MPNet, XLM-RoBERTa, RoBERTa, CamemBERT and DistilBERT");
+        assert_eq!(
+            Family::titles(),
+            "BERT, MPNet, XLM-RoBERTa, RoBERTa, CamemBERT, DistilBERT, ModernBERT, NomicBERT, GTE and GTE v1.5"
+        );
     }
 
     #[test]
