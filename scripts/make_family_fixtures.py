@@ -21,12 +21,14 @@ import tokenizers
 import torch
 import transformers
 from fixture_texts import SMALL, SMALL_HIDDEN
+from jina_bert import JinaBert, JinaReference
 from make_fixtures import FIXTURES, encode, hidden_states, load, materialise, modules, pooling, token_ids, word_pieces, write_json
 from safetensors.torch import save_file
 from sentence_transformers import __version__ as st_version
 
 HIDDEN, LAYERS, HEADS, WIDE = 32, 3, 4, 48
-SIZE_LIMIT = 1_500_000  # bytes of these fixtures together
+JINA_HIDDEN = 36
+SIZE_LIMIT = 1_900_000  # bytes of these fixtures together
 
 # --- tokenizers ---------------------------------------------------------------------------------------------------
 
@@ -272,9 +274,32 @@ def make_new(out: Path) -> None:
     save(out / "new", old, tensors, tokenizer, "cls", 100)
 
 
+def make_jina_bert(out: Path) -> None:
+    """As jina-embeddings-v2-base-en, with six heads: not a power of two. `jina_bert_later` is in the form of jina-embeddings-v2-base-code."""
+    for name, later, seed in (("jina_bert", False, 19), ("jina_bert_later", True, 20)):
+        tokenizer = transformers.BertTokenizer(bert_vocab(), model_max_length=512)
+        sizes = SIZES | {"hidden_size": JINA_HIDDEN, "num_attention_heads": 6}
+        code = "jina-bert-v2-qk-post-norm" if later else "jina-bert-implementation"
+        config = {
+            "_name_or_path": f"jinaai/{code}", "model_max_length": 8192, "architectures": ["JinaBertForMaskedLM"],
+            "attention_probs_dropout_prob": 0.0, "attn_implementation": None, "model_type": "bert",
+            "auto_map": {"AutoConfig": f"jinaai/{code}--configuration_bert.JinaBertConfig",
+                         "AutoModel": f"jinaai/{code}--modeling_bert.JinaBertModel",
+                         "AutoModelForMaskedLM": f"jinaai/{code}--modeling_bert.JinaBertForMaskedLM"},
+            "emb_pooler": "mean", "feed_forward_type": "geglu", "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12,
+            "max_position_embeddings": 100, "pad_token_id": 0, "position_embedding_type": "alibi", "type_vocab_size": 2,
+            "vocab_size": len(tokenizer), **sizes,
+        }  # fmt: skip
+        model = JinaBert(config, later)
+        seed_weights(model, seed)
+        save(out / name, config, dict(model.state_dict()), tokenizer, "mean", 100)
+        write_json(out / name / "1_Pooling" / "config.json", pooling(JINA_HIDDEN, "mean"))
+
+
 MAKE = {
     "xlm-roberta": make_xlm_roberta, "roberta": make_roberta, "camembert": make_camembert, "distilbert": make_distilbert,
     "modernbert": make_modernbert, "nomic_bert": make_nomic_bert, "gte": make_gte, "new": make_new,
+    "jina_bert": make_jina_bert,
 }  # fmt: skip
 
 
@@ -307,6 +332,10 @@ def nomic_old(**changes) -> dict:
     }}  # fmt: skip
 
 
+def jina_case(out: Path, base: str, kind: str) -> dict:
+    return case(base, kind, config_of(out, base, feed_forward_type=kind)) | {"group": "jina_bert"}
+
+
 def all_cases(out: Path) -> list[dict]:
     rope = lambda **parameters: {"rope_type": "default", **parameters}
     by_layer = lambda full, sliding: {"full_attention": rope(rope_theta=full), "sliding_attention": rope(rope_theta=sliding)}
@@ -318,7 +347,7 @@ def all_cases(out: Path) -> list[dict]:
     size = HIDDEN // HEADS
     ntk = rope(rope_type="linear", rope_theta=20000.0 * 8, factor=8 ** (2 / size))
     return [
-        *(case(base) for base in MAKE if base != "new"),
+        *(case(base) for base in MAKE if base not in ("new", "jina_bert")),
         case("distilbert", "relu", config_of(out, "distilbert", activation="relu")),
         case("modernbert", "no-biases", modern(norm_bias=False, attention_bias=False, mlp_bias=False)),
         case("modernbert", "new-form", modern(**new_form, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
@@ -334,6 +363,7 @@ def all_cases(out: Path) -> list[dict]:
         case("gte", "no-types", config_of(out, "gte", type_vocab_size=0)),
         case("new", "", None, new(**as_gte)),
         case("new", "types", new(type_vocab_size=1), new(**as_gte, type_vocab_size=1)),
+        *(jina_case(out, name, kind) for name in ("jina_bert", "jina_bert_later") for kind in ("geglu", "reglu")),
         case("new", "ntk", new(rope_theta=20000, rope_scaling={"type": "ntk", "factor": 8.0}),
              new(**as_gte, rope_theta=None, rope_parameters=ntk)),
     ]  # fmt: skip
@@ -361,7 +391,7 @@ MISTAKES = [
 
 def check_sensitivity(out: Path) -> None:
     for base in MAKE:
-        if base == "new":
+        if base in ("new", "jina_bert"):  # transformers has neither
             continue
         rows = encode(load(out / base), SMALL, {})
         upper = torch.triu_indices(len(SMALL), len(SMALL), offset=1)
@@ -402,6 +432,17 @@ def check_configurations(out: Path) -> None:
         assert moved > 1e-3, (base, changes, moved)
 
 
+    for base in ("jina_bert", "jina_bert_later"):
+        model = JinaReference(out / base)
+        ids = [token_ids(model, text) for text in SMALL]
+        right = torch.cat([model.encode(row) for row in ids])
+        for layer in model.model.encoder["layer"]:
+            layer.attention.slopes = torch.zeros_like(layer.attention.slopes)
+        moved = (torch.cat([model.encode(row) for row in ids]) - right).abs().max().item()
+        print(f"  {base} without slopes: moves a component by {moved:.4f}")
+        assert moved > 1e-3, (base, moved)
+
+
 # Cases that mean the same as another one.
 EQUAL = {"nomic_bert-old-form"}
 
@@ -413,21 +454,27 @@ def make_references(out: Path) -> None:
             folder = Path(parent) / "model"
             reference = one.pop("reference")
             materialise(out, one | {"files": reference} if reference else one, folder)
-            model = load(folder)
+            model = JinaReference(folder) if one["group"] == "jina_bert" else load(folder)
             # One text at a time, as a service would ask: padding must change nothing, and does not need to be trusted here. Lengths do not
             # fall, since transformers keeps the frequencies of a longer text for the next one.
-            tensors[one["name"]] = torch.cat([encode(model, [text], one["settings"]) for text in SMALL])
             ids = [token_ids(model, text) for text in SMALL]
+            if one["group"] == "jina_bert":
+                tensors[one["name"]] = torch.cat([model.encode(row) for row in ids])
+            else:
+                tensors[one["name"]] = torch.cat([encode(model, [text], one["settings"]) for text in SMALL])
             one["tokens"] = [len(row) for row in ids]
             print(f"  {one['name']}: lengths {one['tokens']}")
-            model = load(folder)
+            if one["group"] != "jina_bert":
+                model = load(folder)
             for i in SMALL_HIDDEN:
-                tensors[f"hidden.{one['name']}.{i}"] = hidden_states(model, ids[i])
+                states = model.hidden(ids[i]) if one["group"] == "jina_bert" else hidden_states(model, ids[i])
+                tensors[f"hidden.{one['name']}.{i}"] = states
             for i, row in enumerate(ids):
                 tensors[f"ids.{one['name']}.{i}"] = row
+    assert (tensors["jina_bert-geglu"] - tensors["jina_bert-reglu"]).abs().max() > 1e-3
     for one in cases:
         name, base = one["name"], one["base"]
-        if name not in EQUAL and name != base:
+        if name not in EQUAL and name != base and base in tensors:
             moved = (tensors[name] - tensors[base]).abs().max().item()
             assert moved > 1e-3, (name, moved)
     save_file(tensors, out / "families.safetensors")
@@ -452,7 +499,7 @@ def main() -> None:
     check_sensitivity(out)
     check_configurations(out)
     make_references(out)
-    files = [file for family in MAKE for file in (out / family).rglob("*") if file.is_file()]
+    files = [file for family in [*MAKE, "jina_bert_later"] for file in (out / family).rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in [*files, out / "families.safetensors", out / "families.json"])
     print(f"{out}: {size} bytes")
     assert size < SIZE_LIMIT

@@ -91,3 +91,8 @@ fn gte() {
 fn gte_with_its_authors_configuration() {
     check("new");
 }
+
+#[test]
+fn jina_bert() {
+    check("jina_bert");
+}

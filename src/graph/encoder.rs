@@ -179,8 +179,12 @@ impl Writer<'_, '_> {
         let hidden = self.architecture.num_heads * self.architecture.head_size;
         let [query, key, value] = attention.projections.linears();
         let scale = 1.0 / (self.architecture.head_size as f32).sqrt();
-        let queries = self.linear(Role::Query, &query, x, scale)?;
+        // The scale goes into what makes the queries last.
+        let (linear_scale, norm_scale) = if attention.query_norm.is_some() { (1.0, scale) } else { (scale, 1.0) };
+        let queries = self.linear(Role::Query, &query, x, linear_scale)?;
+        let queries = self.scaled_norm(attention.query_norm.as_ref(), &queries, norm_scale);
         let keys = self.linear(Role::Key, &key, x, 1.0)?;
+        let keys = self.norm(attention.key_norm.as_ref(), &keys);
         let values = self.linear(Role::Value, &value, x, 1.0)?;
         let turns = attention.rotary.as_ref().map(|rotary| self.turns(rotary));
         let bias = self.score_bias(attention.reach);
@@ -196,7 +200,12 @@ impl Writer<'_, '_> {
         let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
         let shape = self.graph.ints("merged_heads", &[0, 0, hidden as i64]);
         let context = self.node("Reshape", name, &[&context, &shape], vec![]);
-        self.linear(Role::AttentionOutput, &attention.output, &context, 1.0)
+        let output = self.linear(Role::AttentionOutput, &attention.output, &context, 1.0)?;
+        if attention.output_norm.is_none() {
+            return Ok(output);
+        }
+        let sum = self.node("Add", &format!("{name}.own_residual"), &[&output, x], vec![]);
+        Ok(self.norm(attention.output_norm.as_ref(), &sum))
     }
 
     /// `[batch, sequence, hidden]` to heads, turned by their positions and transposed by `perm` of `[batch, sequence, heads, head size]`.
@@ -248,11 +257,16 @@ impl Writer<'_, '_> {
 
     /// `x` through a norm over the last axis, where there is one.
     fn norm(&mut self, norm: Option<&Norm>, x: &str) -> String {
+        self.scaled_norm(norm, x, 1.0)
+    }
+
+    /// The same times `factor`.
+    fn scaled_norm(&mut self, norm: Option<&Norm>, x: &str, factor: f32) -> String {
         let Some(norm) = norm else { return x.to_owned() };
-        let weight = self.graph.stored(&format!("{}.weight", norm.name), &norm.weight, 1.0);
+        let weight = self.graph.stored(&format!("{}.weight", norm.name), &norm.weight, factor);
         let bias = format!("{}.bias", norm.name);
         let bias = match &norm.bias {
-            Some(stored) => self.graph.stored(&bias, stored, 1.0),
+            Some(stored) => self.graph.stored(&bias, stored, factor),
             // Zeros in its place: every reader knows this form of the operator.
             None => self.graph.constant(&bias, &[self.architecture.hidden_size], self.graph.float, Values::Zeros),
         };

@@ -61,7 +61,10 @@ impl Tensors {
                         key: linear("key", HIDDEN, HIDDEN),
                         value: linear("value", HIDDEN, HIDDEN),
                     },
+                    query_norm: None,
+                    key_norm: None,
                     output: linear("out", HIDDEN, HIDDEN),
+                    output_norm: None,
                     reach: Reach::All,
                     rotary: None,
                 },
@@ -172,6 +175,7 @@ fn attention(attention: &Attention, x: &[Vec<f64>], bias: &[f32]) -> Vec<Vec<f64
         }
     };
     let (tokens, size) = (x.len(), HIDDEN / HEADS);
+    let (queries, keys) = (norm(attention.query_norm.as_ref(), &queries), norm(attention.key_norm.as_ref(), &keys));
     let turn = |rows: &[Vec<f64>]| match &attention.rotary {
         Some(rotary) => rows.iter().enumerate().map(|(place, row)| turned(rotary, row, place, tokens)).collect(),
         None => rows.to_vec(),
@@ -197,7 +201,11 @@ fn attention(attention: &Attention, x: &[Vec<f64>], bias: &[f32]) -> Vec<Vec<f64
             }
         }
     }
-    linear(&attention.output, &context)
+    let output = linear(&attention.output, &context);
+    match &attention.output_norm {
+        Some(own) => norm(Some(own), &sum(&output, x)),
+        None => output,
+    }
 }
 
 /// A row of heads at position `place` of `tokens`, turned by the formula: value i and value i + size / 2 as a complex number.
@@ -307,6 +315,15 @@ fn every_form_that_is_written_is_what_it_stands_for() {
         layer.feed_forward.expansion = Expansion::GatedPacked { both, order: GateOrder::ValueFirst };
     }
     check(&gte, "packed, value first, types without positions");
+
+    // As the later JinaBERT, without its slopes.
+    let mut jina = tensors.plain();
+    for (at, layer) in jina.layers.iter_mut().enumerate() {
+        let norm = |part: &str| tensors.norm(&format!("layer.{at}.{part}"), true);
+        let attention = &mut layer.attention;
+        (attention.query_norm, attention.key_norm, attention.output_norm) = (norm("norm_q"), norm("norm_k"), norm("norm_out"));
+    }
+    check(&jina, "norms of queries and keys, and of the attention's own residual");
 
     // As NomicBERT without its rotary positions.
     let mut nomic = tensors.plain();

@@ -8,7 +8,11 @@ use crate::{Error, Result};
 /// [`Error::NotInGraph`] for the first part of `architecture` that no graph can have.
 pub(super) fn check(architecture: &Architecture) -> Result<()> {
     let refused = |part: String| Err(Error::NotInGraph { model: architecture.name, part });
-    let of_layers = architecture.layers.iter().flat_map(|layer| [&layer.attention_norm, &layer.feed_forward_norm]);
+    let of_layers = architecture.layers.iter().flat_map(|layer| {
+        let attention = &layer.attention;
+        let of_attention = [&attention.query_norm, &attention.key_norm, &attention.output_norm];
+        of_attention.into_iter().chain([&layer.attention_norm, &layer.feed_forward_norm])
+    });
     let mut norms = [&architecture.embeddings.norm, &architecture.final_norm].into_iter().chain(of_layers).flatten();
     match norms.find(|norm| norm.kind != NormKind::LayerNorm) {
         Some(Norm { name, .. }) => refused(format!("a norm of mean squares (RMSNorm), {name}")),

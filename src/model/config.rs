@@ -86,7 +86,8 @@ pub(super) struct SizeKeys {
     pub max_position_embeddings: (&'static str, usize),
     /// Without a key where it is a constant of the family.
     pub layer_norm_eps: (Option<&'static str>, f64),
-    pub activation: (&'static str, &'static str),
+    /// Without a key where the family reads it itself.
+    pub activation: (Option<&'static str>, &'static str),
 }
 
 impl SizeKeys {
@@ -99,7 +100,7 @@ impl SizeKeys {
         vocab_size: ("vocab_size", 30522),
         max_position_embeddings: ("max_position_embeddings", 512),
         layer_norm_eps: (Some("layer_norm_eps"), 1e-12),
-        activation: ("hidden_act", "gelu"),
+        activation: (Some("hidden_act"), "gelu"),
     };
 }
 
@@ -260,9 +261,9 @@ impl EncoderConfig {
 
 /// `model_type`, before anything else of the file is held against the keys of a family.
 fn read_family(path: &Path, value: &Value) -> Result<Family> {
-    let known = Family::all().map(Family::model_type).collect::<Vec<_>>().join(", ");
+    let known = Family::model_types();
     match value.get("model_type") {
-        Some(Value::String(found)) => Family::of_model_type(found).ok_or_else(|| Error::UnknownFamily {
+        Some(Value::String(found)) => Family::of_config(found, value).ok_or_else(|| Error::UnknownFamily {
             path: path.to_path_buf(),
             found: found.clone(),
             known,
@@ -285,11 +286,15 @@ fn read_eps(json: &JsonObject, (field, default): (Option<&str>, f64)) -> Result<
     }
 }
 
-fn read_activation(json: &JsonObject, (field, default): (&str, &str)) -> Result<Activation> {
-    let name = json.string(field)?.unwrap_or(default);
+fn read_activation(json: &JsonObject, (field, default): (Option<&str>, &str)) -> Result<Activation> {
+    let given = match field {
+        Some(field) => json.string(field)?,
+        None => None,
+    };
+    let name = given.unwrap_or(default);
     let found = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
     found.ok_or_else(|| {
         let known = ACTIVATIONS.map(|(name, _)| name).join(", ");
-        json.field_error(field, &format!("known: {known}"))
+        json.field_error(field.unwrap_or(default), &format!("known: {known}"))
     })
 }

@@ -20,8 +20,10 @@ pub(super) const SIZES: &[Key] = &[
     Key::honoured("intermediate_size", "width of the feed-forward part (3072)"),
     Key::honoured("vocab_size", "rows of the token embedding table"),
     Key::honoured("layer_norm_eps", "epsilon of every LayerNorm (1e-12)"),
-    Key::honoured("hidden_act", "activation of the feed-forward part (gelu)"),
 ];
+
+/// Of families whose configuration names the feed-forward part's activation so.
+pub(super) const ACTIVATION: &[Key] = &[Key::honoured("hidden_act", "activation of the feed-forward part (gelu)")];
 
 /// Of families with a table of positions.
 pub(super) const POSITION_ROWS: &[Key] =

@@ -74,6 +74,7 @@ fn tables() -> Vec<Table> {
         ("qkv_proj_bias", "true"),
         ("mlp_fc1_bias", "true"),
         ("mlp_fc2_bias", "true"),
+        ("feed_forward_type", "\"reglu\""),
     ];
     // Whose names are of rotary positions alone.
     const ROPE: &[(&str, &str)] = &[

@@ -105,6 +105,10 @@ impl Shape {
         if let Some(rotary) = &layer.attention.rotary {
             return refused(format!("rotary positions of base {}", rotary.base), "absolute and relative positions");
         }
+        let attention = &layer.attention;
+        if let Some(norm) = [&attention.query_norm, &attention.key_norm, &attention.output_norm].into_iter().flatten().next() {
+            return refused(format!("a norm within attention, {}", norm.name), "norms around it");
+        }
         if !matches!(layer.feed_forward.expansion, Expansion::Plain(_)) {
             return refused("a gated feed-forward part".to_owned(), "plain ones");
         }

@@ -72,6 +72,7 @@ pub(super) const fn definition(
 ) -> Definition {
     Definition {
         model_type,
+        variant: None,
         title,
         tensor_prefixes,
         graph_name: model_type,

@@ -2,7 +2,7 @@
 
 use super::absolute::{KEYS as ABSOLUTE, PAD, definition, from_padding};
 use super::Definition;
-use crate::model::config_keys::{CODE, COMMON, MODEL_TYPE, POSITION_ROWS, SIZES};
+use crate::model::config_keys::{ACTIVATION, CODE, COMMON, MODEL_TYPE, POSITION_ROWS, SIZES};
 use crate::model::schema::{Schema, Unknown};
 
 /// Absent fields have the values of transformers' `CamembertConfig`. peft has no targets of its own for it.
@@ -12,4 +12,4 @@ pub(super) static FAMILY: Definition = Definition {
 };
 
 const KEYS: Schema =
-    Schema { title: "config.json of CamemBERT", keys: &[MODEL_TYPE, SIZES, POSITION_ROWS, CODE, COMMON, PAD, ABSOLUTE], unknown: Unknown::Warn };
+    Schema { title: "config.json of CamemBERT", keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, PAD, ABSOLUTE], unknown: Unknown::Warn };

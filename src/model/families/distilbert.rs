@@ -28,6 +28,7 @@ const EPSILON: f64 = 1e-12;
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "distilbert",
+    variant: None,
     title: "DistilBERT",
     tensor_prefixes: &["distilbert"],
     graph_name: "distilbert",
@@ -79,7 +80,7 @@ fn read(family: Family, json: &JsonObject) -> Result<EncoderConfig> {
         num_attention_heads: (one_of(json, "n_heads", "num_attention_heads")?, 12),
         intermediate_size: ("hidden_dim", 3072),
         layer_norm_eps: (None, EPSILON),
-        activation: ("activation", "gelu"),
+        activation: (Some("activation"), "gelu"),
         ..SizeKeys::BERT
     };
     let positions = Positions { pad_token_id: EncoderConfig::read_pad(json, 0)?, first: 0, padding: None };

@@ -11,7 +11,7 @@ use crate::model::architecture::{
     ScoreBias,
 };
 use crate::model::config::{EncoderConfig, MAX_POSITIONS, MAX_WIDTH, Positions, SizeKeys};
-use crate::model::config_keys::{COMMON, HEADS, MODEL_TYPE, SIZES};
+use crate::model::config_keys::{ACTIVATION, COMMON, HEADS, MODEL_TYPE, SIZES};
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use std::sync::Arc;
 
@@ -35,10 +35,11 @@ pub(super) const MODULES: Modules = Modules {
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "gte",
+    variant: None,
     title: "GTE",
     tensor_prefixes: &["gte", "new"],
     graph_name: "gte",
-    keys: Schema { title: "config.json of GTE", keys: &[MODEL_TYPE, SIZES, COMMON, KEYS], unknown: Unknown::Warn },
+    keys: Schema { title: "config.json of GTE", keys: &[MODEL_TYPE, SIZES, ACTIVATION, COMMON, KEYS], unknown: Unknown::Warn },
     modules: MODULES,
     lora_targets: None,
     read: |family, json| read(family, json, &GTE),
@@ -137,7 +138,10 @@ impl Gte {
             placement: NormPlacement::Post,
             attention: Attention {
                 projections: Projections::Packed(tensors.linear(&name(QKV), 3 * hidden, hidden, true)?),
+                query_norm: None,
+                key_norm: None,
                 output: tensors.linear(&name(ATTENTION_OUTPUT), hidden, hidden, true)?,
+                output_norm: None,
                 reach: Reach::All,
                 rotary: Some(self.rotary.clone()),
             },

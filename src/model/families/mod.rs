@@ -38,12 +38,15 @@ families! {
     nomic_bert,
     gte,
     new,
+    jina_bert,
 }
 
 /// What is particular to a family.
 pub(in crate::model) struct Definition {
     /// `model_type` in config.json.
     pub model_type: &'static str,
+    /// How it is told from the family whose `model_type` it bears, where it bears another one's.
+    pub variant: Option<Variant>,
     /// How people write it.
     pub title: &'static str,
     /// What may stand before tensor names, with a dot, in checkpoints that carry a head.
@@ -58,6 +61,12 @@ pub(in crate::model) struct Definition {
     pub lora_targets: Option<&'static [&'static str]>,
     /// Reads what stands in config.json. The family is given so that the configuration can name it.
     pub read: fn(Family, &JsonObject) -> Result<EncoderConfig>,
+}
+
+/// A family that bears the `model_type` of another one.
+pub(in crate::model) struct Variant {
+    /// Whether a config.json of that `model_type` is of this family.
+    pub recognises: fn(&Value) -> bool,
 }
 
 /// Names of an encoder's modules, which are those of its tensors without prefix and without `.weight` and `.bias`.
@@ -97,12 +106,25 @@ impl Family {
         FAMILIES.iter().copied().map(Self)
     }
 
-    /// The family of this `model_type`.
+    /// The family of this `model_type`: of several, the one that is nobody's look-alike.
     pub fn of_model_type(model_type: &str) -> Option<Self> {
-        Self::all().find(|family| family.model_type() == model_type)
+        Self::all().find(|family| family.model_type() == model_type && family.0.variant.is_none())
     }
 
-    /// `model_type` in config.json, e.g. `bert`.
+    /// The family of a config.json with this `model_type`.
+    pub(in crate::model) fn of_config(model_type: &str, config: &Value) -> Option<Self> {
+        let recognises = |family: &Self| family.0.variant.as_ref().is_some_and(|variant| (variant.recognises)(config));
+        let look_alike = Self::all().find(|family| family.model_type() == model_type && recognises(family));
+        look_alike.or_else(|| Self::of_model_type(model_type))
+    }
+
+    /// Every `model_type` that is known, comma-separated.
+    pub(in crate::model) fn model_types() -> String {
+        let own = Self::all().filter(|family| family.0.variant.is_none());
+        own.map(Self::model_type).collect::<Vec<_>>().join(", ")
+    }
+
+    /// `model_type` in config.json, e.g. `bert`. JinaBERT bears BERT's.
     pub fn model_type(self) -> &'static str {
         self.0.model_type
     }
@@ -168,7 +190,7 @@ impl fmt::Debug for Family {
 
 impl PartialEq for Family {
     fn eq(&self, other: &Self) -> bool {
-        self.0.model_type == other.0.model_type
+        self.0.graph_name == other.0.graph_name
     }
 }
 
@@ -176,7 +198,7 @@ impl Eq for Family {}
 
 impl Hash for Family {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.model_type.hash(state);
+        self.0.graph_name.hash(state);
     }
 }
 
@@ -216,15 +238,15 @@ mod tests {
 
     #[test]
     fn families_are_found_by_their_model_type() {
-        let names: BTreeSet<&str> = Family::all().map(Family::model_type).collect();
-        assert_eq!(names.len(), FAMILIES.len(), "two families of one model_type");
-        for family in Family::all() {
+        let names: BTreeSet<&str> = Family::all().map(|family| family.definition().graph_name).collect();
+        assert_eq!(names.len(), FAMILIES.len(), "two families of one name");
+        for family in Family::all().filter(|family| family.definition().variant.is_none()) {
             assert_eq!(Family::of_model_type(family.model_type()), Some(family));
         }
         assert_eq!(Family::of_model_type("BERT"), None);
         assert_eq!(
             Family::titles(),
-            "BERT, MPNet, XLM-RoBERTa, RoBERTa, CamemBERT, DistilBERT, ModernBERT, NomicBERT, GTE and GTE v1.5"
+            "BERT, MPNet, XLM-RoBERTa, RoBERTa, CamemBERT, DistilBERT, ModernBERT, NomicBERT, GTE, GTE v1.5 and JinaBERT v2"
         );
     }
 

@@ -29,6 +29,7 @@ const OUTPUT_NORM: &str = "mlp_norm";
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "modernbert",
+    variant: None,
     title: "ModernBERT",
     tensor_prefixes: &["model"],
     graph_name: "modernbert",
@@ -107,7 +108,7 @@ fn read(family: Family, json: &JsonObject) -> Result<EncoderConfig> {
         vocab_size: ("vocab_size", 50368),
         max_position_embeddings: ("max_position_embeddings", 8192),
         layer_norm_eps: (Some("norm_eps"), 1e-5),
-        activation: ("hidden_activation", "gelu"),
+        activation: (Some("hidden_activation"), "gelu"),
         ..SizeKeys::BERT
     };
     let (hidden_size, heads) = keys.read_width(json)?;
@@ -213,7 +214,10 @@ impl ModernBert {
             placement: NormPlacement::Pre,
             attention: Attention {
                 projections: Projections::Packed(tensors.linear(&name(QKV), 3 * hidden, hidden, self.attention_bias)?),
+                query_norm: None,
+                key_norm: None,
                 output: tensors.linear(&name(ATTENTION_OUTPUT), hidden, hidden, self.attention_bias)?,
+                output_norm: None,
                 reach,
                 rotary: Some(rotary.clone()),
             },

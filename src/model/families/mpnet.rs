@@ -7,7 +7,7 @@ use crate::Result;
 use crate::model::Weights;
 use crate::model::architecture::{Architecture, RelativeBias, ScoreBias};
 use crate::model::config::{EncoderConfig, Positions, SizeKeys};
-use crate::model::config_keys::{CODE, COMMON, MODEL_TYPE, POSITION_ROWS, SIZES};
+use crate::model::config_keys::{ACTIVATION, CODE, COMMON, MODEL_TYPE, POSITION_ROWS, SIZES};
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use std::sync::Arc;
 
@@ -41,10 +41,11 @@ const LAYER: LayerNames = LayerNames {
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "mpnet",
+    variant: None,
     title: "MPNet",
     tensor_prefixes: &["mpnet"],
     graph_name: "mpnet",
-    keys: Schema { title: "config.json of MPNet", keys: &[MODEL_TYPE, SIZES, POSITION_ROWS, CODE, COMMON, KEYS], unknown: Unknown::Warn },
+    keys: Schema { title: "config.json of MPNet", keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, KEYS], unknown: Unknown::Warn },
     modules: Modules {
         roots: &ROOTS,
         layers: LAYERS,

@@ -3,15 +3,16 @@
 
 use super::gte::{KEYS, Kind, MODULES, read};
 use super::Definition;
-use crate::model::config_keys::{COMMON, MODEL_TYPE, SIZES};
+use crate::model::config_keys::{ACTIVATION, COMMON, MODEL_TYPE, SIZES};
 use crate::model::schema::{Schema, Unknown};
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "new",
+    variant: None,
     title: "GTE v1.5",
     tensor_prefixes: &["new"],
     graph_name: "new",
-    keys: Schema { title: "config.json of GTE v1.5", keys: &[MODEL_TYPE, SIZES, COMMON, KEYS], unknown: Unknown::Warn },
+    keys: Schema { title: "config.json of GTE v1.5", keys: &[MODEL_TYPE, SIZES, ACTIVATION, COMMON, KEYS], unknown: Unknown::Warn },
     modules: MODULES,
     lora_targets: None,
     read: |family, json| read(family, json, &NEW),

@@ -29,6 +29,7 @@ const OUTPUT_NORM: &str = "norm2";
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "nomic_bert",
+    variant: None,
     title: "NomicBERT",
     tensor_prefixes: &["nomic_bert", "bert"],
     graph_name: "nomic_bert",
@@ -137,7 +138,7 @@ fn read(family: Family, json: &JsonObject) -> Result<EncoderConfig> {
         vocab_size: ("vocab_size", 30528),
         max_position_embeddings: (one_of(json, "max_position_embeddings", "n_positions")?, 2048),
         layer_norm_eps: (Some(one_of(json, "layer_norm_eps", "layer_norm_epsilon")?), 1e-12),
-        activation: ("hidden_act", "silu"),
+        activation: (Some("hidden_act"), "silu"),
         ..SizeKeys::BERT
     };
     let (hidden_size, heads) = keys.read_width(json)?;
@@ -257,7 +258,10 @@ impl NomicBert {
             placement: NormPlacement::Post,
             attention: Attention {
                 projections: Projections::Packed(tensors.linear(&name(QKV), 3 * hidden, hidden, self.attention_bias)?),
+                query_norm: None,
+                key_norm: None,
                 output: tensors.linear(&name(ATTENTION_OUTPUT), hidden, hidden, self.attention_bias)?,
+                output_norm: None,
                 reach: Reach::All,
                 rotary: Some(self.rotary.clone()),
             },
