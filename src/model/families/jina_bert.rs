@@ -117,7 +117,8 @@ impl OwnConfig for JinaBert {
             token_types: Some(tensors.table(TOKEN_TYPES, self.type_vocab_size, config.hidden_size)?),
             norm: Some(tensors.norm(EMBEDDINGS_NORM, true)?),
         };
-        let is_later = weights.contains(&format!("{LAYERS}0.{LATER_GATED}.weight"));
+        // By either, so that one that is missing is told as such.
+        let is_later = [LATER_GATED, QUERY_NORM].iter().any(|part| weights.contains(&format!("{LAYERS}0.{part}.weight")));
         let layers = (0..config.num_hidden_layers).map(|at| layer(&tensors, at, is_later)).collect::<Result<_>>()?;
         Ok(config.architecture_of(embeddings, ScoreBias::Alibi(Alibi), layers))
     }
