@@ -7,7 +7,10 @@ use crate::model::schema::{Key, Schema, Unknown};
 
 pub(super) static FAMILY: Definition = definition("bert", "BERT", &["bert"], KEYS, |family, json| from_zero(family, json, 30522));
 
-const KEYS: Schema =
-    Schema { title: "config.json of BERT", keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, PAD, absolute::KEYS], unknown: Unknown::Warn };
+const KEYS: Schema = Schema {
+    title: "config.json of BERT",
+    keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, PAD, absolute::KEYS],
+    unknown: Unknown::Warn,
+};
 
 const PAD: &[Key] = &[Key::honoured("pad_token_id", "id that fills the places behind a text in its batch; masked (0)")];

@@ -76,9 +76,10 @@ fn recognises(config: &Value) -> bool {
         value.as_str().is_some_and(|name| CODE.iter().any(|code| name.contains(code)) || name.ends_with("JinaBertConfig"))
     };
     let by_code = config.get("auto_map").and_then(|map| map.get("AutoConfig")).is_some_and(names);
-    let by_class = config.get("architectures").and_then(Value::as_array).is_some_and(|classes| {
-        classes.iter().any(|class| class.as_str().is_some_and(|class| class.starts_with("JinaBert")))
-    });
+    let by_class = config
+        .get("architectures")
+        .and_then(Value::as_array)
+        .is_some_and(|classes| classes.iter().any(|class| class.as_str().is_some_and(|class| class.starts_with("JinaBert"))));
     by_code || by_class || config.get("_name_or_path").is_some_and(names)
 }
 

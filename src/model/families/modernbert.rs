@@ -147,10 +147,7 @@ fn read_reach(json: &JsonObject, layers: usize) -> Result<Vec<Reach>> {
     let reach = |kind: &Value| match kind.as_str() {
         Some("full_attention") => Ok(Reach::All),
         Some("sliding_attention") => Ok(window),
-        _ => Err(json.error(format!(
-            "layer_types has {}; \"full_attention\" or \"sliding_attention\" is expected",
-            shown(kind)
-        ))),
+        _ => Err(json.error(format!("layer_types has {}; \"full_attention\" or \"sliding_attention\" is expected", shown(kind)))),
     };
     types.iter().map(reach).collect()
 }

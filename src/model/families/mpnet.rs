@@ -45,7 +45,11 @@ pub(super) static FAMILY: Definition = Definition {
     title: "MPNet",
     tensor_prefixes: &["mpnet"],
     graph_name: "mpnet",
-    keys: Schema { title: "config.json of MPNet", keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, KEYS], unknown: Unknown::Warn },
+    keys: Schema {
+        title: "config.json of MPNet",
+        keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, KEYS],
+        unknown: Unknown::Warn,
+    },
     modules: Modules {
         roots: &ROOTS,
         layers: LAYERS,

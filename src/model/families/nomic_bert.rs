@@ -186,9 +186,10 @@ const AUTHORS: [&str; 9] = [
 /// Refuses keys of one spelling that the other would pass over.
 fn check_spelling(json: &JsonObject) -> Result<()> {
     match AUTHORS.into_iter().find(|key| json.get(key).is_some()) {
-        Some(key) if json.get("n_embd").is_none() => {
-            Err(json.field_error(key, "it is a key of the authors' code, which says n_embd in the place of hidden_size; give all of either"))
-        }
+        Some(key) if json.get("n_embd").is_none() => Err(json.field_error(
+            key,
+            "it is a key of the authors' code, which says n_embd in the place of hidden_size; give all of either",
+        )),
         _ => Ok(()),
     }
 }
