@@ -96,3 +96,14 @@ fn gte_with_its_authors_configuration() {
 fn jina_bert() {
     check("jina_bert");
 }
+
+#[test]
+fn a_text_with_the_token_that_positions_are_counted_by_is_refused() {
+    for (family, text) in [("xlm-roberta", "a <pad> b"), ("roberta", "a <pad> b"), ("camembert", "a <unk>NOTUSED b")] {
+        let folder = fixtures().join(family);
+        let embedder = Embedder::builder(folder.to_str().unwrap()).backend(BackendChoice::Cpu).build().unwrap();
+        let error = embedder.embed(&["fine", text]).unwrap_err().to_string();
+        assert!(error.contains("by which this model counts positions"), "{family}: {error}");
+        assert!(embedder.embed(&["fine"]).is_ok());
+    }
+}

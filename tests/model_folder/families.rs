@@ -218,6 +218,21 @@ fn settings_in_both_spellings_must_agree() {
 }
 
 #[test]
+fn the_longest_text_is_what_positions_leave() {
+    // Without max_seq_length, and with one that is above the positions: sentence-transformers fails beyond the last row (its issue 3879).
+    for (base, longest) in
+        [("xlm-roberta", 96), ("roberta", 128), ("camembert", 95), ("distilbert", 96), ("modernbert", 120), ("gte", 100)]
+    {
+        for limit in [Value::Null, json!(400)] {
+            let folder = folder(base, json!({}));
+            folder.json("sentence_bert_config.json", &json!({"max_seq_length": limit}));
+            let model = ModelFolder::open(folder.path()).unwrap();
+            assert_eq!((model.max_tokens(), model.architecture().unwrap().max_tokens), (longest, longest), "{base} with {limit}");
+        }
+    }
+}
+
+#[test]
 fn windows_and_bases_are_those_of_each_layer() {
     let layers = |changes: Value| -> Vec<(Reach, f64)> {
         let layers = read("modernbert", changes).layers;
