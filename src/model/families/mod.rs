@@ -129,6 +129,11 @@ impl Family {
         self.0.model_type
     }
 
+    /// Its own name, which no other family has: its `model_type`, and `jina_bert` of JinaBERT.
+    pub fn name(self) -> &'static str {
+        self.0.graph_name
+    }
+
     /// How people write it, e.g. `BERT`.
     pub fn title(self) -> &'static str {
         self.0.title
