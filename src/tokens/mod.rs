@@ -1,9 +1,11 @@
 //! Tokens: texts to ids, sorted by length and cut into batches.
 
+mod added;
 mod assemble;
 mod batch;
 mod cost;
 mod cuts;
+mod one_pass;
 mod size;
 mod tokenizer;
 mod trie;
