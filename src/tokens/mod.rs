@@ -3,6 +3,7 @@
 mod added;
 mod assemble;
 mod batch;
+mod byte_level_bpe;
 mod cost;
 mod cuts;
 mod one_pass;

@@ -2,9 +2,10 @@
 //! their texts, stands in the files of their kinds; all else is the library's own.
 
 use super::added::{AddedTokens, Part};
+use super::byte_level_bpe::{self, ByteLevelBpe};
 use super::windows::Kept;
 use super::word_piece::{self, WordPieces};
-use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
+use tokenizers::{ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 /// See the module.
 #[derive(Debug)]
@@ -17,17 +18,19 @@ pub(super) struct OnePass {
 #[derive(Debug)]
 enum Kind {
     WordPiece(WordPieces),
+    ByteLevelBpe(ByteLevelBpe),
 }
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     word_piece: word_piece::Scratch,
+    byte_level_bpe: byte_level_bpe::Scratch,
 }
 
 impl Scratch {
     pub const fn new() -> Self {
-        Self { word_piece: word_piece::Scratch::new() }
+        Self { word_piece: word_piece::Scratch::new(), byte_level_bpe: byte_level_bpe::Scratch::new() }
     }
 }
 
@@ -72,7 +75,11 @@ impl OnePass {
                 raw.push((token.content.clone(), id, token.clone()));
             }
         }
-        let kind = Kind::WordPiece(WordPieces::of(inner, &normalized)?);
+        let kind = match inner.get_model() {
+            ModelWrapper::WordPiece(_) => Kind::WordPiece(WordPieces::of(inner, &normalized)?),
+            ModelWrapper::BPE(_) => Kind::ByteLevelBpe(ByteLevelBpe::of(inner, &normalized)?),
+            _ => return None,
+        };
         Some(Self { raw: AddedTokens::new(&raw)?, kind })
     }
 
@@ -86,6 +93,10 @@ impl OnePass {
                 Part::Text(text) => {
                     let served = match &self.kind {
                         Kind::WordPiece(pieces) => pieces.ids(text, wanted, &mut scratch.word_piece, ids),
+                        Kind::ByteLevelBpe(bpe) => {
+                            bpe.ids(text, wanted, &mut scratch.byte_level_bpe, ids);
+                            true
+                        }
                     };
                     if !served {
                         return false;
