@@ -39,6 +39,34 @@ fn word_piece() -> Value {
     })
 }
 
+fn byte_level_bpe() -> Value {
+    let unprintable = (0..=255_u32).filter(|byte| !matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)).count() as u32;
+    let bytes = (0x21..=0x7e).chain(0xa1..=0xac).chain(0xae..=0xff).chain(0x100..0x100 + unprintable).filter_map(char::from_u32);
+    let merges = ["t h", "th e", "c a", "ca t", "Ġ the", "Ġ cat", "x y", "xy z", "a t"];
+    let pieces = bytes.map(String::from).chain(merges.iter().map(|merge| merge.replace(' ', "")));
+    let mut vocab: serde_json::Map<String, Value> = pieces.zip(0..).map(|(piece, id)| (piece, json!(id))).collect();
+    vocab.insert("[MASK]".to_owned(), json!(400));
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(400, "[MASK]")], "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+                  "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": merges},
+    })
+}
+
+fn unigram() -> Value {
+    let pieces = "<unk> <s> [MASK] \u{2581} \u{2581}the \u{2581}cat c a t s at on m x y z 中 文";
+    let vocab: Vec<(&str, f64)> = pieces.split(' ').zip(0..).map(|(piece, place)| (piece, -f64::from(place))).collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(2, "[MASK]")], "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "WhitespaceSplit"}, {"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always", "split": true}]},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": vocab},
+    })
+}
+
 /// Counts on a thread that has seen the texts before.
 #[track_caller]
 fn counted(json: &Value, settings: TokenizerSettings, texts: &[&str]) {
@@ -68,4 +96,14 @@ fn a_prompt_allocates_nothing_when_warm() {
     let mut settings = TokenizerSettings::new(16, 0, 1000);
     settings.prompt = Some("cat: ".to_owned());
     counted(&word_piece(), settings, &TEXTS);
+}
+
+#[test]
+fn byte_level_bpe_allocates_nothing_when_warm() {
+    counted(&byte_level_bpe(), TokenizerSettings::new(16, 0, 1000), &TEXTS);
+}
+
+#[test]
+fn unigram_allocates_nothing_when_warm() {
+    counted(&unigram(), TokenizerSettings::new(16, 0, 1000), &TEXTS);
 }

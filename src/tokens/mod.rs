@@ -10,6 +10,7 @@ mod one_pass;
 mod size;
 mod tokenizer;
 mod trie;
+mod unigram;
 mod windows;
 mod word_piece;
 

@@ -3,6 +3,7 @@
 
 use super::added::{AddedTokens, Part};
 use super::byte_level_bpe::{self, ByteLevelBpe};
+use super::unigram::{self, UnigramPieces};
 use super::windows::Kept;
 use super::word_piece::{self, WordPieces};
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
@@ -19,6 +20,7 @@ pub(super) struct OnePass {
 enum Kind {
     WordPiece(WordPieces),
     ByteLevelBpe(ByteLevelBpe),
+    Unigram(UnigramPieces),
 }
 
 /// Memory of one thread.
@@ -26,11 +28,16 @@ enum Kind {
 pub(super) struct Scratch {
     word_piece: word_piece::Scratch,
     byte_level_bpe: byte_level_bpe::Scratch,
+    unigram: unigram::Scratch,
 }
 
 impl Scratch {
     pub const fn new() -> Self {
-        Self { word_piece: word_piece::Scratch::new(), byte_level_bpe: byte_level_bpe::Scratch::new() }
+        Self {
+            word_piece: word_piece::Scratch::new(),
+            byte_level_bpe: byte_level_bpe::Scratch::new(),
+            unigram: unigram::Scratch::new(),
+        }
     }
 }
 
@@ -78,6 +85,7 @@ impl OnePass {
         let kind = match inner.get_model() {
             ModelWrapper::WordPiece(_) => Kind::WordPiece(WordPieces::of(inner, &normalized)?),
             ModelWrapper::BPE(_) => Kind::ByteLevelBpe(ByteLevelBpe::of(inner, &normalized)?),
+            ModelWrapper::Unigram(_) => Kind::Unigram(UnigramPieces::of(inner, &normalized)?),
             _ => return None,
         };
         Some(Self { raw: AddedTokens::new(&raw)?, kind })
@@ -95,6 +103,10 @@ impl OnePass {
                         Kind::WordPiece(pieces) => pieces.ids(text, wanted, &mut scratch.word_piece, ids),
                         Kind::ByteLevelBpe(bpe) => {
                             bpe.ids(text, wanted, &mut scratch.byte_level_bpe, ids);
+                            true
+                        }
+                        Kind::Unigram(pieces) => {
+                            pieces.ids(text, wanted, &mut scratch.unigram, ids);
                             true
                         }
                     };

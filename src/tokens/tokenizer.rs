@@ -336,8 +336,8 @@ impl Tokenizer {
         batches_from_ids(rows, self.settings.vocab_size, skip, plan)
     }
 
-    /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a WordPiece or
-    /// byte-level BPE tokenizer nothing is allocated where `ids` and the thread have done as much before.
+    /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a tokenizer
+    /// that is served in one pass (WordPiece, byte-level BPE, Unigram behind Metaspace) nothing is allocated where `ids` and the thread have done as much before.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], the text being text 0; `ids` is then of no use.

@@ -1,4 +1,4 @@
-//! A double-array trie over bytes (Aoe 1989): which key of a fixed set is the longest at the beginning of a text.
+//! A double-array trie over bytes (Aoe 1989): which keys of a fixed set stand at the beginning of a text.
 
 /// No unit, no value.
 const NONE: u32 = u32::MAX;
@@ -75,7 +75,15 @@ impl Trie {
     /// The longest key at the beginning of `text`: its length and value.
     #[inline]
     pub fn longest(&self, text: &[u8]) -> Option<(usize, u32)> {
-        let (mut node, mut found) = (0_usize, None);
+        let mut found = None;
+        self.prefixes(text, |length, value| found = Some((length, value)));
+        found
+    }
+
+    /// Calls `visit` with length and value of each key at the beginning of `text`, the shortest first.
+    #[inline]
+    pub fn prefixes(&self, text: &[u8], mut visit: impl FnMut(usize, u32)) {
+        let mut node = 0_usize;
         for (at, &byte) in text.iter().enumerate() {
             let child = self.units[node].base as usize ^ usize::from(byte);
             match self.units.get(child) {
@@ -83,13 +91,12 @@ impl Trie {
                 Some(unit) if unit.parent == node as u32 && child != 0 => {
                     node = child;
                     if unit.value != NONE {
-                        found = Some((at + 1, unit.value));
+                        visit(at + 1, unit.value);
                     }
                 }
                 _ => break,
             }
         }
-        found
     }
 }
 
@@ -110,6 +117,10 @@ mod tests {
             for text in &texts {
                 let expected = (1..=text.len()).rev().find_map(|length| entries.get(&text[..length]).map(|&value| (length, value)));
                 prop_assert_eq!(trie.longest(text), expected, "{:?}", text);
+                let mut found = Vec::new();
+                trie.prefixes(text, |length, value| found.push((length, value)));
+                let expected: Vec<_> = (1..=text.len()).filter_map(|length| entries.get(&text[..length]).map(|&value| (length, value))).collect();
+                prop_assert_eq!(found, expected, "{:?}", text);
             }
             for (key, value) in entries {
                 prop_assert_eq!(trie.longest(key), Some((key.len(), value)));
