@@ -1,6 +1,6 @@
 //! Tokenising beside the `tokenizers` crate, on one core: ids compared first, then times as ratios of one run.
 //!
-//! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000] [--write FILE]`. Texts are made of the tokenizer's own words, of
+//! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000] [--write FILE] [--only KIND] [--rounds 9]`. Texts are made of the tokenizer's own words, of
 //! characters of several scripts, of this crate's sources, of log lines and of all of Unicode, by a fixed seed. Those that are timed have as many tokens as
 //! are kept, so that neither side gains by leaving out the rest. The library's caches of words are warm. `--write` puts the texts and the times into a JSON file,
 //! from which benches/peers/tokens.py goes on.
@@ -39,11 +39,13 @@ fn run() -> Result {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let file = arguments.next().ok_or("the path of a tokenizer.json is expected")?;
     let mut count = 20_000;
-    let mut write = None;
+    let (mut write, mut only, mut rounds) = (None, None, ROUNDS);
     while let Some(argument) = arguments.next() {
         match (argument.as_str(), arguments.next()) {
             ("--texts", Some(value)) => count = value.parse()?,
             ("--write", Some(value)) => write = Some(value),
+            ("--only", Some(value)) => only = Some(value),
+            ("--rounds", Some(value)) => rounds = value.parse::<usize>()?.max(1),
             (other, _) => return Err(format!("{other} is not known").into()),
         }
     }
@@ -83,7 +85,7 @@ fn run() -> Result {
         ("log lines", |_, random, words| Texts::log(random, words)),
     ];
     let mut timed = Vec::new();
-    for (name, make) in kinds {
+    for (name, make) in kinds.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
         for wanted in [16, 128] {
             let mut random = Random(7);
             let batch: Vec<String> =
@@ -94,7 +96,7 @@ fn run() -> Result {
             let ours = open(wanted)?;
             let mut times = Vec::new();
             let mut tokens = 0;
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 tokens = 0;
                 let start = Instant::now();
                 for text in &batch {
@@ -109,7 +111,7 @@ fn run() -> Result {
                 times.push((own, start.elapsed()));
             }
             times.sort_by(|a, b| (a.1.as_secs_f64() / a.0.as_secs_f64()).total_cmp(&(b.1.as_secs_f64() / b.0.as_secs_f64())));
-            let (own, other) = times[ROUNDS / 2];
+            let (own, other) = times[rounds / 2];
             let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6 / TEXTS as f64;
             let ratio = other.as_secs_f64() / own.as_secs_f64();
             println!("| {name} | {} | {:.2} | {:.1} | {ratio:.1} |", tokens / TEXTS, micros(own), micros(other));
@@ -156,6 +158,13 @@ fn of_length(library: &Library, limit: usize, text: &str) -> Result<String> {
     Ok(text[..fits].to_owned())
 }
 
+/// A place below `count`, the first ones as often as the frequent words of a language: the n-th one in proportion to 1 / (n + 2.7) (Zipf, Mandelbrot).
+fn by_zipf(random: &mut Random, count: usize) -> usize {
+    let part = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
+    let place = 2.7 * ((count as f64 + 2.7) / 2.7).powf(part) - 2.7;
+    (place as usize).min(count - 1)
+}
+
 /// What texts are made of.
 struct Texts {
     words: Vec<String>,
@@ -174,10 +183,12 @@ impl Texts {
             Some(mark) => word.strip_prefix(mark).map(str::to_owned),
             None => Some(word),
         };
-        let mut all: Vec<String> = vocabulary.into_keys().filter_map(word).filter(|word| word.chars().count() > 1).collect();
-        all.sort_unstable();
+        // The frequent ones first, as training leaves them.
+        let mut by_id: Vec<(u32, String)> = vocabulary.into_iter().map(|(word, id)| (id, word)).collect();
+        by_id.sort_unstable();
+        let all = by_id.into_iter().filter_map(|(_, token)| word(token)).filter(|word| word.chars().count() > 1);
         let (words, others): (Vec<String>, Vec<String>) =
-            all.into_iter().partition(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
+            all.partition(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
         let foreign = others.into_iter().filter(|word| !word.is_ascii() && word.chars().all(char::is_alphabetic)).collect();
         let mut lines = Vec::new();
         for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/tokens"))? {
@@ -188,17 +199,15 @@ impl Texts {
 
     /// Words beyond ASCII, as far as the tokenizer has some.
     fn foreign(&self, random: &mut Random, count: usize) -> String {
-        let word = |random: &mut Random| match self.foreign.len() {
-            0..100 => self.words[random.below(self.words.len())].as_str(),
-            some => self.foreign[random.below(some)].as_str(),
-        };
+        let words = if self.foreign.len() < 100 { &self.words } else { &self.foreign };
+        let word = |random: &mut Random| words[by_zipf(random, words.len())].as_str();
         (0..count).map(|_| word(random)).collect::<Vec<_>>().join(" ")
     }
 
     fn words(&self, random: &mut Random, count: usize) -> String {
         let mut text = String::new();
         for place in 0..count {
-            let word = &self.words[random.below(self.words.len())];
+            let word = &self.words[by_zipf(random, self.words.len())];
             match random.below(12) {
                 0 => text.push_str(&format!("{}{}", word[..1].to_uppercase(), &word[1..])),
                 1 => text.push_str(&format!("{word}{}", ["s", "ing", "ly", "'s"][random.below(4)])),

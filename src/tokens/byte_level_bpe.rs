@@ -42,6 +42,8 @@ pub(super) struct ByteLevelBpe {
     bytes: [u32; 256],
     /// Words that come to one token, by [`key`].
     words: Table<u128>,
+    /// The rank of each pair of bytes, [`NONE`] of those that are not merged: 256 by 256.
+    byte_ranks: Vec<u32>,
     /// The rank of each pair of symbols that is merged.
     ranks: Table<u64>,
     /// What becomes of the pair of each rank.
@@ -126,8 +128,10 @@ impl ByteLevelBpe {
             merged.push(*vocabulary.get(&token)?);
             longest = longest.max(token.chars().count());
         }
-        let mut bpe =
-            Self { added, add_prefix_space, classes: classes()?, bytes, words: Table::default(), ranks, merged, longest };
+        let rank = |left, right| ranks.get(&pair(left, right)).copied().unwrap_or(NONE);
+        let byte_ranks = bytes.iter().flat_map(|&left| bytes.map(|right| rank(left, right))).collect();
+        let words = Table::default();
+        let mut bpe = Self { added, add_prefix_space, classes: classes()?, bytes, words, byte_ranks, ranks, merged, longest };
         let byte_of: HashMap<char, u8> = chars.into_iter().zip(0..=u8::MAX).collect();
         let (mut merging, mut found) = (Merging::default(), Vec::new());
         for (token, id) in &vocabulary {
@@ -289,7 +293,7 @@ impl ByteLevelBpe {
         symbols.clear();
         symbols.extend(word.iter().map(|&byte| self.bytes[usize::from(byte)]));
         ranks.clear();
-        ranks.extend(symbols.windows(2).map(|two| self.rank(two[0], two[1])));
+        ranks.extend(word.windows(2).map(|two| self.byte_ranks[usize::from(two[0]) << 8 | usize::from(two[1])]));
         if symbols.len() > SHORT {
             self.merge_by_heap(merging, ids);
             return;

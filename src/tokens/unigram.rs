@@ -8,6 +8,7 @@ use super::added::{AddedTokens, Part};
 use super::one_pass::Wanted;
 use super::trie::Trie;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -30,9 +31,7 @@ const CHUNK: usize = 2048;
 #[derive(Debug)]
 pub(super) struct UnigramPieces {
     characters: Characters,
-    /// For ASCII, whether a character stays what it is and is apart from its neighbours.
-    plain: [bool; 256],
-    pages: Box<[OnceLock<Box<[Form; PAGE]>>]>,
+    pages: Box<[OnceLock<Box<Page>>]>,
     /// Whether several spaces become one.
     squeezed: bool,
     /// Added tokens that are looked for in the normalized text.
@@ -55,6 +54,8 @@ struct Words {
 struct Lattice {
     pieces: Trie,
     scores: Vec<f64>,
+    /// Of each piece, whether a word that is spelled like it comes to it alone: found out when it is first met, by whichever thread.
+    alone: Box<[AtomicU8]>,
     unknown: u32,
     unknown_score: f64,
     /// Bytes of the longest piece, or of the longest character.
@@ -67,11 +68,27 @@ struct Characters {
     map: Option<Precompiled>,
 }
 
+/// What is known of [`PAGE`] characters.
+#[derive(Debug)]
+struct Page {
+    natures: [Nature; PAGE],
+    forms: [Form; PAGE],
+}
+
+/// What a character is among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Nature {
+    /// It may form a cluster with its neighbours.
+    Joined,
+    /// Nothing joins it with a neighbour that is not [`Nature::Joined`].
+    Apart,
+    /// As well, and it is its own normal form.
+    Plain,
+}
+
 /// The normal form of a character.
 #[derive(Debug, Clone, Copy)]
 struct Form {
-    /// Whether nothing joins it with a neighbour that is also apart.
-    apart: bool,
     /// [`TOO_LONG`] where it is not kept.
     bytes: u8,
     text: [u8; FORM_BYTES],
@@ -87,6 +104,11 @@ struct Best {
     bytes: u32,
     id: u32,
 }
+
+/// Values of [`Lattice::alone`].
+const NOT_KNOWN: u8 = 0;
+const ALONE: u8 = 1;
+const IN_PARTS: u8 = 2;
 
 const UNREACHED: Best = Best { score: 0.0, bytes: 0, id: 0 };
 
@@ -124,20 +146,14 @@ impl UnigramPieces {
             }
             _ => return None,
         };
-        let mut pieces = Self {
+        Some(Self {
             characters: Characters { map },
-            plain: [false; 256],
             pages: (0..PAGES).map(|_| OnceLock::new()).collect(),
             squeezed,
             added: AddedTokens::new(added)?,
             words: Words::of(inner.get_pre_tokenizer()?)?,
             model: Lattice::of(model)?,
-        };
-        for byte in 0..128_u8 {
-            let form = pieces.form(char::from(byte));
-            pieces.plain[usize::from(byte)] = form.apart && form.text() == Some(&[byte]);
-        }
-        Some(pieces)
+        })
     }
 
     /// Appends the ids of `text`, in which no added token of the first search stands, as far as they are wanted.
@@ -163,36 +179,35 @@ impl UnigramPieces {
             normal.push_str(text);
             return;
         }
-        let bytes = text.as_bytes();
-        let apart = |at: usize| text[at..].chars().next().is_none_or(|c| self.form(c).apart);
-        let mut at = 0;
-        while at < bytes.len() {
-            let mut end = at;
-            while bytes.get(end).is_some_and(|&byte| self.plain[usize::from(byte)]) {
-                end += 1;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (mut end, mut last, mut next) = (0, 0, None);
+            for (at, c) in rest.char_indices() {
+                let nature = self.nature(c);
+                if nature != Nature::Plain {
+                    next = Some((c, nature));
+                    break;
+                }
+                (last, end) = (at, at + c.len_utf8());
             }
             // The last one may form a cluster with what follows.
-            if end > at && !apart(end) {
-                end -= 1;
+            if next.is_some_and(|(_, nature)| nature == Nature::Joined) {
+                end = last;
             }
-            if end > at {
-                normal.push_str(&text[at..end]);
-                at = end;
-                continue;
-            }
-            let rest = &text[at..];
-            let Some(c) = rest.chars().next() else { break };
-            let form = self.form(c);
-            if form.apart && apart(at + c.len_utf8()) {
-                match form.text().and_then(|text| std::str::from_utf8(text).ok()) {
+            normal.push_str(&rest[..end]);
+            rest = &rest[end..];
+            let Some((c, nature)) = next else { break };
+            let behind = &rest[rest.chars().next().map_or(0, char::len_utf8)..];
+            let alone = nature == Nature::Apart && behind.chars().next().is_none_or(|c| self.nature(c) != Nature::Joined);
+            if alone {
+                match self.form(c).text().and_then(|text| std::str::from_utf8(text).ok()) {
                     Some(text) => normal.push_str(text),
                     None => self.characters.push(c.encode_utf8(&mut [0; 4]), normal),
                 }
-                at += c.len_utf8();
-            } else {
-                let cluster = rest.graphemes(true).next().unwrap_or(rest);
+                rest = behind;
+            } else if let Some(cluster) = rest.graphemes(true).next() {
                 self.characters.push(cluster, normal);
-                at += cluster.len();
+                rest = &rest[cluster.len()..];
             }
         }
         if self.squeezed {
@@ -236,18 +251,27 @@ impl UnigramPieces {
     }
 
     #[inline]
+    fn nature(&self, c: char) -> Nature {
+        self.page(c).natures[c as usize % PAGE]
+    }
+
     fn form(&self, c: char) -> &Form {
-        let (page, place) = (c as usize / PAGE, c as usize % PAGE);
-        let forms = self.pages[page].get_or_init(|| {
-            let mut forms = Box::new([Form { apart: false, bytes: TOO_LONG, text: [0; FORM_BYTES] }; PAGE]);
-            for (place, form) in forms.iter_mut().enumerate() {
+        &self.page(c).forms[c as usize % PAGE]
+    }
+
+    #[inline]
+    fn page(&self, c: char) -> &Page {
+        let page = c as usize / PAGE;
+        self.pages[page].get_or_init(|| {
+            let unknown = Form { bytes: TOO_LONG, text: [0; FORM_BYTES] };
+            let mut made = Box::new(Page { natures: [Nature::Joined; PAGE], forms: [unknown; PAGE] });
+            for place in 0..PAGE {
                 if let Some(c) = u32::try_from(page * PAGE + place).ok().and_then(char::from_u32) {
-                    *form = self.characters.form(c);
+                    (made.natures[place], made.forms[place]) = self.characters.form(c);
                 }
             }
-            forms
-        });
-        &forms[place]
+            made
+        })
     }
 }
 
@@ -284,7 +308,7 @@ impl Characters {
         }
     }
 
-    fn form(&self, c: char) -> Form {
+    fn form(&self, c: char) -> (Nature, Form) {
         let mut normal = String::new();
         self.push(c.encode_utf8(&mut [0; 4]), &mut normal);
         let mut text = [0; FORM_BYTES];
@@ -299,7 +323,13 @@ impl Characters {
         let parted = |a: char, b: char| [a, b].iter().collect::<String>().graphemes(true).count() == 2;
         let apart = ['a', '\u{ac00}', '\u{ac01}', '\u{1f1e6}', '\n'].into_iter().all(|other| parted(c, other))
             && ['a', '\u{ac00}', '\u{ac01}', '\u{1f1e6}', '\u{1100}', '\u{1161}'].into_iter().all(|other| parted(other, c));
-        Form { apart, bytes, text }
+        let form = Form { bytes, text };
+        let nature = match (apart, form.text() == Some(c.encode_utf8(&mut [0; 4]).as_bytes())) {
+            (false, _) => Nature::Joined,
+            (true, false) => Nature::Apart,
+            (true, true) => Nature::Plain,
+        };
+        (nature, form)
     }
 }
 
@@ -353,17 +383,44 @@ impl Lattice {
             same
         });
         let longest = entries.iter().map(|(piece, _)| piece.len()).max().unwrap_or(0).max(char::MAX.len_utf8());
-        Some(Self { pieces: Trie::new(entries), scores, unknown, unknown_score: model.min_score - UNKNOWN_PENALTY, longest })
+        let alone = scores.iter().map(|_| AtomicU8::new(NOT_KNOWN)).collect();
+        Some(Self {
+            pieces: Trie::new(entries),
+            scores,
+            alone,
+            unknown,
+            unknown_score: model.min_score - UNKNOWN_PENALTY,
+            longest,
+        })
     }
 
     /// Appends the ids of the likeliest pieces of `word`, as far as they are wanted.
     fn ids(&self, word: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let Some(id) = self.pieces.get(word.as_bytes()).filter(|_| word.len() < CHUNK) else {
+            return self.likeliest(word, wanted, scratch, ids);
+        };
+        let alone = &self.alone[id as usize];
+        if alone.load(Ordering::Relaxed) == ALONE {
+            ids.push(id);
+            return;
+        }
+        let before = ids.len();
+        self.likeliest(word, wanted, scratch, ids);
+        alone.store(if ids[before..] == [id] { ALONE } else { IN_PARTS }, Ordering::Relaxed);
+    }
+
+    fn likeliest(&self, word: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let Scratch { best, marked, path, .. } = scratch;
         best.clear();
+        best.push(UNREACHED);
         // Where `best` begins, and where the unknown characters do that are not yet told.
         let (mut begin, mut unknown_from) = (0, None);
         let (mut at, mut chunk) = (0, CHUNK);
         while at < word.len() {
+            let most = (at - begin) + self.longest.min(word.len() - at) + 1;
+            if best.len() < most {
+                best.resize(most, UNREACHED);
+            }
             self.extend(word, begin, at, best);
             at += word[at..].chars().next().map_or(1, char::len_utf8);
             if at - begin >= chunk && at < word.len() {
@@ -385,18 +442,12 @@ impl Lattice {
 
     /// Goes on from place `at` by every piece that begins there, or by an unknown character.
     #[inline]
-    fn extend(&self, word: &str, begin: usize, at: usize, best: &mut Vec<Best>) {
+    fn extend(&self, word: &str, begin: usize, at: usize, best: &mut [Best]) {
         let rest = &word.as_bytes()[at..];
         let place = at - begin;
-        if best.len() <= place {
-            best.resize(place + 1, UNREACHED);
-        }
         let so_far = best[place].score;
         let first = word[at..].chars().next().map_or(1, char::len_utf8);
         let mut reach = |bytes: usize, score: f64, id: u32| {
-            if best.len() <= place + bytes {
-                best.resize(place + bytes + 1, UNREACHED);
-            }
             let target = &mut best[place + bytes];
             if target.bytes == 0 || score > target.score {
                 *target = Best { score, bytes: bytes as u32, id };
@@ -474,10 +525,7 @@ impl Lattice {
 
     /// The id of unknown characters that follow each other: together they may be in the vocabulary after all.
     fn unknown_run(&self, run: &str) -> u32 {
-        match self.pieces.longest(run.as_bytes()) {
-            Some((bytes, id)) if bytes == run.len() => id,
-            _ => self.unknown,
-        }
+        self.pieces.get(run.as_bytes()).unwrap_or(self.unknown)
     }
 }
 

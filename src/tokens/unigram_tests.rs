@@ -137,7 +137,9 @@ fn texts_are_what_the_library_makes_of_them() {
 #[test]
 fn every_character_is_what_the_library_makes_of_it() {
     use rayon::prelude::*;
-    (0..=u32::from(char::MAX)).into_par_iter().filter_map(char::from_u32).for_each(|c| {
+    // Of the planes in which nothing is assigned, some of each.
+    let asked = |c: &u32| !(0x4_0000..0xe_0000).contains(c) || c % 64 == 0;
+    (0..=u32::from(char::MAX)).into_par_iter().filter(asked).filter_map(char::from_u32).for_each(|c| {
         let text = format!("a{c}b{c}{c} {c}\u{301}{c}\u{ac00}{c}\u{1f600}{c}\u{1100}{c}\u{200d}{c}");
         let (inner, one_pass) = &TOKENIZERS[0];
         assert_eq!(in_one_pass(one_pass, &text, usize::MAX, Kept::Start), by_library(inner, &text), "U+{:04X}", c as u32);
