@@ -7,23 +7,23 @@
 use super::added::{AddedTokens, Part};
 use super::one_pass::Wanted;
 use super::windows::Kept;
+use super::words::{self, Table, Words};
 use regex_syntax::hir::{Class, HirKind};
 use serde::Deserialize;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::OnceLock;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper, Tokenizer};
 
 /// No rank.
 const NONE: u32 = u32::MAX;
-/// Bytes of the longest word that is looked up as a whole.
-const WHOLE: usize = 15;
 /// Bytes of the longest word in which the best pair is looked for one by one; a heap has it for longer ones.
 const SHORT: usize = 32;
 /// Bytes that a token covers, as a first guess.
 const BYTES_PER_TOKEN: usize = 8;
+/// The least that is read of a word: all of those that are kept for other texts, which may want more of their ids.
+const LEAST_WINDOW: usize = words::LONGEST + 1;
 
 /// What a character is to the regular expression `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 const OTHER: u8 = 0;
@@ -40,19 +40,16 @@ pub(super) struct ByteLevelBpe {
     classes: &'static [u8],
     /// The symbol of each byte.
     bytes: [u32; 256],
-    /// Words that come to one token, by [`key`].
-    words: Table<u128>,
+    words: Words,
     /// The rank of each pair of bytes, [`NONE`] of those that are not merged: 256 by 256.
     byte_ranks: Vec<u32>,
     /// The rank of each pair of symbols that is merged.
-    ranks: Table<u64>,
+    ranks: Table<u64, u32>,
     /// What becomes of the pair of each rank.
     merged: Vec<u32>,
     /// Bytes of the longest token that merging gives.
     longest: usize,
 }
-
-type Table<K> = HashMap<K, u32, BuildHasherDefault<Folded>>;
 
 /// Memory of one thread.
 #[derive(Debug, Default)]
@@ -121,7 +118,7 @@ impl ByteLevelBpe {
             *symbol = *vocabulary.get(c.encode_utf8(&mut [0; 4]) as &str)?;
         }
         let Merges { merges } = serde_json::from_str(&serde_json::to_string(model).ok()?).ok()?;
-        let (mut ranks, mut merged, mut longest) = (Table::default(), Vec::new(), 1);
+        let (mut ranks, mut merged, mut longest) = (Table::<u64, u32>::default(), Vec::new(), 1);
         for ((left, right), rank) in merges.iter().zip(0..NONE) {
             let token = format!("{left}{right}");
             ranks.insert(pair(*vocabulary.get(left)?, *vocabulary.get(right)?), rank);
@@ -130,24 +127,14 @@ impl ByteLevelBpe {
         }
         let rank = |left, right| ranks.get(&pair(left, right)).copied().unwrap_or(NONE);
         let byte_ranks = bytes.iter().flat_map(|&left| bytes.map(|right| rank(left, right))).collect();
-        let words = Table::default();
-        let mut bpe = Self { added, add_prefix_space, classes: classes()?, bytes, words, byte_ranks, ranks, merged, longest };
         let byte_of: HashMap<char, u8> = chars.into_iter().zip(0..=u8::MAX).collect();
-        let (mut merging, mut found) = (Merging::default(), Vec::new());
-        for (token, id) in &vocabulary {
-            let word: Option<Vec<u8>> = token.chars().map(|c| byte_of.get(&c).copied()).collect();
-            let Some(word) = word.filter(|word| word.len() <= WHOLE) else { continue };
-            found.clear();
-            bpe.merge(&word, &mut merging, &mut found);
-            if found == [*id] {
-                bpe.words.insert(key(&word), *id);
-            }
-        }
-        Some(bpe)
+        let word = |token: &str| token.chars().map(|c| byte_of.get(&c).copied()).collect::<Option<Vec<u8>>>();
+        let words = Words::new(vocabulary.iter().filter_map(|(token, &id)| Some((word(token)?, id))));
+        Some(Self { added, add_prefix_space, classes: classes()?, bytes, words, byte_ranks, ranks, merged, longest })
     }
 
     /// Appends the ids of `text`, in which no added token of the first search stands, as far as they are wanted.
-    pub fn ids(&self, text: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    pub fn ids(&self, text: &str, wanted: Wanted, kept: &mut words::Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         for part in self.added.split(text) {
             match part {
                 Part::Token(id) => ids.push(id),
@@ -156,10 +143,10 @@ impl ByteLevelBpe {
                     spaced.clear();
                     spaced.push(' ');
                     spaced.push_str(text);
-                    self.words(&spaced, wanted, scratch, ids);
+                    self.text(&spaced, wanted, kept, scratch, ids);
                     scratch.spaced = spaced;
                 }
-                Part::Text(text) => self.words(text, wanted, scratch, ids),
+                Part::Text(text) => self.text(text, wanted, kept, scratch, ids),
             }
             if wanted.enough(ids) {
                 break;
@@ -167,11 +154,12 @@ impl ByteLevelBpe {
         }
     }
 
-    fn words(&self, text: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    fn text(&self, text: &str, wanted: Wanted, kept: &mut words::Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let mut at = 0;
         while at < text.len() {
             let end = self.word_end(text, at);
-            self.word(&text.as_bytes()[at..end], wanted, scratch, ids);
+            let word = &text.as_bytes()[at..end];
+            self.words.ids(kept, word, ids, |ids| self.word(word, wanted, scratch, ids));
             if wanted.enough(ids) {
                 break;
             }
@@ -228,17 +216,11 @@ impl ByteLevelBpe {
 
     /// Appends the ids of a word, as far as they are wanted.
     fn word(&self, word: &[u8], wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        if word.len() <= WHOLE
-            && let Some(&id) = self.words.get(&key(word))
-        {
-            ids.push(id);
-            return;
-        }
         let missing = match wanted.kept {
             Kept::Start => wanted.needed.saturating_sub(ids.len() - wanted.begin),
             Kept::End => wanted.needed,
         };
-        let mut window = missing.saturating_mul(BYTES_PER_TOKEN);
+        let mut window = missing.saturating_mul(BYTES_PER_TOKEN).max(LEAST_WINDOW);
         // Reading as many windows as a token has bytes is worth it.
         while window.saturating_mul(self.longest) < word.len() {
             if self.is_settled(word, window, missing, wanted.kept, scratch) {
@@ -383,15 +365,6 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// A word of at most [`WHOLE`] bytes as a number: the bytes, and how many they are.
-#[inline]
-fn key(word: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    bytes[..word.len()].copy_from_slice(word);
-    bytes[WHOLE] = word.len() as u8;
-    u128::from_le_bytes(bytes)
-}
-
 /// How a vocabulary spells each byte: GPT-2's `bytes_to_unicode`.
 fn byte_chars() -> [char; 256] {
     let mut unprintable = (256..).filter_map(char::from_u32);
@@ -416,32 +389,6 @@ fn classes() -> Option<&'static [u8]> {
         Some(classes)
     };
     CLASSES.get_or_init(make).as_deref()
-}
-
-/// Hashes numbers by a product folded in two (as wyhash does).
-#[derive(Debug, Default)]
-struct Folded(u64);
-
-impl Hasher for Folded {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
-    }
-
-    #[inline]
-    fn write_u64(&mut self, number: u64) {
-        let product = u128::from(self.0 ^ number ^ 0xa076_1d64_78bd_642f) * 0xe703_7ed1_a0b4_28db;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-
-    #[inline]
-    fn write_u128(&mut self, number: u128) {
-        self.write_u64(number as u64);
-        self.write_u64((number >> 64) as u64);
-    }
 }
 
 #[cfg(test)]

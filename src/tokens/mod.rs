@@ -13,6 +13,7 @@ mod trie;
 mod unigram;
 mod windows;
 mod word_piece;
+mod words;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};

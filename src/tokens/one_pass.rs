@@ -6,6 +6,7 @@ use super::byte_level_bpe::{self, ByteLevelBpe};
 use super::unigram::{self, UnigramPieces};
 use super::windows::Kept;
 use super::word_piece::{self, WordPieces};
+use super::words;
 use tokenizers::{ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 
 /// See the module.
@@ -26,6 +27,7 @@ enum Kind {
 /// Memory of one thread.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
+    words: words::Kept,
     word_piece: word_piece::Scratch,
     byte_level_bpe: byte_level_bpe::Scratch,
     unigram: unigram::Scratch,
@@ -34,6 +36,7 @@ pub(super) struct Scratch {
 impl Scratch {
     pub const fn new() -> Self {
         Self {
+            words: words::Kept::new(),
             word_piece: word_piece::Scratch::new(),
             byte_level_bpe: byte_level_bpe::Scratch::new(),
             unigram: unigram::Scratch::new(),
@@ -102,11 +105,11 @@ impl OnePass {
                     let served = match &self.kind {
                         Kind::WordPiece(pieces) => pieces.ids(text, wanted, &mut scratch.word_piece, ids),
                         Kind::ByteLevelBpe(bpe) => {
-                            bpe.ids(text, wanted, &mut scratch.byte_level_bpe, ids);
+                            bpe.ids(text, wanted, &mut scratch.words, &mut scratch.byte_level_bpe, ids);
                             true
                         }
                         Kind::Unigram(pieces) => {
-                            pieces.ids(text, wanted, &mut scratch.unigram, ids);
+                            pieces.ids(text, wanted, &mut scratch.words, &mut scratch.unigram, ids);
                             true
                         }
                     };

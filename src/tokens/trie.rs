@@ -1,6 +1,6 @@
 //! A double-array trie over bytes (Aoe 1989): which keys of a fixed set stand at the beginning of a text.
 
-/// No unit, no value.
+/// No unit.
 const NONE: u32 = u32::MAX;
 
 /// Set in a base where a key ends.
@@ -8,29 +8,27 @@ const ENDS: u32 = 1 << 31;
 
 /// A place of the array: a node of the trie, or free.
 #[derive(Debug, Clone, Copy)]
-struct Unit {
+struct Unit<V> {
     /// The child by byte `b` is at `base ^ b`, the bit [`ENDS`] left aside.
     base: u32,
     /// The parent; [`NONE`] where the place is free.
     parent: u32,
+    /// Of the key that ends here; beside the node, so that both are read at once.
+    value: V,
 }
-
-const FREE: Unit = Unit { base: 0, parent: NONE };
 
 /// Keys and their values.
 #[derive(Debug, Clone)]
-pub(super) struct Trie {
+pub(super) struct Trie<V> {
     /// A multiple of 256, so that no child of a node is outside.
-    units: Vec<Unit>,
-    /// Of the key that ends at the node of the same place.
-    values: Vec<u32>,
+    units: Vec<Unit<V>>,
 }
 
-impl Trie {
-    /// The trie of `entries`, whose keys are distinct and not empty, and whose values are below `u32::MAX`.
-    pub fn new(mut entries: Vec<(&[u8], u32)>) -> Self {
-        entries.sort_unstable();
-        let mut trie = Self { units: vec![FREE; 256], values: vec![NONE; 256] };
+impl<V: Copy + Default> Trie<V> {
+    /// The trie of `entries`, whose keys are distinct and not empty.
+    pub fn new(mut entries: Vec<(&[u8], V)>) -> Self {
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut trie = Self { units: vec![Self::free(); 256] };
         trie.units[0].parent = 0;
         let mut first_free = 1;
         // Node, its keys, and how many bytes of them lead to it.
@@ -40,10 +38,10 @@ impl Trie {
                 && key.len() == depth
             {
                 trie.units[node].base |= ENDS;
-                trie.values[node] = *value;
+                trie.units[node].value = *value;
                 keys = rest;
             }
-            let children: Vec<&[(&[u8], u32)]> = keys.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]).collect();
+            let children: Vec<&[(&[u8], V)]> = keys.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]).collect();
             let bytes: Vec<u8> = children.iter().map(|keys| keys[0].0[depth]).collect();
             let Some(&first) = bytes.first() else { continue };
             let base = trie.free_base(&mut first_free, first, &bytes);
@@ -57,6 +55,10 @@ impl Trie {
         trie
     }
 
+    fn free() -> Unit<V> {
+        Unit { base: 0, parent: NONE, value: V::default() }
+    }
+
     /// A base by which all of `bytes` lead to free places; `first` is one of them.
     fn free_base(&mut self, first_free: &mut usize, first: u8, bytes: &[u8]) -> usize {
         while self.units.get(*first_free).is_some_and(|unit| unit.parent != NONE) {
@@ -65,8 +67,7 @@ impl Trie {
         let mut place = *first_free;
         loop {
             if place >= self.units.len() {
-                self.units.resize(self.units.len() + 256, FREE);
-                self.values.resize(self.units.len(), NONE);
+                self.units.resize(self.units.len() + 256, Self::free());
             }
             let base = place ^ usize::from(first);
             let free = |byte: &u8| self.units[base ^ usize::from(*byte)].parent == NONE;
@@ -79,7 +80,7 @@ impl Trie {
 
     /// The longest key at the beginning of `text`: its length and value.
     #[inline]
-    pub fn longest(&self, text: &[u8]) -> Option<(usize, u32)> {
+    pub fn longest(&self, text: &[u8]) -> Option<(usize, V)> {
         let mut found = None;
         self.prefixes(text, |length, value| found = Some((length, value)));
         found
@@ -87,24 +88,26 @@ impl Trie {
 
     /// Calls `visit` with length and value of each key at the beginning of `text`, the shortest first.
     #[inline]
-    pub fn prefixes(&self, text: &[u8], mut visit: impl FnMut(usize, u32)) {
+    pub fn prefixes(&self, text: &[u8], mut visit: impl FnMut(usize, V)) {
         let (mut node, mut base) = (0_u32, self.units[0].base);
         for (at, &byte) in text.iter().enumerate() {
             let child = (base & !ENDS) ^ u32::from(byte);
             match self.units.get(child as usize) {
                 // The root is its own parent, and no child.
-                Some(unit) if unit.parent == node && child != 0 => (node, base) = (child, unit.base),
+                Some(unit) if unit.parent == node && child != 0 => {
+                    (node, base) = (child, unit.base);
+                    if base & ENDS != 0 {
+                        visit(at + 1, unit.value);
+                    }
+                }
                 _ => break,
-            }
-            if base & ENDS != 0 {
-                visit(at + 1, self.values[node as usize]);
             }
         }
     }
 
     /// The value of `key`, where it is one.
     #[inline]
-    pub fn get(&self, key: &[u8]) -> Option<u32> {
+    pub fn get(&self, key: &[u8]) -> Option<V> {
         let mut found = None;
         self.prefixes(key, |length, value| found = (length == key.len()).then_some(value));
         found

@@ -7,8 +7,8 @@
 use super::added::{AddedTokens, Part};
 use super::one_pass::Wanted;
 use super::trie::Trie;
+use super::words::{self, Words};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
@@ -36,15 +36,16 @@ pub(super) struct UnigramPieces {
     squeezed: bool,
     /// Added tokens that are looked for in the normalized text.
     added: AddedTokens,
+    split: Split,
     words: Words,
     model: Lattice,
 }
 
 /// How texts become words.
 #[derive(Debug)]
-struct Words {
+struct Split {
     /// Whether white space ends words and is dropped; else a space becomes a mark.
-    split: bool,
+    at_blanks: bool,
     mark: char,
     prepend: bool,
 }
@@ -52,14 +53,19 @@ struct Words {
 /// The pieces and their scores.
 #[derive(Debug)]
 struct Lattice {
-    pieces: Trie,
-    scores: Vec<f64>,
-    /// Of each piece, whether a word that is spelled like it comes to it alone: found out when it is first met, by whichever thread.
-    alone: Box<[AtomicU8]>,
+    pieces: Trie<Piece>,
     unknown: u32,
     unknown_score: f64,
     /// Bytes of the longest piece, or of the longest character.
     longest: usize,
+}
+
+/// What is known of a piece.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Piece {
+    id: u32,
+    /// The bits of its score, in halves: whole they would make the trie's nodes larger.
+    score: [u32; 2],
 }
 
 /// Asks the library what it makes of characters.
@@ -105,11 +111,6 @@ struct Best {
     id: u32,
 }
 
-/// Values of [`Lattice::alone`].
-const NOT_KNOWN: u8 = 0;
-const ALONE: u8 = 1;
-const IN_PARTS: u8 = 2;
-
 const UNREACHED: Best = Best { score: 0.0, bytes: 0, id: 0 };
 
 /// Memory of one thread.
@@ -151,20 +152,21 @@ impl UnigramPieces {
             pages: (0..PAGES).map(|_| OnceLock::new()).collect(),
             squeezed,
             added: AddedTokens::new(added)?,
-            words: Words::of(inner.get_pre_tokenizer()?)?,
+            split: Split::of(inner.get_pre_tokenizer()?)?,
+            words: Words::new(model.iter().zip(0..).map(|((piece, _), id)| (piece, id))),
             model: Lattice::of(model)?,
         })
     }
 
     /// Appends the ids of `text`, in which no added token of the first search stands, as far as they are wanted.
-    pub fn ids(&self, text: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    pub fn ids(&self, text: &str, wanted: Wanted, kept: &mut words::Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let mut normal = std::mem::take(&mut scratch.normal);
         normal.clear();
         self.normalize(text, &mut normal);
         for part in self.added.split(&normal) {
             match part {
                 Part::Token(id) => ids.push(id),
-                Part::Text(text) => self.part(text, wanted, scratch, ids),
+                Part::Text(text) => self.part(text, wanted, kept, scratch, ids),
             }
             if wanted.enough(ids) {
                 break;
@@ -216,15 +218,15 @@ impl UnigramPieces {
         }
     }
 
-    fn part(&self, text: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+    fn part(&self, text: &str, wanted: Wanted, kept: &mut words::Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let mut word = std::mem::take(&mut scratch.word);
-        let Words { split, mark, prepend } = self.words;
+        let Split { at_blanks, mark, prepend } = self.split;
         let mut spaced = |text: &str| {
             word.clear();
-            if prepend && !text.starts_with(mark) && (split || !text.starts_with(' ')) {
+            if prepend && !text.starts_with(mark) && (at_blanks || !text.starts_with(' ')) {
                 word.push(mark);
             }
-            if split {
+            if at_blanks {
                 word.push_str(text);
             } else {
                 word.extend(text.chars().map(|c| if c == ' ' { mark } else { c }));
@@ -234,7 +236,8 @@ impl UnigramPieces {
             while let Some(first) = rest.chars().next() {
                 let behind = first.len_utf8();
                 let end = rest[behind..].find(mark).map_or(rest.len(), |at| behind + at);
-                self.model.ids(&rest[..end], wanted, scratch, ids);
+                let word = &rest[..end];
+                self.words.ids(kept, word.as_bytes(), ids, |ids| self.model.ids(word, wanted, scratch, ids));
                 if wanted.enough(ids) {
                     return true;
                 }
@@ -242,7 +245,7 @@ impl UnigramPieces {
             }
             false
         };
-        if split {
+        if at_blanks {
             text.split(char::is_whitespace).filter(|word| !word.is_empty()).any(spaced);
         } else {
             spaced(text);
@@ -333,7 +336,7 @@ impl Characters {
     }
 }
 
-impl Words {
+impl Split {
     fn of(pre_tokenizer: &PreTokenizerWrapper) -> Option<Self> {
         let parts: &[PreTokenizerWrapper] = match pre_tokenizer {
             PreTokenizerWrapper::Sequence(sequence) => sequence.as_ref(),
@@ -347,13 +350,25 @@ impl Words {
         }
     }
 
-    fn marked(metaspace: &Metaspace, split: bool) -> Option<Self> {
+    fn marked(metaspace: &Metaspace, at_blanks: bool) -> Option<Self> {
         let prepend = match metaspace.get_prepend_scheme() {
             PrependScheme::Always => true,
             PrependScheme::Never => false,
             PrependScheme::First => return None,
         };
-        metaspace.get_split().then_some(Self { split, mark: metaspace.get_replacement(), prepend })
+        metaspace.get_split().then_some(Self { at_blanks, mark: metaspace.get_replacement(), prepend })
+    }
+}
+
+impl Piece {
+    fn new(id: u32, score: f64) -> Self {
+        let bits = score.to_bits();
+        Self { id, score: [bits as u32, (bits >> 32) as u32] }
+    }
+
+    #[inline]
+    fn score(self) -> f64 {
+        f64::from_bits(u64::from(self.score[1]) << 32 | u64::from(self.score[0]))
     }
 }
 
@@ -365,16 +380,14 @@ impl Lattice {
         // The library tells it of a character that is not in the vocabulary alone.
         let strange = ('\u{100000}'..='\u{10fffd}').rev().map(String::from).find(|c| model.token_to_id(c).is_none())?;
         let unknown = model.tokenize(&strange).ok()?.first()?.id;
-        let mut entries: Vec<(&[u8], u32)> = Vec::new();
-        let mut scores = Vec::new();
+        let mut entries: Vec<(&[u8], Piece)> = Vec::new();
         for ((piece, score), id) in model.iter().zip(0..u32::MAX) {
-            scores.push(*score);
             // Of a piece that is there twice, the library takes the last.
             if !piece.is_empty() {
-                entries.push((piece.as_bytes(), id));
+                entries.push((piece.as_bytes(), Piece::new(id, *score)));
             }
         }
-        entries.sort_unstable();
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
         entries.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             if same {
@@ -383,33 +396,12 @@ impl Lattice {
             same
         });
         let longest = entries.iter().map(|(piece, _)| piece.len()).max().unwrap_or(0).max(char::MAX.len_utf8());
-        let alone = scores.iter().map(|_| AtomicU8::new(NOT_KNOWN)).collect();
-        Some(Self {
-            pieces: Trie::new(entries),
-            scores,
-            alone,
-            unknown,
-            unknown_score: model.min_score - UNKNOWN_PENALTY,
-            longest,
-        })
+        let unknown_score = model.min_score - UNKNOWN_PENALTY;
+        Some(Self { pieces: Trie::new(entries), unknown, unknown_score, longest })
     }
 
     /// Appends the ids of the likeliest pieces of `word`, as far as they are wanted.
     fn ids(&self, word: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let Some(id) = self.pieces.get(word.as_bytes()).filter(|_| word.len() < CHUNK) else {
-            return self.likeliest(word, wanted, scratch, ids);
-        };
-        let alone = &self.alone[id as usize];
-        if alone.load(Ordering::Relaxed) == ALONE {
-            ids.push(id);
-            return;
-        }
-        let before = ids.len();
-        self.likeliest(word, wanted, scratch, ids);
-        alone.store(if ids[before..] == [id] { ALONE } else { IN_PARTS }, Ordering::Relaxed);
-    }
-
-    fn likeliest(&self, word: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         let Scratch { best, marked, path, .. } = scratch;
         best.clear();
         best.push(UNREACHED);
@@ -454,8 +446,8 @@ impl Lattice {
             }
         };
         let mut known = false;
-        self.pieces.prefixes(rest, |bytes, id| {
-            reach(bytes, self.scores[id as usize] + so_far, id);
+        self.pieces.prefixes(rest, |bytes, piece| {
+            reach(bytes, piece.score() + so_far, piece.id);
             known |= bytes == first;
         });
         if !known {
@@ -525,7 +517,7 @@ impl Lattice {
 
     /// The id of unknown characters that follow each other: together they may be in the vocabulary after all.
     fn unknown_run(&self, run: &str) -> u32 {
-        self.pieces.get(run.as_bytes()).unwrap_or(self.unknown)
+        self.pieces.get(run.as_bytes()).map_or(self.unknown, |piece| piece.id)
     }
 }
 

@@ -76,8 +76,8 @@ pub(super) struct WordPieces {
     /// The added tokens that are found in the normalized text: their normal forms without white space.
     normalized: Vec<String>,
     /// Pieces at the beginning of a word, and behind it.
-    beginnings: Trie,
-    continuations: Trie,
+    beginnings: Trie<u32>,
+    continuations: Trie<u32>,
     /// Characters of the longest word that is not the unknown token as a whole.
     most_chars: usize,
     unknown: u32,
@@ -266,11 +266,7 @@ impl WordPieces {
 }
 
 /// The pieces at the beginning of a word, and those behind it, without `prefix`.
-fn tries(vocabulary: &HashMap<String, u32>, prefix: &str) -> Option<(Trie, Trie)> {
-    // What the trie keeps for itself.
-    if vocabulary.values().any(|&id| id == u32::MAX) {
-        return None;
-    }
+fn tries(vocabulary: &HashMap<String, u32>, prefix: &str) -> Option<(Trie<u32>, Trie<u32>)> {
     let all = vocabulary.iter().map(|(piece, &id)| (piece.as_str(), id));
     let beginnings = all.clone().filter(|(piece, _)| !piece.is_empty());
     let continuations =
