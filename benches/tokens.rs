@@ -1,12 +1,15 @@
 //! Tokenising beside the `tokenizers` crate, on one core: ids compared first, then times as ratios of one run.
 //!
-//! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000]`. Texts are made of the tokenizer's own words, of characters of several scripts, of
-//! this crate's sources, of log lines and of all of Unicode, by a fixed seed.
+//! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000] [--write FILE] [--only KIND] [--rounds 9]`. Texts are made of the tokenizer's own words, of
+//! characters of several scripts, of this crate's sources, of log lines and of all of Unicode, by a fixed seed. Those that are timed have as many tokens as
+//! are kept, so that neither side gains by leaving out the rest. The library's caches of words are warm. `--write` puts the texts and the times into a JSON file,
+//! from which benches/peers/tokens.py goes on.
 
 #[path = "../tests/common/random.rs"]
 mod random;
 
 use random::Random;
+use serde_json::json;
 use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
@@ -36,9 +39,13 @@ fn run() -> Result {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let file = arguments.next().ok_or("the path of a tokenizer.json is expected")?;
     let mut count = 20_000;
+    let (mut write, mut only, mut rounds) = (None, None, ROUNDS);
     while let Some(argument) = arguments.next() {
         match (argument.as_str(), arguments.next()) {
             ("--texts", Some(value)) => count = value.parse()?,
+            ("--write", Some(value)) => write = Some(value),
+            ("--only", Some(value)) => only = Some(value),
+            ("--rounds", Some(value)) => rounds = value.parse::<usize>()?.max(1),
             (other, _) => return Err(format!("{other} is not known").into()),
         }
     }
@@ -69,25 +76,27 @@ fn run() -> Result {
 
     println!("| texts | tokens | trt-embed, us a text | tokenizers, us a text | times faster |\n|---|---|---|---|---|");
     type Make = fn(&Texts, &mut Random, usize) -> String;
-    let kinds: [(&str, Make); 5] = [
+    let kinds: [(&str, Make); 6] = [
         ("English", Texts::words),
+        ("words of all languages", Texts::foreign),
         ("CJK", |_, random, words| Texts::script(random, words, &['\u{4e00}'..='\u{9fa5}'])),
         ("mixed scripts", Texts::mixed),
         ("code", Texts::code),
         ("log lines", |_, random, words| Texts::log(random, words)),
     ];
-    for (name, make) in kinds {
+    let mut timed = Vec::new();
+    for (name, make) in kinds.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
         for wanted in [16, 128] {
             let mut random = Random(7);
-            // As many words as the tokens that are wanted, cut there by both.
-            let batch: Vec<String> = (0..TEXTS).map(|_| make(&texts, &mut random, wanted)).collect();
+            let batch: Vec<String> =
+                (0..TEXTS).map(|_| of_length(&library, wanted, &make(&texts, &mut random, 2 * wanted))).collect::<Result<_>>()?;
             let mut limited = library.clone();
             let truncation = tokenizers::TruncationParams { max_length: wanted, ..Default::default() };
             limited.with_truncation(Some(truncation)).map_err(|error| error.to_string())?;
             let ours = open(wanted)?;
             let mut times = Vec::new();
             let mut tokens = 0;
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 tokens = 0;
                 let start = Instant::now();
                 for text in &batch {
@@ -102,49 +111,103 @@ fn run() -> Result {
                 times.push((own, start.elapsed()));
             }
             times.sort_by(|a, b| (a.1.as_secs_f64() / a.0.as_secs_f64()).total_cmp(&(b.1.as_secs_f64() / b.0.as_secs_f64())));
-            let (own, other) = times[ROUNDS / 2];
+            let (own, other) = times[rounds / 2];
             let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6 / TEXTS as f64;
             let ratio = other.as_secs_f64() / own.as_secs_f64();
             println!("| {name} | {} | {:.2} | {:.1} | {ratio:.1} |", tokens / TEXTS, micros(own), micros(other));
+            timed.push(json!({"kind": name, "limit": wanted, "texts": batch, "own": micros(own), "library": micros(other)}));
         }
     }
+    if let Some(file) = write {
+        std::fs::write(file, serde_json::to_vec(&timed)?)?;
+    }
 
+    println!();
     let unbroken = "a".repeat(10 << 20);
-    let start = Instant::now();
-    ours.ids_into(&unbroken, &mut ids)?;
-    println!("\n10 MB without white space: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    for limit in [512, ALL] {
+        let ours = open(limit)?;
+        let start = Instant::now();
+        ours.ids_into(&unbroken, &mut ids)?;
+        let time = start.elapsed().as_secs_f64() * 1e3;
+        println!("10 MB without white space: {time:.1} ms for {} tokens", ids.len());
+    }
     let start = Instant::now();
     open(512)?;
-    println!("opening the tokenizer: {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    let own = start.elapsed().as_secs_f64() * 1e3;
+    let start = Instant::now();
+    black_box(Library::from_bytes(&json).map_err(|error| error.to_string())?);
+    println!("opening the tokenizer: {own:.1} ms, of which the library {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
     Ok(())
+}
+
+/// The longest beginning of `text` of which all tokens are kept where `limit` are.
+fn of_length(library: &Library, limit: usize, text: &str) -> Result<String> {
+    let ends: Vec<usize> = text.char_indices().map(|(at, c)| at + c.len_utf8()).collect();
+    let mut fits = 0;
+    let (mut low, mut high) = (0, ends.len());
+    while low < high {
+        let middle = (low + high) / 2;
+        let tokens = library.encode_fast(&text[..ends[middle]], true).map_err(|error| error.to_string())?.len();
+        if tokens <= limit {
+            fits = ends[middle];
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(text[..fits].to_owned())
+}
+
+/// A place below `count`, the first ones as often as the frequent words of a language: the n-th one in proportion to 1 / (n + 2.7) (Zipf, Mandelbrot).
+fn by_zipf(random: &mut Random, count: usize) -> usize {
+    let part = (random.next() >> 11) as f64 / (1_u64 << 53) as f64;
+    let place = 2.7 * ((count as f64 + 2.7) / 2.7).powf(part) - 2.7;
+    (place as usize).min(count - 1)
 }
 
 /// What texts are made of.
 struct Texts {
     words: Vec<String>,
+    foreign: Vec<String>,
     lines: Vec<String>,
 }
 
 impl Texts {
     fn new(library: &Library) -> Result<Self> {
-        // Whole words of letters: what English is made of.
-        let mut words: Vec<String> = library
-            .get_vocab(false)
-            .into_keys()
-            .filter(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_lowercase()))
-            .collect();
-        words.sort_unstable();
+        // Whole words of letters, which BPE and Unigram have behind a mark for the space before them.
+        let vocabulary = library.get_vocab(false);
+        let mark = ['\u{120}', '\u{2581}']
+            .into_iter()
+            .find(|&mark| vocabulary.keys().filter(|word| word.starts_with(mark)).count() > 999);
+        let word = |word: String| match mark {
+            Some(mark) => word.strip_prefix(mark).map(str::to_owned),
+            None => Some(word),
+        };
+        // The frequent ones first, as training leaves them.
+        let mut by_id: Vec<(u32, String)> = vocabulary.into_iter().map(|(word, id)| (id, word)).collect();
+        by_id.sort_unstable();
+        let all = by_id.into_iter().filter_map(|(_, token)| word(token)).filter(|word| word.chars().count() > 1);
+        let (words, others): (Vec<String>, Vec<String>) =
+            all.partition(|word| word.bytes().all(|byte| byte.is_ascii_lowercase()));
+        let foreign = others.into_iter().filter(|word| !word.is_ascii() && word.chars().all(char::is_alphabetic)).collect();
         let mut lines = Vec::new();
         for file in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/tokens"))? {
             lines.extend(std::fs::read_to_string(file?.path())?.lines().map(str::to_owned));
         }
-        Ok(Self { words, lines })
+        Ok(Self { words, foreign, lines })
+    }
+
+    /// Words beyond ASCII, as far as the tokenizer has some.
+    fn foreign(&self, random: &mut Random, count: usize) -> String {
+        let words = if self.foreign.len() < 100 { &self.words } else { &self.foreign };
+        let word = |random: &mut Random| words[by_zipf(random, words.len())].as_str();
+        (0..count).map(|_| word(random)).collect::<Vec<_>>().join(" ")
     }
 
     fn words(&self, random: &mut Random, count: usize) -> String {
         let mut text = String::new();
         for place in 0..count {
-            let word = &self.words[random.below(self.words.len())];
+            let word = &self.words[by_zipf(random, self.words.len())];
             match random.below(12) {
                 0 => text.push_str(&format!("{}{}", word[..1].to_uppercase(), &word[1..])),
                 1 => text.push_str(&format!("{word}{}", ["s", "ing", "ly", "'s"][random.below(4)])),
@@ -243,8 +306,9 @@ impl Texts {
 
     fn any(&self, random: &mut Random) -> String {
         let words = 1 + random.below(60);
-        match random.below(8) {
+        match random.below(9) {
             0 => self.words(random, words),
+            8 => self.foreign(random, words),
             1 => Self::script(random, words, &['\u{4e00}'..='\u{9fa5}', '\u{3041}'..='\u{30ff}', '\u{ac00}'..='\u{d7a3}']),
             2 => self.mixed(random, words),
             3 => self.code(random, words),

@@ -1,14 +1,19 @@
 //! Tokens: texts to ids, sorted by length and cut into batches.
 
+mod added;
 mod assemble;
 mod batch;
+mod byte_level_bpe;
 mod cost;
 mod cuts;
+mod one_pass;
 mod size;
 mod tokenizer;
 mod trie;
+mod unigram;
 mod windows;
 mod word_piece;
+mod words;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};

@@ -2,8 +2,8 @@
 
 use super::assemble::{self, Assembled, as_error};
 use super::cuts::Cuts;
+use super::one_pass::{OnePass, Scratch};
 use super::windows::{Kept, Limits, Windows};
-use super::word_piece::{Scratch, WordPieces};
 use super::{BatchPlan, TokenBatch, batches_from_ids};
 use crate::model::{ModelFolder, TokenizerFiles, read_file};
 use crate::{Error, Result, Setting};
@@ -115,7 +115,7 @@ struct Parts {
     kept: Kept,
     cuts: Cuts,
     /// Where the tokenizer is one that is served in one pass.
-    word_pieces: Option<WordPieces>,
+    one_pass: Option<OnePass>,
     /// Special tokens before and after every text.
     before: Vec<u32>,
     after: Vec<u32>,
@@ -173,8 +173,8 @@ impl Tokenizer {
             return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
         let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
-        let (cuts, word_pieces) = (Cuts::new(&inner), WordPieces::of(&inner));
-        let parts = Arc::new(Parts { kept, cuts, word_pieces, before, after, special_ids, inner, pool: OnceLock::new() });
+        let (cuts, one_pass) = (Cuts::new(&inner), OnePass::of(&inner));
+        let parts = Arc::new(Parts { kept, cuts, one_pass, before, after, special_ids, inner, pool: OnceLock::new() });
         let prompt = settings.prompt.clone();
         Self { parts, settings, skip: 0 }.prompted(prompt)
     }
@@ -336,8 +336,8 @@ impl Tokenizer {
         batches_from_ids(rows, self.settings.vocab_size, skip, plan)
     }
 
-    /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a WordPiece tokenizer
-    /// nothing is allocated where `ids` and the thread have done as much before.
+    /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a tokenizer
+    /// that is served in one pass (WordPiece, byte-level BPE, Unigram behind Metaspace) nothing is allocated where `ids` and the thread have done as much before.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], the text being text 0; `ids` is then of no use.
@@ -368,16 +368,16 @@ impl Tokenizer {
 
     /// Replaces `ids` by those of `text`, at most `max_tokens`, with the special tokens around what is kept of it; whether some were left out.
     fn cut(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool, String> {
-        let Parts { inner, kept, cuts, word_pieces, before, after, .. } = &*self.parts;
+        let Parts { inner, kept, cuts, one_pass, before, after, .. } = &*self.parts;
         let room = self.settings.max_tokens - before.len() - after.len();
         // One token more than there is room for: a text that has it is longer than the limit.
         let needed = room.saturating_add(1);
         ids.clear();
         ids.extend_from_slice(before);
         let begin = ids.len();
-        let served = word_pieces.as_ref().is_some_and(|word_pieces| {
+        let served = one_pass.as_ref().is_some_and(|one_pass| {
             let mut scratch = SCRATCH.take();
-            let served = word_pieces.ids(text, needed, *kept, &mut scratch, ids);
+            let served = one_pass.ids(text, needed, *kept, &mut scratch, ids);
             SCRATCH.set(scratch);
             served
         });

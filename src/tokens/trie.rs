@@ -1,33 +1,34 @@
-//! A double-array trie over bytes (Aoe 1989): which key of a fixed set is the longest at the beginning of a text.
+//! A double-array trie over bytes (Aoe 1989): which keys of a fixed set stand at the beginning of a text.
 
-/// No unit, no value.
+/// No unit.
 const NONE: u32 = u32::MAX;
+
+/// Set in a base where a key ends.
+const ENDS: u32 = 1 << 31;
 
 /// A place of the array: a node of the trie, or free.
 #[derive(Debug, Clone, Copy)]
-struct Unit {
-    /// The child by byte `b` is at `base ^ b`.
+struct Unit<V> {
+    /// The child by byte `b` is at `base ^ b`, the bit [`ENDS`] left aside.
     base: u32,
     /// The parent; [`NONE`] where the place is free.
     parent: u32,
-    /// Of the key that ends here.
-    value: u32,
+    /// Of the key that ends here; beside the node, so that both are read at once.
+    value: V,
 }
-
-const FREE: Unit = Unit { base: 0, parent: NONE, value: NONE };
 
 /// Keys and their values.
 #[derive(Debug, Clone)]
-pub(super) struct Trie {
+pub(super) struct Trie<V> {
     /// A multiple of 256, so that no child of a node is outside.
-    units: Vec<Unit>,
+    units: Vec<Unit<V>>,
 }
 
-impl Trie {
-    /// The trie of `entries`, whose keys are distinct and not empty, and whose values are below `u32::MAX`.
-    pub fn new(mut entries: Vec<(&[u8], u32)>) -> Self {
-        entries.sort_unstable();
-        let mut trie = Self { units: vec![FREE; 256] };
+impl<V: Copy + Default> Trie<V> {
+    /// The trie of `entries`, whose keys are distinct and not empty.
+    pub fn new(mut entries: Vec<(&[u8], V)>) -> Self {
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut trie = Self { units: vec![Self::free(); 256] };
         trie.units[0].parent = 0;
         let mut first_free = 1;
         // Node, its keys, and how many bytes of them lead to it.
@@ -36,14 +37,15 @@ impl Trie {
             if let Some(((key, value), rest)) = keys.split_first()
                 && key.len() == depth
             {
+                trie.units[node].base |= ENDS;
                 trie.units[node].value = *value;
                 keys = rest;
             }
-            let children: Vec<&[(&[u8], u32)]> = keys.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]).collect();
+            let children: Vec<&[(&[u8], V)]> = keys.chunk_by(|(a, _), (b, _)| a[depth] == b[depth]).collect();
             let bytes: Vec<u8> = children.iter().map(|keys| keys[0].0[depth]).collect();
             let Some(&first) = bytes.first() else { continue };
             let base = trie.free_base(&mut first_free, first, &bytes);
-            trie.units[node].base = base as u32;
+            trie.units[node].base |= base as u32;
             for (byte, keys) in bytes.into_iter().zip(children) {
                 let child = base ^ usize::from(byte);
                 trie.units[child].parent = node as u32;
@@ -51,6 +53,10 @@ impl Trie {
             }
         }
         trie
+    }
+
+    fn free() -> Unit<V> {
+        Unit { base: 0, parent: NONE, value: V::default() }
     }
 
     /// A base by which all of `bytes` lead to free places; `first` is one of them.
@@ -61,7 +67,7 @@ impl Trie {
         let mut place = *first_free;
         loop {
             if place >= self.units.len() {
-                self.units.resize(self.units.len() + 256, FREE);
+                self.units.resize(self.units.len() + 256, Self::free());
             }
             let base = place ^ usize::from(first);
             let free = |byte: &u8| self.units[base ^ usize::from(*byte)].parent == NONE;
@@ -74,21 +80,36 @@ impl Trie {
 
     /// The longest key at the beginning of `text`: its length and value.
     #[inline]
-    pub fn longest(&self, text: &[u8]) -> Option<(usize, u32)> {
-        let (mut node, mut found) = (0_usize, None);
+    pub fn longest(&self, text: &[u8]) -> Option<(usize, V)> {
+        let mut found = None;
+        self.prefixes(text, |length, value| found = Some((length, value)));
+        found
+    }
+
+    /// Calls `visit` with length and value of each key at the beginning of `text`, the shortest first.
+    #[inline]
+    pub fn prefixes(&self, text: &[u8], mut visit: impl FnMut(usize, V)) {
+        let (mut node, mut base) = (0_u32, self.units[0].base);
         for (at, &byte) in text.iter().enumerate() {
-            let child = self.units[node].base as usize ^ usize::from(byte);
-            match self.units.get(child) {
+            let child = (base & !ENDS) ^ u32::from(byte);
+            match self.units.get(child as usize) {
                 // The root is its own parent, and no child.
-                Some(unit) if unit.parent == node as u32 && child != 0 => {
-                    node = child;
-                    if unit.value != NONE {
-                        found = Some((at + 1, unit.value));
+                Some(unit) if unit.parent == node && child != 0 => {
+                    (node, base) = (child, unit.base);
+                    if base & ENDS != 0 {
+                        visit(at + 1, unit.value);
                     }
                 }
                 _ => break,
             }
         }
+    }
+
+    /// The value of `key`, where it is one.
+    #[inline]
+    pub fn get(&self, key: &[u8]) -> Option<V> {
+        let mut found = None;
+        self.prefixes(key, |length, value| found = (length == key.len()).then_some(value));
         found
     }
 }
@@ -110,6 +131,11 @@ mod tests {
             for text in &texts {
                 let expected = (1..=text.len()).rev().find_map(|length| entries.get(&text[..length]).map(|&value| (length, value)));
                 prop_assert_eq!(trie.longest(text), expected, "{:?}", text);
+                let mut found = Vec::new();
+                trie.prefixes(text, |length, value| found.push((length, value)));
+                let expected: Vec<_> = (1..=text.len()).filter_map(|length| entries.get(&text[..length]).map(|&value| (length, value))).collect();
+                prop_assert_eq!(found, expected, "{:?}", text);
+                prop_assert_eq!(trie.get(text), entries.get(&text[..]).copied(), "{:?}", text);
             }
             for (key, value) in entries {
                 prop_assert_eq!(trie.longest(key), Some((key.len(), value)));

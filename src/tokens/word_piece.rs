@@ -4,13 +4,13 @@
 //! What makes one pass possible: BERT's normalizer and pre-tokenizer look at one character at a time. (But for the order of combining marks, and a text
 //! with one that is left after normalization is not served.) So what the library makes of each character is asked of it once, and kept.
 
+use super::one_pass::{Wanted, normal_form};
 use super::trie::Trie;
-use super::windows::Kept;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use tokenizers::{
-    Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString,
-    PreTokenizer, PreTokenizerWrapper, Tokenizer,
+    AddedToken, Model, ModelWrapper, NormalizerWrapper, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    PreTokenizerWrapper, Tokenizer,
 };
 use unicode_normalization_alignments::char::canonical_combining_class;
 
@@ -39,10 +39,8 @@ enum Kind {
 #[derive(Debug, Clone, Copy)]
 struct Form {
     kind: Kind,
-    /// Whether an added token that is found in the text as it is begins with it.
-    begins_raw: bool,
-    /// Whether one that is found in the normalized text begins with its normal form, or a part of that.
-    begins_normalized: bool,
+    /// Whether an added token that is found in the normalized text begins with its normal form, or a part of that.
+    begins_token: bool,
     /// Of [`Kind::Word`] and [`Kind::Alone`]: characters and bytes.
     chars: u8,
     bytes: u8,
@@ -50,12 +48,7 @@ struct Form {
 }
 
 impl Form {
-    const OTHER: Self =
-        Self { kind: Kind::Other, begins_raw: false, begins_normalized: false, chars: 0, bytes: 0, text: [0; FORM_BYTES] };
-
-    fn begins_token(&self) -> bool {
-        self.begins_raw || self.begins_normalized
-    }
+    const OTHER: Self = Self { kind: Kind::Other, begins_token: false, chars: 0, bytes: 0, text: [0; FORM_BYTES] };
 
     fn text(&self) -> &[u8] {
         &self.text[..usize::from(self.bytes)]
@@ -69,9 +62,8 @@ struct Characters {
     pre_tokenizer: PreTokenizerWrapper,
     /// Whether the normalizer puts combining marks into an order.
     orders_marks: bool,
-    /// First characters of added tokens.
-    raw_firsts: Vec<char>,
-    normalized_firsts: Vec<char>,
+    /// First characters of the added tokens that are found in the normalized text.
+    firsts: Vec<char>,
 }
 
 /// See the module.
@@ -81,13 +73,11 @@ pub(super) struct WordPieces {
     /// For ASCII, the byte of a plain part of a word as it is normalized; 0 for all others.
     plain: [u8; 256],
     pages: Box<[OnceLock<Box<[Form; PAGE]>>]>,
-    /// Added tokens that are found in the text as it is.
-    raw: Vec<String>,
-    /// Those that are found in the normalized text: their normal forms without white space.
+    /// The added tokens that are found in the normalized text: their normal forms without white space.
     normalized: Vec<String>,
     /// Pieces at the beginning of a word, and behind it.
-    beginnings: Trie,
-    continuations: Trie,
+    beginnings: Trie<u32>,
+    continuations: Trie<u32>,
     /// Characters of the longest word that is not the unknown token as a whole.
     most_chars: usize,
     unknown: u32,
@@ -107,8 +97,9 @@ impl Scratch {
 }
 
 impl WordPieces {
-    /// `None` where `inner` has parts, or settings, that are not served.
-    pub fn of(inner: &Tokenizer) -> Option<Self> {
+    /// `None` where `inner` has parts that are not served. `normalized`: normal forms, ids and rules of the added tokens that are found in the
+    /// normalized text.
+    pub fn of(inner: &Tokenizer, normalized: &[(String, u32, AddedToken)]) -> Option<Self> {
         let ModelWrapper::WordPiece(model) = inner.get_model() else { return None };
         let pre_tokenizer = match inner.get_pre_tokenizer()? {
             bert @ PreTokenizerWrapper::BertPreTokenizer(_) => bert.clone(),
@@ -128,30 +119,17 @@ impl WordPieces {
                 _ => return None,
             }
         }
-        // Special tokens within a text are then plain text.
-        if inner.get_encode_special_tokens() || inner.get_truncation().is_some() || inner.get_padding().is_some() {
-            return None;
-        }
-        let (mut raw, mut normalized) = (Vec::new(), Vec::new());
-        for token in inner.get_added_tokens_decoder().values() {
-            if token.normalized {
-                let normal = normal_form(normalizer.as_ref(), &token.content)?;
-                normalized.push(normal.chars().filter(|c| !c.is_whitespace()).collect());
-            } else {
-                raw.push(token.content.clone());
-            }
-        }
-        let firsts = |tokens: &[String]| tokens.iter().map(|token| token.chars().next()).collect::<Option<Vec<char>>>();
-        let (raw_firsts, normalized_firsts) = (firsts(&raw)?, firsts(&normalized)?);
+        let without_blanks = |(form, ..): &(String, u32, AddedToken)| form.chars().filter(|c| !c.is_whitespace()).collect();
+        let normalized: Vec<String> = normalized.iter().map(without_blanks).collect();
+        let firsts = normalized.iter().map(|token| token.chars().next()).collect::<Option<Vec<char>>>()?;
         let vocabulary = model.get_vocab();
         let unknown = *vocabulary.get(&model.unk_token)?;
         let (beginnings, continuations) = tries(&vocabulary, &model.continuing_subword_prefix)?;
-        let characters = Characters { normalizer, pre_tokenizer, orders_marks, raw_firsts, normalized_firsts };
+        let characters = Characters { normalizer, pre_tokenizer, orders_marks, firsts };
         let mut pieces = Self {
             characters,
             plain: [0; 256],
             pages: (0..PAGES).map(|_| OnceLock::new()).collect(),
-            raw,
             normalized,
             beginnings,
             continuations,
@@ -160,17 +138,15 @@ impl WordPieces {
         };
         for byte in 0..128_u8 {
             let form = pieces.form(char::from(byte));
-            if form.kind == Kind::Word && form.bytes == 1 && !form.begins_token() {
+            if form.kind == Kind::Word && form.bytes == 1 && !form.begins_token {
                 pieces.plain[usize::from(byte)] = form.text[0];
             }
         }
         Some(pieces)
     }
 
-    /// Appends the ids of `text` to `ids`: all of them, or at least `needed` of those at the kept side. `false` where the text is not served; what was
-    /// appended is then of no use.
-    pub fn ids(&self, text: &str, needed: usize, kept: Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) -> bool {
-        let begin = ids.len();
+    /// Appends the ids of `text`, in which no added token stands as it is, as far as they are wanted. `false` where the text is not served.
+    pub fn ids(&self, text: &str, wanted: Wanted, scratch: &mut Scratch, ids: &mut Vec<u32>) -> bool {
         scratch.word.clear();
         scratch.chars = 0;
         let bytes = text.as_bytes();
@@ -189,9 +165,7 @@ impl WordPieces {
             let rest = &text[at..];
             let Some(c) = rest.chars().next() else { break };
             let form = self.form(c);
-            if form.begins_raw && self.raw.iter().any(|token| rest.starts_with(token.as_str()))
-                || form.begins_normalized && self.normalized.iter().any(|token| self.may_begin(rest, token))
-            {
+            if form.begins_token && self.normalized.iter().any(|token| self.may_begin(rest, token)) {
                 return false;
             }
             at += c.len_utf8();
@@ -208,13 +182,8 @@ impl WordPieces {
                     self.word(form.text(), usize::from(form.chars), ids);
                 }
             }
-            match kept {
-                Kept::Start if ids.len() - begin >= needed => return true,
-                // Of a long text the beginning is let go now and then.
-                Kept::End if ids.len() - begin > needed.saturating_mul(2).saturating_add(4096) => {
-                    ids.drain(begin..ids.len() - needed);
-                }
-                Kept::Start | Kept::End => {}
+            if wanted.enough(ids) {
+                return true;
             }
         }
         self.finish_word(scratch, ids);
@@ -297,11 +266,7 @@ impl WordPieces {
 }
 
 /// The pieces at the beginning of a word, and those behind it, without `prefix`.
-fn tries(vocabulary: &HashMap<String, u32>, prefix: &str) -> Option<(Trie, Trie)> {
-    // What the trie keeps for itself.
-    if vocabulary.values().any(|&id| id == u32::MAX) {
-        return None;
-    }
+fn tries(vocabulary: &HashMap<String, u32>, prefix: &str) -> Option<(Trie<u32>, Trie<u32>)> {
     let all = vocabulary.iter().map(|(piece, &id)| (piece.as_str(), id));
     let beginnings = all.clone().filter(|(piece, _)| !piece.is_empty());
     let continuations =
@@ -314,8 +279,7 @@ impl Characters {
     /// What the library makes of `c`.
     fn form(&self, c: char) -> Form {
         let Some(normal) = normal_form(self.normalizer.as_ref(), c.encode_utf8(&mut [0; 4])) else { return Form::OTHER };
-        let begins_normalized = self.normalized_firsts.iter().any(|&first| normal.contains(first));
-        let other = Form { begins_raw: self.raw_firsts.contains(&c), begins_normalized, ..Form::OTHER };
+        let other = Form { begins_token: self.firsts.iter().any(|&first| normal.contains(first)), ..Form::OTHER };
         if self.orders_marks && normal.chars().any(|c| canonical_combining_class(c) != 0) {
             return other;
         }
@@ -364,15 +328,6 @@ enum Part {
     Space,
     /// A piece of its own.
     Mark,
-}
-
-/// The normal form of `text`, where the library gives one.
-fn normal_form(normalizer: Option<&NormalizerWrapper>, text: &str) -> Option<String> {
-    let mut normalized = NormalizedString::from(text);
-    if let Some(normalizer) = normalizer {
-        normalizer.normalize(&mut normalized).ok()?;
-    }
-    Some(normalized.get().to_owned())
 }
 
 #[cfg(test)]

@@ -1,0 +1,202 @@
+//! Words that were met before. What a vocabulary has of the parts of a word lies far apart in memory; of a word that is known, all is in one place.
+//!
+//! Most words of a text are in the vocabulary as they are. Whether such a word comes to its token alone is found out when it is first met. Of the other words
+//! a thread keeps the ids of those that it met last: a language's frequent words are few.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+/// Bytes of the longest word that is known.
+pub(super) const LONGEST: usize = 31;
+/// Most ids of a word that a thread keeps.
+const IDS: usize = 6;
+/// Words that a thread keeps, in 64 bytes each. A word has one place; the last one that came there has it.
+const SLOTS: usize = 4096;
+
+/// Maps of numbers that cost little to look up.
+pub(super) type Table<K, V> = HashMap<K, V, BuildHasherDefault<Folded>>;
+
+/// The words of one tokenizer.
+#[derive(Debug)]
+pub(super) struct Words {
+    /// Those that are tokens.
+    whole: Table<Word, Whole>,
+    /// Tells the tokenizer from all others.
+    owner: u32,
+}
+
+/// A word's token.
+#[derive(Debug)]
+struct Whole {
+    id: u32,
+    /// Whether the word comes to that token alone, which is the same for all threads.
+    alone: AtomicU8,
+}
+
+const NOT_KNOWN: u8 = 0;
+const ALONE: u8 = 1;
+const IN_PARTS: u8 = 2;
+
+/// A word's bytes, and in the last one how many they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Word([u64; 4]);
+
+/// The words that a thread keeps, of all tokenizers.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// Empty until the first word.
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct Slot {
+    word: Word,
+    /// 0 where the place is empty.
+    owner: u32,
+    count: u32,
+    ids: [u32; IDS],
+}
+
+impl Words {
+    /// Of `tokens` and the words that are spelled like them.
+    pub fn new(tokens: impl IntoIterator<Item = (impl AsRef<[u8]>, u32)>) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let whole =
+            |(word, id): (_, u32)| Some((Word::new(AsRef::as_ref(&word))?, Whole { id, alone: AtomicU8::new(NOT_KNOWN) }));
+        Self { whole: tokens.into_iter().filter_map(whole).collect(), owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    /// Appends the ids of the word `bytes`: those that are known, or those that `make` appends, which must be the same whenever it is called.
+    #[inline]
+    pub fn ids(&self, kept: &mut Kept, bytes: &[u8], ids: &mut Vec<u32>, make: impl FnOnce(&mut Vec<u32>)) {
+        let Some(word) = Word::new(bytes) else { return make(ids) };
+        let whole = self.whole.get(&word);
+        let known = whole.map_or(IN_PARTS, |whole| whole.alone.load(Ordering::Relaxed));
+        match whole {
+            Some(whole) if known == ALONE => ids.push(whole.id),
+            Some(whole) if known == NOT_KNOWN => {
+                let before = ids.len();
+                make(ids);
+                whole.alone.store(if ids[before..] == [whole.id] { ALONE } else { IN_PARTS }, Ordering::Relaxed);
+            }
+            _ => kept.ids(self.owner, word, ids, make),
+        }
+    }
+}
+
+impl Kept {
+    pub const fn new() -> Self {
+        Self { slots: Vec::new() }
+    }
+
+    fn ids(&mut self, owner: u32, word: Word, ids: &mut Vec<u32>, make: impl FnOnce(&mut Vec<u32>)) {
+        if self.slots.is_empty() {
+            self.slots.resize(SLOTS, Slot::default());
+        }
+        let place = BuildHasherDefault::<Folded>::default().hash_one((word, owner)) as usize % SLOTS;
+        let slot = &mut self.slots[place];
+        if slot.word == word && slot.owner == owner {
+            ids.extend_from_slice(&slot.ids[..slot.count as usize]);
+            return;
+        }
+        let before = ids.len();
+        make(ids);
+        let made = &ids[before..];
+        if let Some(place) = slot.ids.get_mut(..made.len()) {
+            place.copy_from_slice(made);
+            (slot.word, slot.owner, slot.count) = (word, owner, made.len() as u32);
+        }
+    }
+}
+
+impl Word {
+    /// `None` where it is too long.
+    #[inline]
+    fn new(word: &[u8]) -> Option<Self> {
+        let mut bytes = [0; LONGEST + 1];
+        bytes[..LONGEST].get_mut(..word.len())?.copy_from_slice(word);
+        bytes[LONGEST] = word.len() as u8;
+        Some(Self(bytemuck::cast(bytes)))
+    }
+}
+
+impl Hash for Word {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|&part| state.write_u64(part));
+    }
+}
+
+/// Hashes numbers by products folded in two, as wyhash does.
+#[derive(Debug, Default)]
+pub(super) struct Folded(u64);
+
+impl Hasher for Folded {
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    #[inline]
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number ^ 0xa076_1d64_78bd_642f) * 0xe703_7ed1_a0b4_28db;
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More words than are kept, each several times, for two tokenizers: some are tokens, some too long, some of too many ids.
+    #[test]
+    fn words_are_made_once_and_told_apart() {
+        let mut kept = Kept::new();
+        let spelled = |number: u32| format!("{:1$}", number, number as usize % 40);
+        let expected = |number: u32, sign: u32| vec![number ^ sign; number as usize % 9];
+        let tokenizers = [7, 9].map(|sign| (sign, Words::new((0..5000).map(|number| (spelled(number), number ^ sign)))));
+        for _ in 0..2 {
+            for number in 0..12_000 {
+                for (sign, words) in &tokenizers {
+                    let (word, expected) = (spelled(number), expected(number, *sign));
+                    let mut made = 0;
+                    for _ in 0..2 {
+                        let mut ids = vec![1];
+                        words.ids(&mut kept, word.as_bytes(), &mut ids, |ids| {
+                            made += 1;
+                            ids.extend_from_slice(&expected);
+                        });
+                        assert_eq!(ids[1..], expected, "{word:?}");
+                    }
+                    let known = word.len() <= LONGEST && (expected.len() <= IDS || number < 5000 && expected.len() == 1);
+                    assert!(made == 2 || known, "{word:?} was made {made} times");
+                    assert!(made < 2 || !known || number < 5000, "{word:?} was made {made} times");
+                }
+            }
+        }
+    }
+
+    /// A word is not taken for another of the same bytes and zeros behind them.
+    #[test]
+    fn zeros_at_the_end_count() {
+        let (mut kept, words) = (Kept::new(), Words::new([(&b"a"[..], 1), (b"a\0\0", 5)]));
+        for (word, id) in [(&b"a"[..], 1), (b"a\0", 2), (b"", 3), (b"\0", 4), (b"a\0\0", 5)] {
+            for _ in 0..2 {
+                let mut ids = Vec::new();
+                words.ids(&mut kept, word, &mut ids, |ids| ids.push(id));
+                assert_eq!(ids, [id]);
+            }
+        }
+    }
+}
