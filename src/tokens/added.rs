@@ -72,7 +72,7 @@ pub(super) struct Parts<'t> {
 }
 
 impl Parts<'_> {
-    /// The next token with the bytes that it takes.
+    /// The next token with the bytes that it takes, some of which may be given already.
     fn find(&mut self) -> Option<(u32, usize, usize)> {
         let finder = self.tokens.finder.as_ref()?;
         while let Some(found) = finder.find(Input::new(self.text).span(self.searched..self.text.len())) {
@@ -82,7 +82,7 @@ impl Parts<'_> {
             if rule.single_word && (before.ends_with(is_word) || after.starts_with(is_word)) {
                 continue;
             }
-            let start = if rule.lstrip { before.trim_end().len().max(self.given) } else { found.start() };
+            let start = if rule.lstrip { before.trim_end().len() } else { found.start() };
             let end = if rule.rstrip { self.text.len() - after.trim_start().len() } else { found.end() };
             return Some((rule.id, start, end));
         }

@@ -19,9 +19,9 @@ pub(super) struct OnePass {
 
 #[derive(Debug)]
 enum Kind {
-    WordPiece(WordPieces),
-    ByteLevelBpe(ByteLevelBpe),
-    Unigram(UnigramPieces),
+    WordPiece(Box<WordPieces>),
+    ByteLevelBpe(Box<ByteLevelBpe>),
+    Unigram(Box<UnigramPieces>),
 }
 
 /// Memory of one thread.
@@ -86,9 +86,9 @@ impl OnePass {
             }
         }
         let kind = match inner.get_model() {
-            ModelWrapper::WordPiece(_) => Kind::WordPiece(WordPieces::of(inner, &normalized)?),
-            ModelWrapper::BPE(_) => Kind::ByteLevelBpe(ByteLevelBpe::of(inner, &normalized)?),
-            ModelWrapper::Unigram(_) => Kind::Unigram(UnigramPieces::of(inner, &normalized)?),
+            ModelWrapper::WordPiece(_) => Kind::WordPiece(Box::new(WordPieces::of(inner, &normalized)?)),
+            ModelWrapper::BPE(_) => Kind::ByteLevelBpe(Box::new(ByteLevelBpe::of(inner, &normalized)?)),
+            ModelWrapper::Unigram(_) => Kind::Unigram(Box::new(UnigramPieces::of(inner, &normalized)?)),
             _ => return None,
         };
         Some(Self { raw: AddedTokens::new(&raw)?, kind })

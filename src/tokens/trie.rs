@@ -27,7 +27,7 @@ pub(super) struct Trie<V> {
 impl<V: Copy + Default> Trie<V> {
     /// The trie of `entries`, whose keys are distinct and not empty.
     pub fn new(mut entries: Vec<(&[u8], V)>) -> Self {
-        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        entries.sort_unstable_by_key(|&(key, _)| key);
         let mut trie = Self { units: vec![Self::free(); 256] };
         trie.units[0].parent = 0;
         let mut first_free = 1;

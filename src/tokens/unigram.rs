@@ -387,7 +387,7 @@ impl Lattice {
                 entries.push((piece.as_bytes(), Piece::new(id, *score)));
             }
         }
-        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        entries.sort_by_key(|&(piece, _)| piece);
         entries.dedup_by(|next, kept| {
             let same = next.0 == kept.0;
             if same {
@@ -460,11 +460,9 @@ impl Lattice {
         marked.clear();
         marked.resize(part.len() + 1, false);
         let mut count = 0;
-        for place in part.len().saturating_sub(self.longest)..=part.len() {
-            if part.is_char_boundary(place) {
-                marked[place] = true;
-                count += 1;
-            }
+        for (place, marked) in marked.iter_mut().enumerate().skip(part.len().saturating_sub(self.longest)) {
+            *marked = part.is_char_boundary(place);
+            count += usize::from(*marked);
         }
         for place in (0..=part.len()).rev().filter(|&place| part.is_char_boundary(place)) {
             if !marked[place] {

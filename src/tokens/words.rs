@@ -187,6 +187,18 @@ mod tests {
         }
     }
 
+    /// More tokenizers than there are places, with one word: each finds the word in its place, of others.
+    #[test]
+    fn words_of_other_tokenizers_are_not_taken() {
+        let mut kept = Kept::new();
+        for number in 0..3 * SLOTS as u32 {
+            let words = Words::new([] as [(&[u8], u32); 0]);
+            let mut ids = Vec::new();
+            words.ids(&mut kept, b"word", &mut ids, |ids| ids.push(number));
+            assert_eq!(ids, [number]);
+        }
+    }
+
     /// A word is not taken for another of the same bytes and zeros behind them.
     #[test]
     fn zeros_at_the_end_count() {
