@@ -61,7 +61,7 @@ impl Scratch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::Precision;
+    use crate::native::shape::Precision;
     use super::*;
     use proptest::prelude::*;
 
