@@ -168,8 +168,8 @@ mod tests {
     #[test]
     #[ignore = "needs NVRTC (no GPU)"]
     fn native_kernels_compile_for_few_tokens_of_every_size_without_spills() {
-        use super::super::latency::{CLASSES, latency_options, source_file};
-        use super::super::shape::Shape;
+        use crate::native::latency::{CLASSES, latency_options, source_file};
+        use crate::native::shape::Shape;
         let shape = |hidden, heads, wide| Shape {
             hidden,
             heads,

@@ -65,7 +65,7 @@ impl Scratch {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::Precision;
+    use crate::native::shape::Precision;
     use super::*;
     use proptest::prelude::*;
 
