@@ -5,15 +5,19 @@
 // plan_attention    The list of work for a pack of `rows` rows, once for all layers: row r holds tokens starts[r] .. starts[r] + lengths[r], rows lie in any order
 //                   and have 0 to 8192 tokens. list: int2 [entries][4]; all entries are written, those that are not needed as zeros.
 //                   wide_from: blocks of 128 queries, over all heads, from which such blocks are made instead of smaller ones; twice the number of processors.
+//                   It counts lengths before its wait: they are to be complete when the kernel in front of it starts.
 //                   Grid: 1 block, any multiple of 32 threads; 1024, or `rows` and `entries` rounded up where both are less.
 // attention         context [HIDDEN] of qkv [3 HIDDEN] (heads of q, then of k, then of v), both chunked with `capacity` rows. table: null without BIAS; no row is
 //                   longer than reach + 1. list_ready: nonzero if the list was complete before this kernel could start, that is, if a kernel
 //                   behind plan_attention was launched without programmatic dependence; then the list is read before the wait.
 // attention_window  The same where a key counts only if |place of the key - place of the query| <= window.
 //                   Both: block: 128. Dynamic shared memory: 2 stages of 64 keys: 2 (256 HEAD_SIZE + 3072 BIAS) bytes.
-//                   Grid: any number of blocks serves any list, as they stride over it; HEADS entries, but no more than 16 blocks a processor.
+//                   Grid: HEADS entries; a block has one entry and head.
 //
-// Entries   enough for R rows of T tokens: with B = min(R, T / 33): (T + 63 B) / 64 + (R - B + 3) / 4 + 1, divisions rounded down.
+// Entries   enough for R rows of T tokens of which the longest has L, divisions rounded down: (R + 3) / 4 where L <= 32; else, with B = min(R, T / 33) rows that can
+//           be longer, F = max(wide_from, 1) - 1 and N = min(B, F / HEADS) of them where blocks are not wide, max(wide, narrow) + 1:
+//           wide   = min((T + 127 B) / 128, B ((L + 127) / 128)) + (R - B + 3) / 4
+//           narrow = min(min((T + 63 N) / 64, N ((L + 63) / 64)) + (R - N + 3) / 4, 2 (F / HEADS) + (R + 3) / 4)
 // Work      One warp has a row of up to 32 tokens (and head) in its registers. Longer rows: 4 warps of 16 or 32 queries each go over the keys, 64 a stage.
 // Numbers   Scores, their bias, and sums are f32; weights of the softmax are rounded to the stored type before they meet v. A row's result is the same bits
 //           in any pack: its steps depend on its length and on the places in it alone, and only its own tokens are read.
@@ -622,7 +626,7 @@ template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, in
 }
 
 template <bool WINDOWED>
-DEVICE void attend(const Value* qkv, Value* context, const int2* list, int entries, int list_ready, const float4* table, int reach, int capacity, int window) {
+DEVICE void attend(const Value* qkv, Value* context, const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
     extern __shared__ __align__(128) unsigned char stages[];
     const u32 shared = shared_address(stages);
     const int warp = threadIdx.x >> 5;
@@ -630,57 +634,51 @@ DEVICE void attend(const Value* qkv, Value* context, const int2* list, int entri
     let_next_kernel_start();
     if (!list_ready) wait_for_previous_kernel();
 
-#pragma unroll 1
-    for (int work = blockIdx.x; work < entries * HEADS; work += gridDim.x) {
-        const int entry = work / HEADS;
-        const int number = work - entry * HEADS;
-        const int2 item = list[entry * 4 + warp];
-        const u32 kind = (u32)item.y >> 28;
-        if (kind == NOTHING) return; // nor is there anything behind it
+    const int entry = blockIdx.x / HEADS;
+    const int number = blockIdx.x - entry * HEADS;
+    const int2 item = list[entry * 4 + warp];
+    const u32 kind = (u32)item.y >> 28;
+    if (kind == NOTHING) return;
 
-        Head head;
-        head.qkv = (const uint4*)qkv;
-        head.context = (uint4*)context;
-        head.table = table;
-        head.chunk = (u32)(number * HEAD_SIZE / 64) * (u32)capacity * 8;
-        head.apart = (u32)(HIDDEN / 64) * (u32)capacity * 8;
-        head.bias = number * (2 * reach + 1 + BIAS_BEFORE + BIAS_BEHIND) + reach + BIAS_BEFORE;
-        head.first_piece = (number * PIECES) & 7;
-        head.start = item.x;
-        head.length = item.y & 0x3fff;
-        head.window = window;
-        const int first_query = ((item.y >> 14) & 0xff) * 64;
+    Head head;
+    head.qkv = (const uint4*)qkv;
+    head.context = (uint4*)context;
+    head.table = table;
+    head.chunk = (u32)(number * HEAD_SIZE / 64) * (u32)capacity * 8;
+    head.apart = (u32)(HIDDEN / 64) * (u32)capacity * 8;
+    head.bias = number * (2 * reach + 1 + BIAS_BEFORE + BIAS_BEHIND) + reach + BIAS_BEFORE;
+    head.first_piece = (number * PIECES) & 7;
+    head.start = item.x;
+    head.length = item.y & 0x3fff;
+    head.window = window;
+    const int first_query = ((item.y >> 14) & 0xff) * 64;
 
-        if (kind == SHORT_ROWS) {
-            if (head.length > 16) {
-                attend_short<2, WINDOWED>(head, lane);
-            } else if (head.length > 0) {
-                attend_short<1, WINDOWED>(head, lane);
-            }
-        } else {
-            if (work != blockIdx.x) __syncthreads(); // the stages of the last work are no longer read
-            if (kind == WIDE) {
-                attend_long<2, WINDOWED>(head, first_query, shared);
-            } else {
-                attend_long<1, WINDOWED>(head, first_query, shared);
-            }
+    if (kind == SHORT_ROWS) {
+        if (head.length > 16) {
+            attend_short<2, WINDOWED>(head, lane);
+        } else if (head.length > 0) {
+            attend_short<1, WINDOWED>(head, lane);
         }
+    } else if (kind == WIDE) {
+        attend_long<2, WINDOWED>(head, first_query, shared);
+    } else {
+        attend_long<1, WINDOWED>(head, first_query, shared);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention(const Value* __restrict__ qkv, Value* __restrict__ context,
-    const int2* __restrict__ list, int entries, int list_ready, const float4* __restrict__ table, int reach, int capacity, int window) {
-    attend<false>(qkv, context, list, entries, list_ready, table, reach, capacity, window);
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention(const Value* qkv, Value* context,
+    const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
+    attend<false>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention_window(const Value* __restrict__ qkv, Value* __restrict__ context,
-    const int2* __restrict__ list, int entries, int list_ready, const float4* __restrict__ table, int reach, int capacity, int window) {
-    attend<true>(qkv, context, list, entries, list_ready, table, reach, capacity, window);
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention_window(const Value* qkv, Value* context,
+    const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
+    attend<true>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
 // ---- preparations
 
-extern "C" __global__ void prepare_bias(const float* __restrict__ by_distance, int reach, float4* __restrict__ table) {
+extern "C" __global__ void prepare_bias(const float* by_distance, int reach, float4* table) {
     const int head = blockIdx.y;
     const int size = 2 * reach + 1 + BIAS_BEFORE + BIAS_BEHIND;
     const float* const of_head = by_distance + (size_t)head * (2 * reach + 1);
@@ -705,7 +703,7 @@ DEVICE int class_of(int length) {
     return MOST_TILES - min((length + 63) / 64, MOST_TILES);
 }
 
-extern "C" __global__ void plan_attention(const int* __restrict__ starts, const int* __restrict__ lengths, int rows, int2* __restrict__ list, int entries,
+extern "C" __global__ void plan_attention(const int* starts, const int* lengths, int rows, int2* list, int entries,
     int wide_from) {
     __shared__ int members[CLASSES]; // rows of a class, then where its next one goes: entries of long rows, quarters of entries of short ones
     __shared__ int wide_blocks;

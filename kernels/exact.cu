@@ -89,8 +89,8 @@ template <bool LARGEST> DEVICE float of_block(float value, float* parts) {
     return LARGEST ? fmaxf(fmaxf(parts[0], parts[1]), fmaxf(parts[2], parts[3])) : (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_exact(const float* __restrict__ qkv, float* __restrict__ context, const int* __restrict__ starts,
-    const int* __restrict__ lengths, int rows, int heads, int head_size, const float* __restrict__ by_distance, int reach, int window) {
+extern "C" __global__ void __launch_bounds__(128) attention_exact(const float* qkv, float* context, const int* starts,
+    const int* lengths, int rows, int heads, int head_size, const float* by_distance, int reach, int window) {
     extern __shared__ float scores[];
     __shared__ float parts[4];
     let_next_kernel_start();

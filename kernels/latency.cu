@@ -100,9 +100,9 @@ DEVICE float2 row_sums(float2 of, float2 (&scratch)[ROW_THREADS / 32]) {
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-latency_embed(const int* __restrict__ ids, const int* __restrict__ starts, const int* __restrict__ lengths, int rows, const Value* __restrict__ words,
-              const Value* __restrict__ positions, const Value* __restrict__ types, const float* __restrict__ added, int first_position,
-              Value* __restrict__ stream, float2* __restrict__ sums, int parts, int2* __restrict__ spans) {
+latency_embed(const int* ids, const int* starts, const int* lengths, int rows, const Value* words,
+              const Value* positions, const Value* types, const float* added, int first_position,
+              Value* stream, float2* sums, int parts, int2* spans) {
     __shared__ float2 scratch[ROW_THREADS / 32];
     __shared__ int2 shared_span;
     const int t = blockIdx.x;
@@ -155,8 +155,8 @@ latency_embed(const int* __restrict__ ids, const int* __restrict__ starts, const
 }
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-latency_hidden(const Value* __restrict__ stream, const float* __restrict__ gamma, const float* __restrict__ beta, const int2* __restrict__ spans, float epsilon,
-               float* __restrict__ hidden, int* __restrict__ seen) {
+latency_hidden(const Value* stream, const float* gamma, const float* beta, const int2* spans, float epsilon,
+               float* hidden, int* seen) {
     __shared__ float2 scratch[ROW_THREADS / 32];
     __shared__ float2 scratch_of_squares[ROW_THREADS / 32];
     const int t = blockIdx.x;

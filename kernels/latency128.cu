@@ -503,34 +503,34 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
 // ---- the kernels. Two blocks a multiprocessor: the next kernel's come early.
 
 extern "C" __global__ void __cluster_dims__(WIDE_SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
-latency128_qkv(const Value* __restrict__ stream, const Value* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ weight_sums,
-               Value* __restrict__ qkv, const float2* __restrict__ sums_stream, float epsilon, int trigger) {
+latency128_qkv(const Value* stream, const Value* weight, const float* bias, const float* weight_sums,
+               Value* qkv, const float2* sums_stream, float epsilon, int trigger) {
     normed_product<QkvProduct, 3 * HIDDEN, IDENTITY>(stream, weight, bias, weight_sums, qkv, sums_stream, epsilon, trigger);
 }
 
 extern "C" __global__ void __cluster_dims__(OutputProduct::SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
-latency128_output(const Value* __restrict__ context, const Value* __restrict__ weight, const float* __restrict__ bias, const Value* __restrict__ stream,
-                  const float2* __restrict__ sums_stream, const float* __restrict__ gamma, const float* __restrict__ beta, Value* __restrict__ attended,
-                  float2* __restrict__ sums_attended, float epsilon, int trigger) {
+latency128_output(const Value* context, const Value* weight, const float* bias, const Value* stream,
+                  const float2* sums_stream, const float* gamma, const float* beta, Value* attended,
+                  float2* sums_attended, float epsilon, int trigger) {
     residual_product<OutputProduct>(context, weight, bias, stream, sums_stream, gamma, beta, attended, sums_attended, epsilon, trigger);
 }
 
 extern "C" __global__ void __cluster_dims__(WIDE_SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
-latency128_wide(const Value* __restrict__ attended, const Value* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ weight_sums,
-                Value* __restrict__ wide, const float2* __restrict__ sums_attended, float epsilon, int trigger) {
+latency128_wide(const Value* attended, const Value* weight, const float* bias, const float* weight_sums,
+                Value* wide, const float2* sums_attended, float epsilon, int trigger) {
     normed_product<WideProduct, WIDE, ACTIVATION>(attended, weight, bias, weight_sums, wide, sums_attended, epsilon, trigger);
 }
 
 extern "C" __global__ void __cluster_dims__(NarrowProduct::SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
-latency128_narrow(const Value* __restrict__ wide, const Value* __restrict__ weight, const float* __restrict__ bias, const Value* __restrict__ attended,
-                  const float2* __restrict__ sums_attended, const float* __restrict__ gamma, const float* __restrict__ beta, Value* __restrict__ stream,
-                  float2* __restrict__ sums_stream, float epsilon, int trigger) {
+latency128_narrow(const Value* wide, const Value* weight, const float* bias, const Value* attended,
+                  const float2* sums_attended, const float* gamma, const float* beta, Value* stream,
+                  float2* sums_stream, float epsilon, int trigger) {
     residual_product<NarrowProduct>(wide, weight, bias, attended, sums_attended, gamma, beta, stream, sums_stream, epsilon, trigger);
 }
 
 extern "C" __global__ void __launch_bounds__(KEY_PARTS * 32)
-latency128_attention(const Value* __restrict__ qkv, const float* __restrict__ by_distance, int reach, const int2* __restrict__ spans,
-                     Value* __restrict__ context, int trigger) {
+latency128_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans,
+                     Value* context, int trigger) {
     constexpr int KEY_TILES = KEYS / 8;
     constexpr int STEPS = HEAD_SIZE / 16;
     const u32 base = shared_address(shared);

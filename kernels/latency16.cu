@@ -170,14 +170,14 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
 }
 
 extern "C" __global__ void __launch_bounds__(HIDDEN_WARPS * 32)
-latency16_qkv(const Value* __restrict__ stream, const Value* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ sums,
-              Value* __restrict__ qkv, float2* __restrict__ statistics_stream, float epsilon, int trigger) {
+latency16_qkv(const Value* stream, const Value* weight, const float* bias, const float* sums,
+              Value* qkv, float2* statistics_stream, float epsilon, int trigger) {
     normed_linear<QKV_TILES, HIDDEN_WARPS, 3 * HIDDEN, true, IDENTITY>(stream, weight, bias, sums, qkv, statistics_stream, epsilon, trigger);
 }
 
 extern "C" __global__ void __launch_bounds__(HIDDEN_WARPS * 32)
-latency16_wide(const Value* __restrict__ attended, const Value* __restrict__ weight, const float* __restrict__ bias, const float* __restrict__ sums,
-               Value* __restrict__ wide, float2* __restrict__ statistics_attended, float epsilon, int trigger) {
+latency16_wide(const Value* attended, const Value* weight, const float* bias, const float* sums,
+               Value* wide, float2* statistics_attended, float epsilon, int trigger) {
     normed_linear<WIDE_TILES, HIDDEN_WARPS, WIDE, false, ACTIVATION>(attended, weight, bias, sums, wide, statistics_attended, epsilon, trigger);
 }
 
@@ -244,10 +244,10 @@ template <int SOURCES, int SHARERS> struct Finish {
 };
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(HEADS_A_BLOCK * 32)
-latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_distance, int reach, const int2* __restrict__ spans,
-                    const Value* __restrict__ weight, const float* __restrict__ bias, const Value* __restrict__ stream,
-                    const float2* __restrict__ statistics_stream, const float* __restrict__ gamma, const float* __restrict__ beta,
-                    Value* __restrict__ attended, int trigger) {
+latency16_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans,
+                    const Value* weight, const float* bias, const Value* stream,
+                    const float2* statistics_stream, const float* gamma, const float* beta,
+                    Value* attended, int trigger) {
     constexpr int HALVES = HEAD_SIZE / 32;
     __shared__ float partial[HEADS][16][FINISHED];
     const int rank = rank_in_cluster();
@@ -373,8 +373,8 @@ latency16_attention(const Value* __restrict__ qkv, const float* __restrict__ by_
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(NARROW_WARPS * 32)
-latency16_narrow(const Value* __restrict__ wide, const Value* __restrict__ weight, const float* __restrict__ bias, const Value* __restrict__ attended,
-                 const float2* __restrict__ statistics_attended, const float* __restrict__ gamma, const float* __restrict__ beta, Value* __restrict__ stream,
+latency16_narrow(const Value* wide, const Value* weight, const float* bias, const Value* attended,
+                 const float2* statistics_attended, const float* gamma, const float* beta, Value* stream,
                  int trigger) {
     constexpr int STEPS = WIDE / 32 / CLUSTER / NARROW_WARPS;
     __shared__ float partial[CLUSTER * NARROW_WARPS][16][FINISHED];

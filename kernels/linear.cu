@@ -64,7 +64,7 @@ DEVICE void copy_async16_or_zero(u32 to_shared, const void* from, bool there) {
 
 // A tile of TILE_M tokens x TILE_N outputs by WARPS_M x WARPS_N warps, a ring of STAGES chunks of 64 inputs.
 template <int TILE_M, int TILE_N, int WARPS_M, int WARPS_N, int STAGES, int WHICH>
-DEVICE void tiled_linear(const Value* __restrict__ a, const Value* __restrict__ w, const Epilogue& e, int inputs) {
+DEVICE void tiled_linear(const Value* a, const Value* w, const Epilogue& e, int inputs) {
     constexpr int THREADS = WARPS_M * WARPS_N * 32;
     constexpr int WARP_M = TILE_M / WARPS_M;
     constexpr int WARP_N = TILE_N / WARPS_N;
@@ -184,7 +184,7 @@ DEVICE void tiled_linear(const Value* __restrict__ a, const Value* __restrict__ 
 // Few tokens: 8 outputs a block, whose 8 warps share the inputs; operands go from memory to registers. The order of k within 32 inputs is another than
 // in memory, but the same for both operands: a lane takes 8 neighbouring inputs of a row as parts of two products.
 template <int WHICH>
-DEVICE void linear_of_few(const Value* __restrict__ a, const Value* __restrict__ w, const Epilogue& e, float2* statistics, int tokens, int inputs,
+DEVICE void linear_of_few(const Value* a, const Value* w, const Epilogue& e, float2* statistics, int tokens, int inputs,
                           float epsilon, int rms, const int* starts, const int* lengths, int rows, int stage, int* fault) {
     constexpr int WARPS = 8;
     constexpr int AHEAD = 6; // of 32 inputs each
@@ -286,7 +286,7 @@ DEVICE void linear_of_few(const Value* __restrict__ a, const Value* __restrict__
 }
 
 #define TILED(NAME, TILE_M, TILE_N, WARPS_M, WARPS_N, STAGES, WHICH)                                                                              \
-    extern "C" __global__ void __launch_bounds__(WARPS_M * WARPS_N * 32) NAME(const Value* __restrict__ a, const Value* __restrict__ w,          \
+    extern "C" __global__ void __launch_bounds__(WARPS_M * WARPS_N * 32) NAME(const Value* a, const Value* w,          \
         const float* bias, const float* sums, const float2* statistics, const Value* residual, const float2* residual_statistics,                 \
         const float* gamma, const float* beta, Value* out, int capacity, int outputs, int inputs) {                                               \
         const Epilogue e = {bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs};                          \
@@ -299,7 +299,7 @@ TILED(linear_64, 64, 64, 2, 2, 4, IDENTITY)
 TILED(linear_64_activated, 64, 64, 2, 2, 4, ACTIVATION)
 
 #define FEW(NAME, WHICH)                                                                                                                          \
-    extern "C" __global__ void __launch_bounds__(256) NAME(const Value* __restrict__ a, const Value* __restrict__ w, const float* bias,          \
+    extern "C" __global__ void __launch_bounds__(256) NAME(const Value* a, const Value* w, const float* bias,          \
         const float* sums, float2* statistics, const Value* residual, const float2* residual_statistics, const float* gamma, const float* beta,   \
         Value* out, int capacity, int outputs, int inputs, int tokens, float epsilon, int rms, const int* starts, const int* lengths, int rows,   \
         int stage, int* fault) {                                                                                                                  \

@@ -14,19 +14,21 @@
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
 // linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
+// linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
 // join_statistics         (mean, rs) of each token of partials, in the order of the chunks. epsilon, rms, fault and stage as in stream.cu.
 //
-// Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those three give the same bits. *_split adds the sums of its
+// Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those give the same bits. *_split adds the sums of its
 //           blocks in the order of their inputs, so its bits depend on inputs and on the size of the cluster alone.
 // Options   -DACTIVATION=n (prelude.cuh) of *_activated.
 // Launch    384 threads, dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
 //             pingpong   cluster 2, grid 2 min(multiprocessors / 2, tiles / 2), tiles = (tokens / 256 rounded up) 2 (outputs / 192 rounded up)
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
+//             128        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 128 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      197824, 214272, 230656, 197760
+//             bytes      230720 (plain and activated: 210112), 214272, 197840, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -147,6 +149,19 @@ template <> struct Wgmma<64> {
                      : "l"(a), "l"(b));
     }
 };
+template <> struct Wgmma<128> {
+    static DEVICE void add(float (&d)[64], u64 a, u64 b) {
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." WGMMA_TYPES " {"
+                     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+                     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+                     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+                     "}, %64, %65, 1, 1, 1, 0, 0;"
+                     : REGISTERS8(d, 0), REGISTERS8(d, 8), REGISTERS8(d, 16), REGISTERS8(d, 24), REGISTERS8(d, 32), REGISTERS8(d, 40),
+                       REGISTERS8(d, 48), REGISTERS8(d, 56)
+                     : "l"(a), "l"(b));
+    }
+};
 template <> struct Wgmma<192> {
     static DEVICE void add(float (&d)[96], u64 a, u64 b) {
         asm volatile("wgmma.mma_async.sync.aligned.m64n192k16." WGMMA_TYPES " {"
@@ -232,8 +247,13 @@ struct TwoTokens {
     float2 far;
 };
 
-DEVICE TwoTokens load_two_tokens(const float2* statistics, int t) {
-    return {as_scale_and_shift(statistics[t]), as_scale_and_shift(statistics[t + 8])};
+// Of the tokens that lanes first + lane / 4 and first + lane / 4 + 8 have in `own`.
+DEVICE TwoTokens two_tokens(float2 own, int first) {
+    const int near = first + threadIdx.x % 32 / 4;
+    TwoTokens of;
+    of.near = make_float2(__shfl_sync(0xffffffffu, own.x, near), __shfl_sync(0xffffffffu, own.y, near));
+    of.far = make_float2(__shfl_sync(0xffffffffu, own.x, near + 8), __shfl_sync(0xffffffffu, own.y, near + 8));
+    return of;
 }
 
 // Two neighbouring outputs of two tokens: x = (near, near, far, far). KIND's work from the sums on, except for the activation.
@@ -298,19 +318,21 @@ template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 
 // ---- tiles with all inputs in one block
 
-template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_> struct Shape {
+template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_> struct Shape {
     static constexpr int TILE_N = TILE_N_;     // outputs of a tile
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
     static constexpr int STAGES = STAGES_;     // of the ring, of 64 inputs each
     static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
+    static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
     static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS;
-    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
+    static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
+    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
     static_assert(BYTES <= 232448, "shared memory of a block");
 };
@@ -322,7 +344,8 @@ template <class S> struct Places {
     DEVICE Places(const void* shared) { a = (shared_address(shared) + 1023) & ~1023u; }
     DEVICE u32 w() const { return a + S::STAGES * S::A_BYTES; }
     DEVICE u32 pieces() const { return w() + S::STAGES * S::W_BYTES; }
-    DEVICE u32 full() const { return pieces() + 8 * S::BUFFERS * S::PIECE_BYTES; } // [STAGES] the stage's bytes are there
+    DEVICE u32 vectors() const { return pieces() + 8 * S::BUFFERS * S::PIECE_BYTES; } // [8 warps] bias, then sums, of the warp's tile
+    DEVICE u32 full() const { return vectors() + 8 * 2 * S::VECTOR_BYTES; }           // [STAGES] the stage's bytes are there
     DEVICE u32 empty() const { return full() + 8 * S::STAGES; }                    // [STAGES] the stage has been read, by the cluster's blocks
     DEVICE u32 residual() const { return empty() + 8 * S::STAGES; }                // [8 warps][BUFFERS] the residual's bytes are there
 };
@@ -438,8 +461,30 @@ template <class S> struct Pieces {
     DEVICE size_t place(const Linear& l, int piece) const { return ((size_t)(output(piece) / 64) * l.capacity + token(piece)) * 64; }
     DEVICE u32 buffer(int piece) const { return Places<S>(base).pieces() + warp() * S::BUFFERS * S::PIECE_BYTES + (piece % S::BUFFERS) * S::PIECE_BYTES; }
     DEVICE u32 barrier(int piece) const { return Places<S>(base).residual() + 8 * warp() * S::BUFFERS + 8 * (piece % S::BUFFERS); }
+    DEVICE u32 vectors() const { return Places<S>(base).vectors() + warp() * 2 * S::VECTOR_BYTES; }
     static DEVICE u32 warp() { return threadIdx.x / 32 - 4; }
 };
+
+// A tile's part of bias and sums, by the warp for itself: it has read those of its last tile. Zeros for no bias.
+template <class S> DEVICE void copy_vectors(const Linear& l, const Pieces<S>& pieces, int lane) {
+#pragma unroll
+    for (int i = 0; i < (S::TILE_N / 4 + 31) / 32; i++) {
+        const int n = (i * 32 + lane) * 4; // of the tile
+        if (n < S::TILE_N && pieces.n0 + n < l.outputs) {
+            const u32 exists = l.bias != nullptr ? 16 : 0;
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(pieces.vectors() + n * 4), "l"(l.bias + pieces.n0 + n), "r"(exists) : "memory");
+            if (l.sums != nullptr) {
+                asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(pieces.vectors() + S::VECTOR_BYTES + n * 4), "l"(l.sums + pieces.n0 + n) : "memory");
+            }
+        }
+    }
+    copy_commit();
+}
+DEVICE float2 load_shared_pair(u32 address) {
+    float2 pair;
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "r"(address) : "memory");
+    return pair;
+}
 
 // By lane 0, whose stores have left the buffer.
 template <class S> DEVICE void load_residual(const Linear& l, const Pieces<S>& pieces, int piece) {
@@ -456,9 +501,10 @@ template <int KIND> DEVICE const float2* statistics_of(const Linear& l) { return
 #define SCALED 1 // of an input: its mean does not matter, for W's rows sum to zero or it has none
 #define NORMED 2
 
-// From products to stored outputs. `early` are the thread's statistics, where the tile has one part.
+// From products to stored outputs. Lane i has the statistics of token i % 16 of the warp's part i / 16 in `own`: fetched a piece at a time,
+// each piece would wait for them.
 template <class S, int KIND, int NORM>
-DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, const TwoTokens& early, u32& parities) {
+DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, const Pieces<S>& pieces, float2 own, u32& parities) {
     const int lane = threadIdx.x % 32;
     const u32 row = lane & 15;
     const u32 half = lane >> 4; // which of two 16-byte pieces this lane addresses for stmatrix
@@ -467,10 +513,11 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         const int part = piece % S::PARTS;
         const int column = piece / S::PARTS;
         if constexpr (KIND == RESIDUAL) {
-            // The buffer of the piece before is given to a later one.
-            const int later = piece - 1 + S::BUFFERS;
-            if (piece > 0 && later < S::PIECES && lane == 0) {
-                bulk_wait_read<0>();
+            // The buffer of a piece before is given to a later one: with many buffers not of the last, whose store is still being read.
+            constexpr int BEHIND = S::BUFFERS > 3 ? 2 : 1;
+            const int later = piece - BEHIND + S::BUFFERS;
+            if (piece >= BEHIND && later < S::PIECES && lane == 0) {
+                bulk_wait_read<BEHIND - 1>();
                 load_residual(l, pieces, later);
             }
         } else if (lane == 0) {
@@ -490,8 +537,8 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
         } else {
             __syncwarp();
         }
-        TwoTokens of = early;
-        if constexpr (NORM != NO_NORM && S::PARTS > 1) of = load_two_tokens(statistics_of<KIND>(l), pieces.token(piece) + lane / 4);
+        TwoTokens of;
+        if constexpr (NORM != NO_NORM) of = two_tokens(own, part * 16);
 #pragma unroll
         for (int pair = 0; pair < 4; pair++) {
             const u32 address = pieces.buffer(piece) + row * 128 + (((2 * pair + half) ^ (row & 7)) << 4);
@@ -505,8 +552,22 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
 #pragma unroll
                 for (int e = 0; e < 4; e++) x[i][e] = acc[part][group * 4 + e];
                 if constexpr (KIND != RESIDUAL) {
-                    if constexpr (NORM == NORMED) unfold(x[i], of, load_pair(l.bias, n), __ldg((const float2*)(l.sums + n)));
-                    if constexpr (NORM == SCALED) scale(x[i], of, load_pair(l.bias, n));
+                    const u32 copied = pieces.vectors() + (n - pieces.n0) * 4;
+                    if constexpr (NORM != NO_NORM) {
+                        float2 bias;
+                        if constexpr (S::COPIED) {
+                            bias = load_shared_pair(copied);
+                        } else {
+                            bias = load_pair(l.bias, n);
+                        }
+                        if constexpr (NORM == SCALED) {
+                            scale(x[i], of, bias);
+                        } else if constexpr (S::COPIED) {
+                            unfold(x[i], of, bias, load_shared_pair(copied + S::VECTOR_BYTES));
+                        } else {
+                            unfold(x[i], of, bias, __ldg((const float2*)(l.sums + n)));
+                        }
+                    }
                 } else if constexpr (NORM == NORMED) {
                     add_normed_view(x[i], words[2 * i], words[2 * i + 1], of, __ldg((const float2*)(l.gamma + n)));
                 } else {
@@ -549,7 +610,6 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     pieces.base = at.a;
     u32 parities = 0;
     float acc[S::PARTS][S::TILE_N / 2];
-    TwoTokens early = {make_float2(1.f, 0.f), make_float2(1.f, 0.f)};
 
     // All that write, or read what kernels wrote.
     wait_for_previous_kernel();
@@ -577,7 +637,14 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 acc[part][4 * i + 1] = acc[part][4 * i + 3] = start.y;
             }
         }
-        if (S::PARTS == 1 && normed && pieces.m0 < l.tokens) early = load_two_tokens(statistics_of<KIND>(l), pieces.m0 + lane / 4);
+        float2 own = make_float2(1.f, 0.f);
+        if (normed) {
+            const int group = pieces.m0 + (lane / 16 % S::PARTS) * 64;
+            if (group < l.tokens) own = as_scale_and_shift(statistics_of<KIND>(l)[group + lane % 16]);
+        }
+        if constexpr (S::COPIED && KIND != RESIDUAL) {
+            if (normed) copy_vectors(l, pieces, lane);
+        }
         const u32 before = (u32)count * chunks; // chunks that went through the ring
         u32 stage = before % S::STAGES;
         u32 parity = (before / S::STAGES) & 1;
@@ -623,12 +690,16 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
         } else if (lane < S::CLUSTER) {
             barrier_arrive_at(at.empty() + 8 * last_stage, lane);
         }
+        if constexpr (S::COPIED && KIND != RESIDUAL) {
+            copy_wait<0>();
+            __syncwarp();
+        }
         if (!normed) {
-            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, NO_NORM>(acc, l, pieces, own, parities);
         } else if (KIND != RESIDUAL && l.sums == nullptr) {
-            finish_tile<S, KIND, SCALED>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, SCALED>(acc, l, pieces, own, parities);
         } else {
-            finish_tile<S, KIND, NORMED>(acc, l, pieces, early, parities);
+            finish_tile<S, KIND, NORMED>(acc, l, pieces, own, parities);
         }
     }
     if (lane == 0) bulk_wait_read<0>();
@@ -836,9 +907,12 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         int tokens, float2 *partials
 #define ARGUMENTS a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials
 
-typedef Shape<192, 2, true, 4, 2, 2> Pingpong;
-typedef Shape<192, 1, false, 4, 1, 3> Together192;
-typedef Shape<64, 1, false, 8, 1, 2> Together64;
+// What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
+typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
+typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
+typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
+typedef Shape<128, 1, false, 5, 1, 2, false> Together128;
+typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
@@ -853,10 +927,13 @@ typedef Shape<64, 1, false, 8, 1, 2> Together64;
 
 EXPORT(linear_sm90_pingpong_plain, Pingpong, PLAIN)
 EXPORT(linear_sm90_pingpong_activated, Pingpong, ACTIVATED)
-EXPORT(linear_sm90_pingpong_residual, Pingpong, RESIDUAL)
+EXPORT(linear_sm90_pingpong_residual, PingpongResidual, RESIDUAL)
 EXPORT(linear_sm90_192_plain, Together192, PLAIN)
 EXPORT(linear_sm90_192_activated, Together192, ACTIVATED)
 EXPORT(linear_sm90_192_residual, Together192, RESIDUAL)
+EXPORT(linear_sm90_128_plain, Together128, PLAIN)
+EXPORT(linear_sm90_128_activated, Together128, ACTIVATED)
+EXPORT(linear_sm90_128_residual, Together128, RESIDUAL)
 EXPORT(linear_sm90_64_plain, Together64, PLAIN)
 EXPORT(linear_sm90_64_activated, Together64, ACTIVATED)
 EXPORT(linear_sm90_64_residual, Together64, RESIDUAL)
@@ -864,9 +941,9 @@ EXPORT_SPLIT(linear_sm90_split_plain, PLAIN)
 EXPORT_SPLIT(linear_sm90_split_activated, ACTIVATED)
 EXPORT_SPLIT(linear_sm90_split_residual, RESIDUAL)
 
-extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* __restrict__ partials, float2* __restrict__ statistics,
-    const int* __restrict__ starts, const int* __restrict__ lengths, int rows, int tokens, int capacity, int width, float epsilon, int rms, int stage,
-    int* __restrict__ fault) {
+extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* partials, float2* statistics,
+    const int* starts, const int* lengths, int rows, int tokens, int capacity, int width, float epsilon, int rms, int stage,
+    int* fault) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const int t = blockIdx.x * 128 + threadIdx.x;

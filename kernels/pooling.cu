@@ -115,8 +115,8 @@ enum Mode { CLS = 0, MAX = 1, MEAN = 2, MEAN_SQRT_LEN = 3, WEIGHTED_MEAN = 4, LA
 constexpr int UNROLL = 4;
 
 template <typename T, bool IS_MAX>
-__device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __restrict__ starts, const int* __restrict__ lengths,
-                                     const int* __restrict__ skip, float* __restrict__ out, long long total, int batch, int seq,
+__device__ __forceinline__ void pool(const T* hidden, const int* starts, const int* lengths,
+                                     const int* skip, float* out, long long total, int batch, int seq,
                                      int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups) {
     constexpr int W = Lane<T>::width;
     extern __shared__ float4 dynamic[];
@@ -160,7 +160,7 @@ __device__ __forceinline__ void pool(const T* __restrict__ hidden, const int* __
                 uint4 raw[UNROLL];
 #pragma unroll
                 for (int u = 0; u < UNROLL; u++) {
-                    if (t + u * step < end) raw[u] = __ldg(tokens + (size_t)(t + u * step) * token);
+                    if (t + u * step < end) raw[u] = tokens[(size_t)(t + u * step) * token];
                 }
 #pragma unroll
                 for (int u = 0; u < UNROLL; u++) {
@@ -239,7 +239,7 @@ POOL_KERNEL(pool_max_f32, float, true)
 
 // L2 normalisation in place: rows[r] / max(|rows[r]|, 1e-12), [batch, dim] f32. One block a row; any number of blocks; any
 // block that is a multiple of 32, at most 1024. For rows that several launches of pooling wrote.
-extern "C" __global__ void __launch_bounds__(1024) normalise(float* __restrict__ rows, int batch, int dim) {
+extern "C" __global__ void __launch_bounds__(1024) normalise(float* rows, int batch, int dim) {
     __shared__ float scratch[32];
     for (int row = blockIdx.x; row < batch; row += gridDim.x) {
         float* y = rows + (size_t)row * dim;

@@ -199,23 +199,23 @@ DEVICE void give_token(const void* stream, const float2* statistics, const float
 }
 
 #define EXPORT(SUFFIX, EXACT)                                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256) embed##SUFFIX(const int* __restrict__ ids, const int* __restrict__ starts,                   \
-        const int* __restrict__ lengths, int rows, const void* __restrict__ words, const float* __restrict__ added, void* __restrict__ stream,     \
-        float2* __restrict__ statistics, int tokens, int capacity, int hidden, float epsilon, int rms) {                                           \
+    extern "C" __global__ void __launch_bounds__(256) embed##SUFFIX(const int* ids, const int* starts,                   \
+        const int* lengths, int rows, const void* words, const float* added, void* stream,     \
+        float2* statistics, int tokens, int capacity, int hidden, float epsilon, int rms) {                                           \
         embed_token<EXACT>(ids, starts, lengths, rows, words, added, stream, statistics, tokens, capacity, hidden, epsilon, rms);                  \
     }                                                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) statistics##SUFFIX(const void* __restrict__ stream, float2* __restrict__ statistics,         \
-        const int* __restrict__ starts, const int* __restrict__ lengths, int rows, int tokens, int capacity, int hidden, float epsilon, int rms,   \
-        int stage, int* __restrict__ fault) {                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256) statistics##SUFFIX(const void* stream, float2* statistics,         \
+        const int* starts, const int* lengths, int rows, int tokens, int capacity, int hidden, float epsilon, int rms,   \
+        int stage, int* fault) {                                                                                                      \
         measure_token<EXACT>(stream, statistics, starts, lengths, rows, tokens, capacity, hidden, epsilon, rms, stage, fault);                     \
     }                                                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) normalise##SUFFIX(void* __restrict__ stream, float2* __restrict__ statistics,                \
-        const float* __restrict__ gamma, const float* __restrict__ beta, int tokens, int capacity, int hidden) {                                   \
+    extern "C" __global__ void __launch_bounds__(256) normalise##SUFFIX(void* stream, float2* statistics,                \
+        const float* gamma, const float* beta, int tokens, int capacity, int hidden) {                                   \
         normalise_token<EXACT>(stream, statistics, gamma, beta, tokens, capacity, hidden);                                                         \
     }                                                                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256) hidden_states##SUFFIX(const void* __restrict__ stream,                                       \
-        const float2* __restrict__ statistics, const float* __restrict__ gamma, const float* __restrict__ beta, float* __restrict__ hidden_out,    \
-        int tokens, int capacity, int hidden, const int* __restrict__ fault, int* __restrict__ seen) {                                             \
+    extern "C" __global__ void __launch_bounds__(256) hidden_states##SUFFIX(const void* stream,                                       \
+        const float2* statistics, const float* gamma, const float* beta, float* hidden_out,    \
+        int tokens, int capacity, int hidden, const int* fault, int* seen) {                                             \
         give_token<EXACT>(stream, statistics, gamma, beta, hidden_out, tokens, capacity, hidden, fault, seen);                                                  \
     }
 

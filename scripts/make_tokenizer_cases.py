@@ -140,6 +140,31 @@ def written_cases():
         yield case("wordpiece", f"vocab.txt alone, {tokenizer_class}", tokenizer_class, {"do_lower_case": False}, files={"vocab.txt": True})
 
 
+def camembert_cases():
+    """After all others, so that those stay as they are. Most of its files are told as XLM-RoBERTa's."""
+    kind = "CamembertTokenizer"
+    case_of = lambda name, **parts: case("unigram", f"CamemBERT, {name}", kind, **parts)
+    yield case_of("class")
+    yield case_of("no special tokens named", config={"special": False})
+    yield case("unigram", "CamemBERT, Fast", "CamembertTokenizerFast", {"special": False})
+    yield case_of("extra list", config={"extra_special_tokens": ["<e1>"]})
+    yield case_of("empty extra list", config={"extra_special_tokens": []})
+    yield case_of("extra object", config={"extra_special_tokens": {"image_token": "<image>"}})
+    yield case_of("additional list", config={"additional_special_tokens": ["<e2>", "<e1>"]})
+    yield case_of("both lists", config={"additional_special_tokens": ["<e2>"], "extra_special_tokens": ["<e1>"]})
+    yield case_of("no prefix space", config={"add_prefix_space": False})
+    yield case_of("null prefix space", config={"add_prefix_space": None})
+    yield case_of("another unknown token", config={"unk_token": "e"})
+    yield case_of("an unknown token out of the vocabulary", config={"unk_token": "<unknown>"})
+    yield case_of("null unknown token", config={"unk_token": None})
+    yield case_of("mask of several flags", config={"mask_token": token("<new>", lstrip=True, rstrip=True, single_word=True)})
+    yield case_of("no post-processor", json_fields={"post_processor": None})
+    yield case_of("null bos", config={"bos_token": None})
+    yield case_of("special_tokens_map", config={"special": False}, files={
+        "special_tokens_map.json": {**SPECIAL["unigram"], "mask_token": token("<new>", False, rstrip=True)}})
+    yield case("wordpiece", "a Unigram class", kind)
+
+
 def random_case(rng):
     base = rng.choice(list(CLASSES))
     names = ["<e1>", "<e2>", "<new>", "<image>", "<tool>", "cat", "The", "[SEP]", "</s>", "<mask>", "[MASK]", "é", "中"]
@@ -224,7 +249,7 @@ def main():
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 150
     rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 11)
     tokenizers = {base: json.loads((FOLDER / f"{base}.json").read_text()) for base in CLASSES}
-    cases = [fill_in(entry, tokenizers) for entry in [*written_cases(), *(random_case(rng) for _ in range(count))]]
+    cases = [fill_in(entry, tokenizers) for entry in [*written_cases(), *(random_case(rng) for _ in range(count)), *camembert_cases()]]
     out = pathlib.Path(sys.argv[3]) if len(sys.argv) > 3 else FOLDER / "cases.json"
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False, separators=(",", ":")) for entry in cases)
     out.write_text('{"limit":%d,"texts":%s,"cases":[\n%s\n]}\n' % (LIMIT, json.dumps(TEXTS, ensure_ascii=False), lines))

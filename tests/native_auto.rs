@@ -142,7 +142,7 @@ fn values_that_overflow_fp16_are_run_in_bf16_by_auto_alone() {
 
 /// With less and less free memory: smaller packs, the same vectors, and at last an error with the bytes.
 #[test]
-#[ignore = "needs an NVIDIA GPU, and fills its memory"]
+#[ignore = "needs an NVIDIA GPU that nothing else uses, and fills its memory"]
 fn where_memory_is_short_packs_are_smaller() {
     let on_disk = folder(Kind::Mpnet, WIDE, 42, 1.0);
     let folder = ModelFolder::open(on_disk.path()).unwrap();

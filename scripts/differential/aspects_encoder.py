@@ -99,7 +99,7 @@ ASPECTS = {
     "sizes": {
         "defaults absent": config(layer_norm_eps=..., hidden_act=..., pad_token_id=..., type_vocab_size=..., architectures=..., hidden_dropout_prob=...),
         "model_type absent": config(model_type=...),
-        "model_type other": config(model_type="roberta"),
+        "model_type other": config(model_type="electra"),
         "one layer of those stored": config(num_hidden_layers=1),
         "more layers than stored": config(num_hidden_layers=5),
         "no layer": config(num_hidden_layers=0),

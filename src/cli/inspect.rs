@@ -158,7 +158,7 @@ fn folder_report(name: &str, model: &ModelFolder) -> Result<FolderReport> {
     Ok(FolderReport {
         model: name.to_owned(),
         folder: model.root.clone(),
-        family: config.family.model_type(),
+        family: config.family.name(),
         dimensions: model.embedding_size(),
         max_tokens: model.max_tokens(),
         pooling: model.pooling.modes.iter().map(|mode| mode.name()).collect(),

@@ -401,6 +401,9 @@ fn lane_memory(encoder: &dyn GpuEncoder, io: EncoderIo, capacity: BatchSize, str
     if let Some(zeros) = &token_types {
         zeros.fill_bytes(stream, 0)?;
     }
+    // Kernels compute padding rows too, which no vector depends on: of zeros at first, so that nothing is read before it was written.
+    let scratch = device.alloc(encoder.scratch_bytes()?.max(1))?;
+    stream.fill_bytes(&scratch, 0)?;
     let packed = encoder.ranges().iter().any(|range| range.layout == Layout::Packed);
     Ok(LaneMemory {
         ids: integers(io.ids)?,
@@ -409,7 +412,7 @@ fn lane_memory(encoder: &dyn GpuEncoder, io: EncoderIo, capacity: BatchSize, str
         lengths: device.alloc(capacity.rows)?,
         starts: packed.then(|| device.alloc(capacity.rows)).transpose()?,
         hidden: HiddenBuffer::alloc(device, io.hidden, tokens * io.hidden_size)?,
-        scratch: device.alloc(encoder.scratch_bytes()?.max(1))?,
+        scratch,
     })
 }
 

@@ -9,11 +9,12 @@ use crate::graph::Graph;
 use crate::graph::builder::Builder;
 use crate::graph::constant::Values;
 use crate::graph::onnx::AttributeProto;
+use crate::graph::positions::Turns;
 use crate::graph::quantization::{Linear as GraphLinear, Role};
 use crate::graph::supported::check;
 use crate::model::Architecture;
 use crate::model::architecture::{
-    Attention, Embeddings, FeedForward, Layer, Linear, Norm, NormPlacement, RelativeBias, ScoreBias,
+    Attention, Embeddings, FeedForward, Layer, Linear, Norm, NormPlacement, Reach, RelativeBias, Rotary, ScoreBias,
 };
 
 /// Added to the scores of padding: large enough that softmax gives 0 in fp32 and fp16, small enough to be finite in fp16,
@@ -26,6 +27,12 @@ struct Writer<'a, 'q> {
     graph: Builder<'q>,
     /// Layers written so far.
     layers: usize,
+    /// The mask with what is added to the scores of all layers.
+    bias: String,
+    /// The same for each window that a layer had so far.
+    windows: Vec<(usize, String)>,
+    /// The rotations that a layer had so far.
+    rotations: Vec<(Rotary, Turns)>,
 }
 
 /// Writes `architecture` into `graph`.
@@ -34,14 +41,17 @@ struct Writer<'a, 'q> {
 /// [`crate::Error::NotInGraph`] for a part of it that graphs cannot have; what is wrong with a quantisation.
 pub(super) fn write(architecture: &Architecture, graph: Builder<'_>) -> Result<Graph> {
     check(architecture)?;
-    let mut writer = Writer { architecture, graph, layers: 0 };
+    let (bias, windows, rotations) = (String::new(), Vec::new(), Vec::new());
+    let mut writer = Writer { architecture, graph, layers: 0, bias, windows, rotations };
     let mut x = writer.embeddings(&architecture.embeddings);
-    let mut bias = writer.attention_mask();
-    if let ScoreBias::Relative(relative) = &architecture.score_bias {
-        bias = writer.position_bias(relative, &bias);
-    }
+    let mask = writer.attention_mask();
+    writer.bias = match &architecture.score_bias {
+        ScoreBias::None => mask,
+        ScoreBias::Relative(relative) => writer.position_bias(relative, &mask),
+        ScoreBias::Alibi(alibi) => writer.graph.with_alibi(*alibi, architecture.num_heads, architecture.max_tokens, &mask),
+    };
     for layer in &architecture.layers {
-        x = writer.layer(layer, &x, &bias)?;
+        x = writer.layer(layer, &x)?;
         writer.layers += 1;
     }
     x = writer.norm(architecture.final_norm.as_ref(), &x);
@@ -62,20 +72,19 @@ impl Writer<'_, '_> {
         let table = self.graph.stored(&format!("{}.weight", words.name), &words.rows, 1.0);
         let mut sum = self.node("Gather", &words.name, &[&table, "input_ids"], vec![]);
         let types_are_fed = self.graph.inputs.token_types;
-        let added = match (&embeddings.positions, types_are_fed) {
-            (Some(positions), true) => Some(positions.used_rows(longest)),
-            (None, true) => None,
-            (_, false) => embeddings.added_rows(longest),
-        };
-        if let Some(rows) = added {
-            // Where there are types alone, the row of type 0 is what every position has.
-            let table = embeddings.positions.as_ref().map(|positions| positions.name.as_str());
-            let table = table.or(embeddings.token_types.as_ref().map(|types| types.name.as_str())).unwrap_or("embeddings.added");
-            let rows = self.graph.floats(&format!("{table}.weight"), &[longest, hidden], rows);
+        if let Some(positions) = &embeddings.positions {
+            let rows = if types_are_fed { Some(positions.used_rows(longest)) } else { embeddings.added_rows(longest) };
+            let table = positions.name.as_str();
+            let rows = self.graph.floats(&format!("{table}.weight"), &[longest, hidden], rows.unwrap_or_default());
             let length = self.graph.sequence_length();
             let (start, axis) = (self.graph.ints("zero", &[0]), self.graph.ints("axis_0", &[0]));
             let rows = self.node("Slice", table, &[&rows, &start, &length, &axis], vec![]);
             sum = self.node("Add", name, &[&sum, &rows], vec![]);
+        } else if let Some(types) = embeddings.token_types.as_ref().filter(|_| !types_are_fed) {
+            // The row of type 0 is what every position has.
+            let row = embeddings.added_rows(1).unwrap_or_default();
+            let row = self.graph.floats(&format!("{}.weight", types.name), &[1, hidden], row);
+            sum = self.node("Add", name, &[&sum, &row], vec![]);
         }
         if let Some(types) = embeddings.token_types.as_ref().filter(|_| types_are_fed) {
             let table = self.graph.stored(&format!("{}.weight", types.name), &types.rows, 1.0);
@@ -111,13 +120,40 @@ impl Writer<'_, '_> {
         self.node("Add", name, &[&bias, mask], vec![])
     }
 
-    /// One layer. `bias` is added to every head's scores.
-    fn layer(&mut self, layer: &Layer, x: &str, bias: &str) -> Result<String> {
+    /// What is added to the scores of a layer's heads.
+    fn score_bias(&mut self, reach: Reach) -> String {
+        let longest = self.architecture.max_tokens;
+        match reach {
+            Reach::Window(tokens) if tokens < longest.saturating_sub(1) => {
+                if let Some((_, bias)) = self.windows.iter().find(|(window, _)| *window == tokens) {
+                    return bias.clone();
+                }
+                let bias = self.graph.within_window(tokens, longest, &self.bias, MASKED);
+                self.windows.push((tokens, bias.clone()));
+                bias
+            }
+            // A window that is as wide as the longest text is none.
+            Reach::All | Reach::Window(_) => self.bias.clone(),
+        }
+    }
+
+    /// The cosines and sines of `rotary`, written once.
+    fn turns(&mut self, rotary: &Rotary) -> Turns {
+        if let Some((_, turns)) = self.rotations.iter().find(|(known, _)| known == rotary) {
+            return turns.clone();
+        }
+        let name = format!("rotary.{}", self.rotations.len());
+        let turns = self.graph.turns(&name, rotary, self.architecture.max_tokens);
+        self.rotations.push((rotary.clone(), turns.clone()));
+        turns
+    }
+
+    fn layer(&mut self, layer: &Layer, x: &str) -> Result<String> {
         let (attention, feed_forward) = (&layer.attention, &layer.feed_forward);
         let (attention_norm, feed_forward_norm) = (layer.attention_norm.as_ref(), layer.feed_forward_norm.as_ref());
         match layer.placement {
             NormPlacement::Post => {
-                let attended = self.attention(attention, x, bias)?;
+                let attended = self.attention(attention, x)?;
                 let sum = self.residual(&attention.output, &attended, x);
                 let x = self.norm(attention_norm, &sum);
                 let narrow = self.feed_forward(feed_forward, &x)?;
@@ -126,7 +162,7 @@ impl Writer<'_, '_> {
             }
             NormPlacement::Pre => {
                 let normed = self.norm(attention_norm, x);
-                let attended = self.attention(attention, &normed, bias)?;
+                let attended = self.attention(attention, &normed)?;
                 let x = self.residual(&attention.output, &attended, x);
                 let normed = self.norm(feed_forward_norm, &x);
                 let narrow = self.feed_forward(feed_forward, &normed)?;
@@ -139,34 +175,48 @@ impl Writer<'_, '_> {
         self.node("Add", &format!("{}.residual", last.name), &[part, x], vec![])
     }
 
-    fn attention(&mut self, attention: &Attention, x: &str, bias: &str) -> Result<String> {
+    fn attention(&mut self, attention: &Attention, x: &str) -> Result<String> {
         let hidden = self.architecture.num_heads * self.architecture.head_size;
         let [query, key, value] = attention.projections.linears();
         let scale = 1.0 / (self.architecture.head_size as f32).sqrt();
-        let queries = self.linear(Role::Query, &query, x, scale)?;
+        // The scale goes into what makes the queries last.
+        let (linear_scale, norm_scale) = if attention.query_norm.is_some() { (1.0, scale) } else { (scale, 1.0) };
+        let queries = self.linear(Role::Query, &query, x, linear_scale)?;
+        let queries = self.scaled_norm(attention.query_norm.as_ref(), &queries, norm_scale);
         let keys = self.linear(Role::Key, &key, x, 1.0)?;
+        let keys = self.norm(attention.key_norm.as_ref(), &keys);
         let values = self.linear(Role::Value, &value, x, 1.0)?;
-        let queries = self.heads(&query.name, &queries, &[0, 2, 1, 3]);
-        let keys = self.heads(&key.name, &keys, &[0, 2, 3, 1]);
-        let values = self.heads(&value.name, &values, &[0, 2, 1, 3]);
+        let turns = attention.rotary.as_ref().map(|rotary| self.turns(rotary));
+        let bias = self.score_bias(attention.reach);
+        let queries = self.heads(&query.name, &queries, turns.as_ref(), &[0, 2, 1, 3]);
+        let keys = self.heads(&key.name, &keys, turns.as_ref(), &[0, 2, 3, 1]);
+        let values = self.heads(&value.name, &values, None, &[0, 2, 1, 3]);
 
         let name = attention.output.name.as_str();
         let scores = self.node("MatMul", &format!("{name}.scores"), &[&queries, &keys], vec![]);
-        let scores = self.node("Add", &format!("{name}.scores"), &[&scores, bias], vec![]);
+        let scores = self.node("Add", &format!("{name}.scores"), &[&scores, &bias], vec![]);
         let probabilities = self.node("Softmax", name, &[&scores], vec![AttributeProto::int("axis", -1)]);
         let context = self.node("MatMul", &format!("{name}.context"), &[&probabilities, &values], vec![]);
         let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
         let shape = self.graph.ints("merged_heads", &[0, 0, hidden as i64]);
         let context = self.node("Reshape", name, &[&context, &shape], vec![]);
-        self.linear(Role::AttentionOutput, &attention.output, &context, 1.0)
+        let output = self.linear(Role::AttentionOutput, &attention.output, &context, 1.0)?;
+        if attention.output_norm.is_none() {
+            return Ok(output);
+        }
+        let sum = self.node("Add", &format!("{name}.own_residual"), &[&output, x], vec![]);
+        Ok(self.norm(attention.output_norm.as_ref(), &sum))
     }
 
-    /// `[batch, sequence, hidden]` to heads, transposed by `perm` of `[batch, sequence, heads, head size]`.
-    fn heads(&mut self, name: &str, x: &str, perm: &[i64]) -> String {
+    /// `[batch, sequence, hidden]` to heads, turned by their positions and transposed by `perm` of `[batch, sequence, heads, head size]`.
+    fn heads(&mut self, name: &str, x: &str, turns: Option<&Turns>, perm: &[i64]) -> String {
         let (heads, size) = (self.architecture.num_heads as i64, self.architecture.head_size as i64);
         // 0 keeps the input's own dimension.
         let shape = self.graph.ints("split_heads", &[0, 0, heads, size]);
-        let heads = self.node("Reshape", name, &[x, &shape], vec![]);
+        let mut heads = self.node("Reshape", name, &[x, &shape], vec![]);
+        if let Some(turns) = turns {
+            heads = self.graph.rotated(name, &heads, turns, self.architecture.head_size);
+        }
         self.node("Transpose", name, &[&heads], vec![AttributeProto::ints("perm", perm)])
     }
 
@@ -207,11 +257,16 @@ impl Writer<'_, '_> {
 
     /// `x` through a norm over the last axis, where there is one.
     fn norm(&mut self, norm: Option<&Norm>, x: &str) -> String {
+        self.scaled_norm(norm, x, 1.0)
+    }
+
+    /// The same times `factor`.
+    fn scaled_norm(&mut self, norm: Option<&Norm>, x: &str, factor: f32) -> String {
         let Some(norm) = norm else { return x.to_owned() };
-        let weight = self.graph.stored(&format!("{}.weight", norm.name), &norm.weight, 1.0);
+        let weight = self.graph.stored(&format!("{}.weight", norm.name), &norm.weight, factor);
         let bias = format!("{}.bias", norm.name);
         let bias = match &norm.bias {
-            Some(stored) => self.graph.stored(&bias, stored, 1.0),
+            Some(stored) => self.graph.stored(&bias, stored, factor),
             // Zeros in its place: every reader knows this form of the operator.
             None => self.graph.constant(&bias, &[self.architecture.hidden_size], self.graph.float, Values::Zeros),
         };

@@ -4,8 +4,8 @@ use crate::cpu::CpuBackend;
 use crate::executor::Backend;
 use crate::graph::{Graph, Inputs, Precision};
 use crate::model::architecture::{
-    Architecture, Attention, Embeddings, Expansion, FeedForward, GateOrder, Layer, Linear, Norm, NormKind, NormPlacement,
-    PositionTable, Projections, Reach, RelativeBias, ScoreBias, Table,
+    Alibi, Architecture, Attention, Embeddings, Expansion, FeedForward, GateOrder, Layer, Linear, Norm, NormKind, NormPlacement,
+    PositionTable, Projections, Reach, RelativeBias, Rotary, RotaryScaling, ScoreBias, Table,
 };
 use crate::model::{Activation, TensorView};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
@@ -61,7 +61,10 @@ impl Tensors {
                         key: linear("key", HIDDEN, HIDDEN),
                         value: linear("value", HIDDEN, HIDDEN),
                     },
+                    query_norm: None,
+                    key_norm: None,
                     output: linear("out", HIDDEN, HIDDEN),
+                    output_norm: None,
                     reach: Reach::All,
                     rotary: None,
                 },
@@ -102,9 +105,15 @@ fn oracle(encoder: &Architecture, ids: &[i32]) -> Vec<Vec<f64>> {
     };
     let mut x: Vec<Vec<f64>> = ids.iter().enumerate().map(embed).collect();
     x = norm(encoder.embeddings.norm.as_ref(), &x);
+    let by_distance = |head: usize, distance: usize| match &encoder.score_bias {
+        ScoreBias::Alibi(alibi) => (-alibi.slopes(HEADS)[head] * distance as f64) as f32,
+        _ => 0.0,
+    };
+    let pairs =
+        (0..HEADS).flat_map(|head| (0..ids.len() * ids.len()).map(move |pair| (head, pair / ids.len(), pair % ids.len())));
     let bias = match &encoder.score_bias {
         ScoreBias::Relative(bias) => bias.table(ids.len()),
-        _ => vec![0.0; HEADS * ids.len() * ids.len()],
+        _ => pairs.map(|(head, query, key)| by_distance(head, query.abs_diff(key))).collect(),
     };
     for layer in &encoder.layers {
         let (norm1, norm2) = (layer.attention_norm.as_ref(), layer.feed_forward_norm.as_ref());
@@ -166,11 +175,20 @@ fn attention(attention: &Attention, x: &[Vec<f64>], bias: &[f32]) -> Vec<Vec<f64
         }
     };
     let (tokens, size) = (x.len(), HIDDEN / HEADS);
+    let (queries, keys) = (norm(attention.query_norm.as_ref(), &queries), norm(attention.key_norm.as_ref(), &keys));
+    let turn = |rows: &[Vec<f64>]| match &attention.rotary {
+        Some(rotary) => rows.iter().enumerate().map(|(place, row)| turned(rotary, row, place, tokens)).collect(),
+        None => rows.to_vec(),
+    };
+    let (queries, keys) = (turn(&queries), turn(&keys));
     let mut context = vec![vec![0.0; HIDDEN]; tokens];
     for head in 0..HEADS {
         let part = |row: &[f64]| row[head * size..][..size].to_vec();
         for query in 0..tokens {
             let score = |key: usize| {
+                if matches!(attention.reach, Reach::Window(reach) if query.abs_diff(key) > reach) {
+                    return 0.0;
+                }
                 let dot: f64 = part(&queries[query]).iter().zip(part(&keys[key])).map(|(a, b)| a * b).sum();
                 (dot / (size as f64).sqrt() + f64::from(bias[(head * tokens + query) * tokens + key])).exp()
             };
@@ -183,7 +201,24 @@ fn attention(attention: &Attention, x: &[Vec<f64>], bias: &[f32]) -> Vec<Vec<f64
             }
         }
     }
-    linear(&attention.output, &context)
+    let output = linear(&attention.output, &context);
+    match &attention.output_norm {
+        Some(own) => norm(Some(own), &sum(&output, x)),
+        None => output,
+    }
+}
+
+/// A row of heads at position `place` of `tokens`, turned by the formula: value i and value i + size / 2 as a complex number.
+fn turned(rotary: &Rotary, row: &[f64], place: usize, tokens: usize) -> Vec<f64> {
+    let mut row = row.to_vec();
+    for head in row.chunks_exact_mut(HIDDEN / HEADS) {
+        for (pair, frequency) in rotary.frequencies(tokens).into_iter().enumerate() {
+            let (sin, cos) = (place as f64 * frequency).sin_cos();
+            let (a, b) = (head[pair], head[pair + rotary.size / 2]);
+            (head[pair], head[pair + rotary.size / 2]) = (a * cos - b * sin, a * sin + b * cos);
+        }
+    }
+    row
 }
 
 fn feed_forward(part: &FeedForward, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -281,6 +316,15 @@ fn every_form_that_is_written_is_what_it_stands_for() {
     }
     check(&gte, "packed, value first, types without positions");
 
+    // As the later JinaBERT, without its slopes.
+    let mut jina = tensors.plain();
+    for (at, layer) in jina.layers.iter_mut().enumerate() {
+        let norm = |part: &str| tensors.norm(&format!("layer.{at}.{part}"), true);
+        let attention = &mut layer.attention;
+        (attention.query_norm, attention.key_norm, attention.output_norm) = (norm("norm_q"), norm("norm_k"), norm("norm_out"));
+    }
+    check(&jina, "norms of queries and keys, and of the attention's own residual");
+
     // As NomicBERT without its rotary positions.
     let mut nomic = tensors.plain();
     for (at, layer) in nomic.layers.iter_mut().enumerate() {
@@ -289,6 +333,38 @@ fn every_form_that_is_written_is_what_it_stands_for() {
         layer.feed_forward.activation = Activation::Silu;
     }
     check(&nomic, "two linears of a gate");
+}
+
+#[test]
+fn positions_in_attention_are_what_they_stand_for() {
+    let tensors = Tensors { state: Cell::new(8) };
+    let with = |what: &str, change: &dyn Fn(usize, &mut Attention)| {
+        let mut encoder = tensors.plain();
+        encoder.layers.iter_mut().enumerate().for_each(|(at, layer)| change(at, &mut layer.attention));
+        check(&encoder, what);
+    };
+    let rotary = |base, size, scaling| Some(Rotary { base, size, scaling });
+    with("rotary", &|_, attention| attention.rotary = rotary(100.0, 4, RotaryScaling::None));
+    with("rotary of half a head", &|_, attention| attention.rotary = rotary(100.0, 2, RotaryScaling::None));
+    with("two bases", &|at, attention| attention.rotary = rotary([100.0, 7.0][at], 4, RotaryScaling::None));
+    with("ntk", &|_, attention| attention.rotary = rotary(100.0, 4, RotaryScaling::Ntk { factor: 8.0 }));
+    // Rows of 7, 4 and 1 tokens in one batch: the first is longer than what was trained, the others are not.
+    let dynamic = RotaryScaling::DynamicNtk { factor: 2.0, trained: 5 };
+    with("dynamic ntk", &|_, attention| attention.rotary = rotary(100.0, 4, dynamic.clone()));
+    for reach in [0, 1, 2, LONGEST - 2, LONGEST - 1, LONGEST, usize::MAX - 1] {
+        with(&format!("a window of {reach}"), &|at, attention| {
+            attention.reach = if at == 0 { Reach::All } else { Reach::Window(reach) };
+        });
+    }
+    with("two windows and rotary", &|at, attention| {
+        attention.reach = Reach::Window(at + 1);
+        attention.rotary = rotary(50.0, 4, RotaryScaling::None);
+    });
+    let mut alibi = tensors.plain();
+    alibi.score_bias = ScoreBias::Alibi(Alibi);
+    check(&alibi, "alibi");
+    alibi.layers[1].attention.reach = Reach::Window(2);
+    check(&alibi, "alibi and a window");
 }
 
 #[test]

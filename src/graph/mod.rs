@@ -12,6 +12,7 @@ mod digest;
 mod encoder;
 mod export;
 pub mod onnx;
+mod positions;
 mod quantization;
 mod supported;
 

@@ -1,27 +1,18 @@
 //! What graphs cannot have: refused by name, never approximated.
 
 use crate::model::Architecture;
-use crate::model::architecture::{Norm, NormKind, Reach, ScoreBias};
+use crate::model::architecture::{Norm, NormKind};
 use crate::{Error, Result};
 
 /// # Errors
 /// [`Error::NotInGraph`] for the first part of `architecture` that no graph can have.
 pub(super) fn check(architecture: &Architecture) -> Result<()> {
     let refused = |part: String| Err(Error::NotInGraph { model: architecture.name, part });
-    match architecture.score_bias {
-        ScoreBias::None | ScoreBias::Relative(_) => {}
-        ScoreBias::Alibi(_) => return refused("a slope for each head times the distance (ALiBi)".to_owned()),
-    }
-    for layer in &architecture.layers {
+    let of_layers = architecture.layers.iter().flat_map(|layer| {
         let attention = &layer.attention;
-        if let Some(rotary) = &attention.rotary {
-            return refused(format!("rotary positions (base {}) in {}", rotary.base, attention.output.name));
-        }
-        if let Reach::Window(reach) = attention.reach {
-            return refused(format!("attention to {reach} tokens each side in {}", attention.output.name));
-        }
-    }
-    let of_layers = architecture.layers.iter().flat_map(|layer| [&layer.attention_norm, &layer.feed_forward_norm]);
+        let of_attention = [&attention.query_norm, &attention.key_norm, &attention.output_norm];
+        of_attention.into_iter().chain([&layer.attention_norm, &layer.feed_forward_norm])
+    });
     let mut norms = [&architecture.embeddings.norm, &architecture.final_norm].into_iter().chain(of_layers).flatten();
     match norms.find(|norm| norm.kind != NormKind::LayerNorm) {
         Some(Norm { name, .. }) => refused(format!("a norm of mean squares (RMSNorm), {name}")),
@@ -34,7 +25,7 @@ mod tests {
     use super::*;
     use crate::graph::{Graph, Precision};
     use crate::model::ModelFolder;
-    use crate::model::architecture::{Alibi, Layer, Rotary, RotaryScaling};
+    use crate::model::architecture::Layer;
 
     /// What the writer says of the fixture after `change`.
     fn refusal(change: impl FnOnce(&mut Architecture)) -> String {
@@ -53,13 +44,8 @@ mod tests {
 
     #[test]
     fn what_a_graph_cannot_have_is_refused_by_name() {
-        let output = "encoder.layer.1.attention.output.dense";
         let rms = |norm: &mut Option<Norm>| norm.as_mut().unwrap().kind = NormKind::RmsNorm;
-        let rotary = Rotary { base: 160_000.0, size: 8, scaling: RotaryScaling::None };
         for (refusal, parts) in [
-            (refusal(|architecture| architecture.score_bias = ScoreBias::Alibi(Alibi)), ["bert has a slope", "ALiBi"]),
-            (layer_refusal(|layer| layer.attention.rotary = Some(rotary)), ["rotary positions (base 160000)", output]),
-            (layer_refusal(|layer| layer.attention.reach = Reach::Window(64)), ["attention to 64 tokens each side", output]),
             (layer_refusal(|layer| rms(&mut layer.feed_forward_norm)), ["RMSNorm", "encoder.layer.1.output.LayerNorm"]),
             (refusal(|architecture| rms(&mut architecture.embeddings.norm)), ["RMSNorm", "embeddings.LayerNorm"]),
         ] {

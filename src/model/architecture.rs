@@ -104,14 +104,20 @@ pub enum NormPlacement {
     Pre,
 }
 
-/// `softmax(q k^T / sqrt(head size) + bias) v`, then a linear.
+/// `softmax(q k^T / sqrt(head size) + bias) v`, then a linear, and a norm where it has one.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Attention {
     /// Queries, keys and values.
     pub projections: Projections,
+    /// Norm of all queries of a token together, before they are cut into heads.
+    pub query_norm: Option<Norm>,
+    /// Norm of all keys of a token together.
+    pub key_norm: Option<Norm>,
     /// What follows the heads.
     pub output: Linear,
+    /// Where attention has a residual branch of its own within that of the layer: `output_norm(x + output)` is what the layer adds to x.
+    pub output_norm: Option<Norm>,
     /// Which tokens a token sees.
     pub reach: Reach,
     /// How queries and keys are turned by their positions.

@@ -1,5 +1,6 @@
 //! `config.json` of the encoder: the sizes that the graph and the weights are checked against.
 
+use crate::model::architecture::{Embeddings, Layer, ScoreBias};
 use crate::model::families::{Family, OwnConfig};
 use crate::model::json::{config_error, read_value, shown};
 use crate::model::schema::JsonObject;
@@ -14,7 +15,7 @@ pub(super) const MAX_WIDTH: usize = 1 << 16;
 const MAX_INTERMEDIATE: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 10;
 const MAX_VOCAB: usize = 1 << 24;
-const MAX_POSITIONS: usize = 1 << 20;
+pub(super) const MAX_POSITIONS: usize = 1 << 20;
 
 /// `hidden_act` of the feed-forward part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +84,10 @@ pub(super) struct SizeKeys {
     pub intermediate_size: (&'static str, usize),
     pub vocab_size: (&'static str, usize),
     pub max_position_embeddings: (&'static str, usize),
-    pub layer_norm_eps: (&'static str, f64),
-    pub activation: (&'static str, &'static str),
+    /// Without a key where it is a constant of the family.
+    pub layer_norm_eps: (Option<&'static str>, f64),
+    /// Without a key where the family reads it itself.
+    pub activation: (Option<&'static str>, &'static str),
 }
 
 impl SizeKeys {
@@ -96,9 +99,28 @@ impl SizeKeys {
         intermediate_size: ("intermediate_size", 3072),
         vocab_size: ("vocab_size", 30522),
         max_position_embeddings: ("max_position_embeddings", 512),
-        layer_norm_eps: ("layer_norm_eps", 1e-12),
-        activation: ("hidden_act", "gelu"),
+        layer_norm_eps: (Some("layer_norm_eps"), 1e-12),
+        activation: (Some("hidden_act"), "gelu"),
     };
+}
+
+impl SizeKeys {
+    /// The width of a hidden state, and the heads that divide it.
+    pub fn read_width(&self, json: &JsonObject) -> Result<(usize, usize)> {
+        let size = |(field, default)| json.size(field, 1..=MAX_WIDTH).map(|found| found.unwrap_or(default));
+        let (hidden_size, heads) = (size(self.hidden_size)?, size(self.num_attention_heads)?);
+        if hidden_size % heads != 0 {
+            let (width, of) = (self.hidden_size.0, self.num_attention_heads.0);
+            return Err(json.error(format!("{width} is {hidden_size}, which {of} ({heads}) does not divide")));
+        }
+        Ok((hidden_size, heads))
+    }
+
+    /// The number of layers.
+    pub fn read_layers(&self, json: &JsonObject) -> Result<usize> {
+        let (field, default) = self.num_hidden_layers;
+        Ok(json.size(field, 1..=MAX_LAYERS)?.unwrap_or(default))
+    }
 }
 
 /// How a family counts positions.
@@ -163,17 +185,11 @@ impl EncoderConfig {
         own: Arc<dyn OwnConfig>,
     ) -> Result<Self> {
         let size = |(field, default), max| json.size(field, 1..=max).map(|found| found.unwrap_or(default));
-        let hidden_size = size(keys.hidden_size, MAX_WIDTH)?;
-        let num_attention_heads = size(keys.num_attention_heads, MAX_WIDTH)?;
-        if hidden_size % num_attention_heads != 0 {
-            let (width, heads) = (keys.hidden_size.0, keys.num_attention_heads.0);
-            let reason = format!("{width} is {hidden_size}, which {heads} ({num_attention_heads}) does not divide");
-            return Err(json.error(reason));
-        }
+        let (hidden_size, num_attention_heads) = keys.read_width(json)?;
         let config = Self {
             family,
             hidden_size,
-            num_hidden_layers: size(keys.num_hidden_layers, MAX_LAYERS)?,
+            num_hidden_layers: keys.read_layers(json)?,
             num_attention_heads,
             intermediate_size: size(keys.intermediate_size, MAX_INTERMEDIATE)?,
             vocab_size: size(keys.vocab_size, MAX_VOCAB)?,
@@ -209,6 +225,24 @@ impl EncoderConfig {
         self.own.architecture(self, weights)
     }
 
+    /// An encoder of these sizes, without a norm at its end.
+    pub(super) fn architecture_of(&self, embeddings: Embeddings, score_bias: ScoreBias, layers: Vec<Layer>) -> Architecture {
+        Architecture {
+            name: self.family.definition().graph_name,
+            hidden_size: self.hidden_size,
+            num_heads: self.num_attention_heads,
+            head_size: self.head_size(),
+            vocab_size: self.vocab_size,
+            max_tokens: self.max_tokens(),
+            pad_token_id: self.pad_token_id,
+            position_padding: self.position_padding,
+            embeddings,
+            score_bias,
+            layers,
+            final_norm: None,
+        }
+    }
+
     /// The most tokens of one text that positions serve.
     pub fn max_tokens(&self) -> usize {
         self.max_position_embeddings.saturating_sub(self.first_position)
@@ -227,9 +261,9 @@ impl EncoderConfig {
 
 /// `model_type`, before anything else of the file is held against the keys of a family.
 fn read_family(path: &Path, value: &Value) -> Result<Family> {
-    let known = Family::all().map(Family::model_type).collect::<Vec<_>>().join(", ");
+    let known = Family::model_types();
     match value.get("model_type") {
-        Some(Value::String(found)) => Family::of_model_type(found).ok_or_else(|| Error::UnknownFamily {
+        Some(Value::String(found)) => Family::of_config(found, value).ok_or_else(|| Error::UnknownFamily {
             path: path.to_path_buf(),
             found: found.clone(),
             known,
@@ -242,7 +276,8 @@ fn read_family(path: &Path, value: &Value) -> Result<Family> {
     }
 }
 
-fn read_eps(json: &JsonObject, (field, default): (&str, f64)) -> Result<f64> {
+fn read_eps(json: &JsonObject, (field, default): (Option<&str>, f64)) -> Result<f64> {
+    let Some(field) = field else { return Ok(default) };
     match json.number(field)? {
         None => Ok(default),
         // Above 1 it would drown every variance; no model has that.
@@ -251,11 +286,15 @@ fn read_eps(json: &JsonObject, (field, default): (&str, f64)) -> Result<f64> {
     }
 }
 
-fn read_activation(json: &JsonObject, (field, default): (&str, &str)) -> Result<Activation> {
-    let name = json.string(field)?.unwrap_or(default);
+fn read_activation(json: &JsonObject, (field, default): (Option<&str>, &str)) -> Result<Activation> {
+    let given = match field {
+        Some(field) => json.string(field)?,
+        None => None,
+    };
+    let name = given.unwrap_or(default);
     let found = ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation);
     found.ok_or_else(|| {
         let known = ACTIVATIONS.map(|(name, _)| name).join(", ");
-        json.field_error(field, &format!("known: {known}"))
+        json.field_error(field.unwrap_or(default), &format!("known: {known}"))
     })
 }

@@ -19,15 +19,23 @@ pub(super) const SIZES: &[Key] = &[
     Key::honoured("num_attention_heads", "attention heads (12); divides hidden_size"),
     Key::honoured("intermediate_size", "width of the feed-forward part (3072)"),
     Key::honoured("vocab_size", "rows of the token embedding table"),
-    Key::honoured("max_position_embeddings", "rows of the position embedding table (512)"),
     Key::honoured("layer_norm_eps", "epsilon of every LayerNorm (1e-12)"),
-    Key::honoured("hidden_act", "activation of the feed-forward part (gelu)"),
 ];
+
+/// Of families whose configuration names the feed-forward part's activation so.
+pub(super) const ACTIVATION: &[Key] = &[Key::honoured("hidden_act", "activation of the feed-forward part (gelu)")];
+
+/// Of families with a table of positions.
+pub(super) const POSITION_ROWS: &[Key] =
+    &[Key::honoured("max_position_embeddings", "rows of the position embedding table (512)")];
+
+/// Of families whose reference is transformers' own code.
+pub(super) const CODE: &[Key] =
+    &[Key::only("auto_map", &["{}"], "the model is computed by Python code of its own, which is not run")];
 
 /// Keys that mean the same in every family.
 pub(super) const COMMON: &[Key] = &[
     Key::honoured("tokenizer_class", "read where tokenizer_config.json names no class"),
-    Key::only("auto_map", &["{}"], "the model is computed by Python code of its own, which is not run"),
     Key::only("quantization_config", &["{}"], "quantised weights are not read; save the model in fp32, fp16 or bf16"),
     Key::only("is_encoder_decoder", &["false"], "only encoders are supported"),
     Key::only("is_decoder", &["false"], "only encoders are supported"),

@@ -47,7 +47,9 @@ pub(super) fn spellings(name: &str, family: Family) -> Vec<String> {
         .map(|stem| format!("{stem}LayerNorm.gamma"))
         .or_else(|| name.strip_suffix("LayerNorm.bias").map(|stem| format!("{stem}LayerNorm.beta")));
     let mut all: Vec<String> = [Some(name.to_owned()), old].into_iter().flatten().collect();
-    all.extend(all.clone().into_iter().map(|name| format!("{}.{name}", family.definition().tensor_prefix)));
+    let prefixed = |prefix: &&str| all.iter().map(|name| format!("{prefix}.{name}")).collect::<Vec<_>>();
+    let prefixed: Vec<String> = family.definition().tensor_prefixes.iter().flat_map(prefixed).collect();
+    all.extend(prefixed);
     all.sort_unstable();
     all
 }
@@ -59,7 +61,8 @@ pub(super) fn encoder_tensor(stored: &str, family: Family) -> Option<String> {
 
 /// `stored` without the family's prefix, where it has one.
 pub(super) fn without_prefix(stored: &str, family: Family) -> &str {
-    stored.strip_prefix(family.definition().tensor_prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or(stored)
+    let without = |prefix: &&str| stored.strip_prefix(prefix)?.strip_prefix('.');
+    family.definition().tensor_prefixes.iter().find_map(without).unwrap_or(stored)
 }
 
 /// `name`, which has no prefix, as transformers 5 spells it; `None` for a tensor of a head.
@@ -97,6 +100,7 @@ pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>, family: Fami
         }
         if is_of_encoder(&name, family, layers)
             || matches!(name.as_str(), "embeddings.position_ids" | "embeddings.token_type_ids")
+            || family.definition().modules.is_buffer(&name)
         {
             continue;
         }

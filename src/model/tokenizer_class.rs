@@ -19,12 +19,14 @@ pub enum TokenizerClass {
     MpNet,
     /// `XLMRobertaTokenizer`: takes a Unigram vocabulary and the precompiled character map.
     XlmRoberta,
+    /// `CamembertTokenizer`: as `XLMRobertaTokenizer`, with CamemBERT's special tokens.
+    Camembert,
     /// `RobertaTokenizer` and its aliases: takes a BPE vocabulary with its merges.
     Roberta,
 }
 
 /// Classes that are served, without the suffix `Fast`, which transformers takes off.
-const SERVED: [(&str, TokenizerClass); 20] = [
+const SERVED: [(&str, TokenizerClass); 21] = [
     ("TokenizersBackend", TokenizerClass::Backend),
     ("PreTrainedTokenizer", TokenizerClass::Backend),
     ("PythonBackend", TokenizerClass::Backend),
@@ -40,6 +42,7 @@ const SERVED: [(&str, TokenizerClass); 20] = [
     ("DPRQuestionEncoderTokenizer", TokenizerClass::Dpr),
     ("MPNetTokenizer", TokenizerClass::MpNet),
     ("XLMRobertaTokenizer", TokenizerClass::XlmRoberta),
+    ("CamembertTokenizer", TokenizerClass::Camembert),
     ("RobertaTokenizer", TokenizerClass::Roberta),
     ("BartTokenizer", TokenizerClass::Roberta),
     ("LongformerTokenizer", TokenizerClass::Roberta),
@@ -49,7 +52,7 @@ const SERVED: [(&str, TokenizerClass); 20] = [
 
 /// Classes that transformers 5.24 knows and that rebuild the tokenizer in a way of their own, or have no fast form. A name that is
 /// neither here nor above is unknown to transformers, which then takes tokenizer.json as it is.
-const OTHERS: [&str; 96] = [
+const OTHERS: [&str; 95] = [
     "AlbertTokenizer",
     "AutoTokenizer",
     "BarthezTokenizer",
@@ -65,7 +68,6 @@ const OTHERS: [&str; 96] = [
     "ByT5Tokenizer",
     "CLIPTokenizer",
     "CTRLTokenizer",
-    "CamembertTokenizer",
     "CanineTokenizer",
     "CharacterTokenizer",
     "ClvpTokenizer",
@@ -172,6 +174,7 @@ fn registered(model_type: &str) -> Option<&'static str> {
         "bert" | "distilbert" | "electra" | "nomic_bert" | "ernie" | "megatron-bert" => Some("BertTokenizer"),
         "mpnet" => Some("MPNetTokenizer"),
         "xlm-roberta" | "xmod" | "gte" => Some("XLMRobertaTokenizer"),
+        "camembert" => Some("CamembertTokenizer"),
         "roberta" | "roberta-prelayernorm" => Some("RobertaTokenizer"),
         _ => None,
     }
@@ -186,6 +189,7 @@ impl TokenizerClass {
             Self::Dpr => "DPRContextEncoderTokenizer",
             Self::MpNet => "MPNetTokenizer",
             Self::XlmRoberta => "XLMRobertaTokenizer",
+            Self::Camembert => "CamembertTokenizer",
             Self::Roberta => "RobertaTokenizer",
         }
     }
@@ -257,12 +261,17 @@ mod tests {
 
     #[test]
     fn classes_are_chosen_as_auto_tokenizer_does() {
-        use TokenizerClass::{Backend, Bert, Dpr, MpNet, Roberta, XlmRoberta};
+        use TokenizerClass::{Backend, Bert, Camembert, Dpr, MpNet, Roberta, XlmRoberta};
         let named = |name: &str| json!({"tokenizer_class": name});
         for (config, model_type, model_class, expected) in [
             (json!({}), "bert", None, Bert),
             (json!({}), "mpnet", None, MpNet),
             (json!({"tokenizer_class": null}), "xlm-roberta", None, XlmRoberta),
+            (json!({}), "camembert", None, Camembert),
+            (json!({}), "roberta", None, Roberta),
+            (json!({}), "distilbert", None, Bert),
+            (named("CamembertTokenizerFast"), "roberta", None, Camembert),
+            (named("RobertaTokenizer"), "camembert", None, Roberta),
             (json!({}), "modernbert", None, Backend),
             (json!({}), "bert", Some("XLMRobertaTokenizer"), XlmRoberta),
             (named("PreTrainedTokenizerFast"), "bert", Some("BertTokenizer"), Backend),

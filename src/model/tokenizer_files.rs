@@ -27,6 +27,9 @@ pub(crate) const FOREIGN_TOKENIZER_FILES: [&str; 3] = ["tekken.json", "tokenizer
 pub(crate) const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// What `CamembertTokenizer` adds where no other tokens are given.
+const CAMEMBERT_EXTRA: [&str; 3] = ["<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED"];
+
 /// From this on `model_max_length` means no limit (`LARGE_INTEGER` of transformers, which itself writes 10^30).
 const NO_LIMIT: f64 = 1e20;
 
@@ -191,6 +194,9 @@ impl Arguments {
             self.added_tokens_decoder()?
         };
 
+        if class == TokenizerClass::Camembert && !self.fields.contains_key("additional_special_tokens") {
+            self.fields.insert("additional_special_tokens".to_owned(), CAMEMBERT_EXTRA.into_iter().collect());
+        }
         if self.fields.contains_key("additional_special_tokens") && !self.fields.contains_key("extra_special_tokens") {
             self.rename("additional_special_tokens", "extra_special_tokens");
         }
@@ -243,8 +249,9 @@ impl Arguments {
             init.strip_accents = self.nullable_boolean("strip_accents")?;
             init.tokenize_chinese_chars = self.boolean("tokenize_chinese_chars")?.unwrap_or(true);
         } else if class != TokenizerClass::Backend {
-            // XLMRobertaTokenizer takes null for false, as Python does.
-            let null = class == TokenizerClass::XlmRoberta && self.fields.get("add_prefix_space").is_some_and(Value::is_null);
+            // These two take null for false, as Python does.
+            let unigram = matches!(class, TokenizerClass::XlmRoberta | TokenizerClass::Camembert);
+            let null = unigram && self.fields.get("add_prefix_space").is_some_and(Value::is_null);
             init.add_prefix_space = if null { Some(false) } else { self.boolean("add_prefix_space")? };
         }
         Ok((init, self.model_max_length()?))

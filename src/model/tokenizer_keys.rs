@@ -33,7 +33,10 @@ const ARGUMENTS: &[Key] = &[
     Key::honoured("do_lower_case", "BertTokenizer and MPNetTokenizer: lower case (true)"),
     Key::honoured("strip_accents", "BertTokenizer and MPNetTokenizer: whether accents are taken off (with do_lower_case)"),
     Key::honoured("tokenize_chinese_chars", "BertTokenizer and MPNetTokenizer: whether ideographs are words (true)"),
-    Key::honoured("add_prefix_space", "XLMRobertaTokenizer (true) and RobertaTokenizer (false): a space before the text"),
+    Key::honoured(
+        "add_prefix_space",
+        "XLMRobertaTokenizer, CamembertTokenizer (true) and RobertaTokenizer (false): a space before the text",
+    ),
     Key::honoured("split_special_tokens", "special tokens that a text spells are not found whole (false)"),
     Key::honoured("model_input_names", "token types other than 0 are refused where it asks for them"),
     Key::honoured("padding_side", "\"left\" or \"right\"; texts are computed as each alone, without padding"),

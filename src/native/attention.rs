@@ -13,10 +13,22 @@ const LIST_ENTRY: usize = 32;
 /// Tokens of the longest row that the packed attention takes.
 const LONGEST_ROW: usize = 8192;
 
-/// Entries of attention's list that serve any `rows` rows of `tokens` tokens.
-fn list_entries(rows: usize, tokens: usize) -> usize {
-    let long = rows.min(tokens / 33);
-    (tokens + 63 * long) / 64 + (rows - long).div_ceil(4) + 1
+/// Tokens of the longest row that one warp takes.
+const SHORT_ROW: usize = 32;
+
+/// Entries of attention's list that serve any pack of `size` with so many heads, where wide blocks are made from `wide_from` on: attention.cu's contract has the sums.
+fn list_entries(BatchSize { rows, longest, tokens }: BatchSize, heads: usize, wide_from: usize) -> usize {
+    if longest <= SHORT_ROW {
+        return rows.div_ceil(4);
+    }
+    let most = wide_from.max(1) - 1; // wide blocks that are too few
+    let long = rows.min(tokens / (SHORT_ROW + 1));
+    let entries = |long: usize, queries: usize| {
+        let blocks = ((tokens + (queries - 1) * long) / queries).min(long * longest.div_ceil(queries));
+        blocks + (rows - long).div_ceil(4)
+    };
+    let narrow = entries(long.min(most / heads), 64).min(2 * (most / heads) + rows.div_ceil(4));
+    entries(long, 128).max(narrow) + 1
 }
 
 /// What attention reads and writes.
@@ -80,8 +92,17 @@ impl NativeKernels {
     pub fn work_bytes(&self, size: BatchSize) -> usize {
         match &self.0.attention {
             AttentionKernel::Exact(_) => 0,
-            AttentionKernel::Packed { .. } => list_entries(size.rows, size.tokens) * LIST_ENTRY,
+            AttentionKernel::Packed { .. } => self.entries(size) * LIST_ENTRY,
         }
+    }
+
+    fn entries(&self, size: BatchSize) -> usize {
+        list_entries(size, self.0.shape.heads, self.wide_from())
+    }
+
+    /// Blocks of 128 queries, over all heads, from which such blocks are made.
+    fn wide_from(&self) -> usize {
+        2 * self.0.device.properties().multiprocessors as usize
     }
 
     /// Makes the bias as attention takes it, once a model.
@@ -110,15 +131,15 @@ impl NativeKernels {
         Ok(Bias { table: Some(table), ..bias.clone() })
     }
 
-    /// Enqueues making attention's list of work, once for all layers.
+    /// Enqueues making attention's list of work, once for all layers; `longest`: tokens of the longest row.
     ///
     /// # Errors
     /// As [`NativeKernels::linear`].
-    pub fn plan_attention(&self, stream: &mut Stream, rows: &Rows<'_>, list: &DeviceBuffer<u8>) -> Result<()> {
+    pub fn plan_attention(&self, stream: &mut Stream, rows: &Rows<'_>, longest: usize, list: &DeviceBuffer<u8>) -> Result<()> {
         const CALL: &str = "plan attention";
         let AttentionKernel::Packed { plan, .. } = &self.0.attention else { return Ok(()) };
         self.check_rows(CALL, rows)?;
-        let entries = list_entries(rows.rows, rows.tokens);
+        let entries = self.entries(BatchSize { rows: rows.rows, longest, tokens: rows.tokens });
         if list.len() < entries * LIST_ENTRY {
             return Err(argument(CALL, format!("{} bytes for {entries} entries", list.len())));
         }
@@ -130,7 +151,7 @@ impl NativeKernels {
         parameters.int(c_int(CALL, rows.rows)?);
         parameters.address(list.address());
         parameters.int(c_int(CALL, entries)?);
-        parameters.int(c_int(CALL, 2 * self.0.device.properties().multiprocessors as usize)?);
+        parameters.int(c_int(CALL, self.wide_from())?);
         let threads = rows.rows.max(entries).next_multiple_of(32).clamp(32, 1024) as u32;
         let grid = Grid { x: 1, block: threads, dependent: self.0.dependent, ..Grid::simple(1) };
         // SAFETY: attention.cu's parameters, in order; sizes were checked above.
@@ -181,7 +202,7 @@ impl NativeKernels {
                 unsafe { self.launch(stream, function, CALL, grid, parameters) }
             }
             AttentionKernel::Packed { all, window: windowed, biased, .. } => {
-                let entries = list_entries(rows.rows, rows.tokens);
+                let entries = self.entries(BatchSize { rows: rows.rows, longest, tokens: rows.tokens });
                 let table = bias.and_then(|bias| bias.table.as_ref());
                 let prepared = bias.is_none_or(|bias| table.is_some_and(|table| table.len() >= bias.table_len(heads)));
                 if *biased != bias.is_some() || !prepared || list.len() < entries * LIST_ENTRY || longest > LONGEST_ROW {
@@ -197,14 +218,12 @@ impl NativeKernels {
                 for address in [qkv.values.address(), context.values.address(), list.address()] {
                     parameters.address(address);
                 }
-                parameters.int(c_int(CALL, entries)?);
                 parameters.int(0); // the list may still be in the making when the first attention starts
                 parameters.address(address(table));
                 parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
                 parameters.int(c_int(CALL, qkv.capacity)?);
                 parameters.int(window);
-                let most = 16 * self.0.device.properties().multiprocessors as usize;
-                let blocks = c_int(CALL, (heads * entries).min(most))?.cast_unsigned();
+                let blocks = c_int(CALL, heads * entries)?.cast_unsigned();
                 let shared = 2 * (256 * head_size + if *biased { 3072 } else { 0 });
                 let grid = Grid { x: blocks, y: 1, block: 128, cluster: 1, shared: shared as u32, dependent: self.0.dependent };
                 let function = if window < 0 { all } else { windowed };

@@ -52,7 +52,7 @@ fn run(case: &Case, kernels: &NativeKernels, qkv: &[f32], (bias, reach): (&[f32]
         let bias = Bias { by_distance: upload(stream, bias), reach, table: None };
         kernels.prepare_bias(stream, &bias).unwrap()
     });
-    kernels.plan_attention(stream, &rows, &list).unwrap();
+    kernels.plan_attention(stream, &rows, longest, &list).unwrap();
     let job = AttentionJob { qkv: &qkv, context: &context, rows, longest, bias: bias.as_ref(), window: case.window, list: &list };
     kernels.attention(stream, &job).unwrap();
     download(stream, precision, &context, tokens + 1)
@@ -160,4 +160,44 @@ fn attention_equals_sums_in_f64() {
             }
         }
     }
+}
+
+/// Entries that plan_attention makes of rows of these lengths.
+fn entries_used(lengths: &[usize], heads: usize, wide_from: usize) -> usize {
+    let long = lengths.iter().filter(|&&length| length > SHORT_ROW);
+    let short = lengths.iter().filter(|&&length| (1..=SHORT_ROW).contains(&length)).count();
+    let wide = long.clone().map(|length| length.div_ceil(128)).sum::<usize>() * heads >= wide_from;
+    long.map(|length| length.div_ceil(if wide { 128 } else { 64 })).sum::<usize>() + short.div_ceil(4)
+}
+
+/// An entry beyond the last is not written, and its row would be left out.
+#[test]
+fn the_list_holds_every_pack() {
+    let mut random = Random(5);
+    let mut below = move |n: usize| random.next() as usize % n;
+    let borders = [0, 1, 16, 32, 33, 64, 65, 128, 129, 192, 193, 257];
+    let mut full = 0;
+    for _ in 0..200_000 {
+        let heads = [1, 2, 6, 12, 16][below(5)];
+        let wide_from = [0, 1, 56, 216, 264][below(5)];
+        let (kind, most) = (below(4), 1 + below(600));
+        let lengths: Vec<usize> = (0..1 + below(60))
+            .map(|_| match kind {
+                0 => below(most + 1),
+                1 => most,
+                2 => borders[below(borders.len())],
+                _ => SHORT_ROW + below(2),
+            })
+            .collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0).max(1);
+        let size = BatchSize { rows: lengths.len(), longest, tokens: lengths.iter().sum() };
+        let entries = list_entries(size, heads, wide_from);
+        let used = entries_used(&lengths, heads, wide_from);
+        assert!(used <= entries, "{lengths:?} of {heads} heads, wide from {wide_from}: {used} entries in {entries}");
+        full += usize::from(used == entries);
+        // What serves a pack serves those that are smaller: scratch memory is made for the largest.
+        let larger = BatchSize { rows: size.rows + below(5), longest: longest + below(40), tokens: size.tokens + below(200) };
+        assert!(entries <= list_entries(larger, heads, wide_from), "{size:?} and {larger:?}");
+    }
+    assert!(full > 0, "no pack came near the bound");
 }

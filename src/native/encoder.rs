@@ -309,7 +309,7 @@ impl Session {
             Step::Embed { norm } => {
                 let norm = norm.map(|id| self.norm(id)).transpose()?;
                 kernels.embed(stream, &self.ids, &rows, (&model.words, model.added.as_ref()), norm, (residual, statistics))?;
-                Ok(kernels.plan_attention(stream, &rows, list)?)
+                Ok(kernels.plan_attention(stream, &rows, longest, list)?)
             }
             Step::Normalise { norm } => Ok(kernels.normalise(stream, (residual, statistics), &rows, self.norm(norm)?)?),
             Step::Measure { norm, stage } => {

@@ -54,6 +54,7 @@ pub(super) enum Linears {
 pub(super) struct Hopper {
     pingpong: [Function; 3],
     wide: [Function; 3],
+    medium: [Function; 3],
     narrow: [Function; 3],
     split: [Function; 3],
     join: Function,
@@ -72,6 +73,8 @@ pub(super) enum Tile {
     Pingpong,
     /// `linear_sm90_192`.
     Wide,
+    /// `linear_sm90_128`.
+    Medium,
     /// `linear_sm90_64`.
     Narrow,
     /// `linear_sm90_split`, by clusters of so many blocks.
@@ -88,8 +91,9 @@ impl Tile {
             Self::Few => 0,
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
-            Self::Pingpong => 197_824,
+            Self::Pingpong => 230_720,
             Self::Wide => 214_272,
+            Self::Medium => 197_840,
             Self::Narrow => 230_656,
             Self::Split(_) => 197_760,
         }
@@ -105,13 +109,18 @@ impl Tile {
         if !hopper {
             return if tiles(128, 128) >= multiprocessors { Self::Large } else { Self::Small };
         }
-        // Measured on an H200 for the linears of MPNet-base: long sums of few tiles are split over clusters; narrow tiles serve where there is at most one for each
-        // multiprocessor, or two of short sums.
+        // Measured on an H200 for the linears of MPNet-base. Long sums of few tiles are split over clusters, as far as all blocks run at once; else the
+        // narrowest tiles of which each multiprocessor has one at most, for a second round costs as much as the first.
         let narrow = tiles(128, 64);
-        if inputs >= 1536 && 4 * narrow <= multiprocessors {
+        let long = inputs >= 1536;
+        if long && 4 * narrow <= multiprocessors {
             Self::Split(4)
-        } else if narrow <= multiprocessors || inputs <= 1536 && narrow <= 2 * multiprocessors {
+        } else if long && 2 * narrow <= multiprocessors {
+            Self::Split(2)
+        } else if narrow <= multiprocessors {
             Self::Narrow
+        } else if tiles(128, 128) <= multiprocessors {
+            Self::Medium
         } else if tiles(128, 192) <= multiprocessors {
             Self::Wide
         } else {
@@ -153,6 +162,7 @@ impl Hopper {
                 Tile::Pingpong,
             )?,
             wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide)?,
+            medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium)?,
             narrow: three([c"linear_sm90_64_plain", c"linear_sm90_64_activated", c"linear_sm90_64_residual"], Tile::Narrow)?,
             split: three(
                 [c"linear_sm90_split_plain", c"linear_sm90_split_activated", c"linear_sm90_split_residual"],
@@ -289,6 +299,7 @@ impl NativeKernels {
         let rows = tokens.div_ceil(128);
         let (functions, blocks, cluster) = match tile {
             Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
+            Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
             Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
             Tile::Few | Tile::Small | Tile::Large | Tile::Pingpong => {
@@ -339,8 +350,9 @@ mod choice_tests {
         assert_eq!(on_h100(16_384, 2304, 768), Tile::Pingpong);
         assert_eq!([on_h100(16, 2304, 768), on_h100(17, 768, 3072)], [Tile::Few, Tile::Split(4)]);
         assert_eq!(on_h100(128, 768, 3072), Tile::Split(4));
-        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Narrow]);
-        assert_eq!([on_h100(512, 768, 3072), on_h100(1024, 3072, 768)], [Tile::Narrow, Tile::Wide]);
+        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Medium]);
+        assert_eq!([on_h100(512, 768, 3072), on_h100(512, 768, 768)], [Tile::Split(2), Tile::Narrow]);
+        assert_eq!([on_h100(1024, 3072, 768), on_h100(4096, 768, 3072)], [Tile::Wide, Tile::Wide]);
         let on_a100 = |tokens, outputs| Tile::choose(tokens, outputs, 768, 108, false);
         assert_eq!([on_a100(16, 768), on_a100(128, 768), on_a100(16_384, 768)], [Tile::Few, Tile::Small, Tile::Large]);
     }
@@ -353,7 +365,7 @@ mod choice_tests {
                 Tile::Few => prop_assert!(tokens <= FEW),
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
                 Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
-                Tile::Pingpong | Tile::Wide | Tile::Narrow => prop_assert!(hopper),
+                Tile::Pingpong | Tile::Wide | Tile::Medium | Tile::Narrow => prop_assert!(hopper),
             }
         }
     }

@@ -105,6 +105,10 @@ impl Shape {
         if let Some(rotary) = &layer.attention.rotary {
             return refused(format!("rotary positions of base {}", rotary.base), "absolute and relative positions");
         }
+        let attention = &layer.attention;
+        if let Some(norm) = [&attention.query_norm, &attention.key_norm, &attention.output_norm].into_iter().flatten().next() {
+            return refused(format!("a norm within attention, {}", norm.name), "norms around it");
+        }
         if !matches!(layer.feed_forward.expansion, Expansion::Plain(_)) {
             return refused("a gated feed-forward part".to_owned(), "plain ones");
         }
@@ -151,7 +155,7 @@ pub(super) fn by_distance(architecture: &Architecture, tokens: usize) -> Option<
 mod tests {
     use super::*;
     use crate::model::ModelFolder;
-    use crate::model::architecture::{Alibi, Rotary, RotaryScaling};
+    use crate::model::architecture::{Alibi, Attention, Norm, Rotary, RotaryScaling};
     use std::path::Path;
 
     fn fixture() -> Architecture {
@@ -194,6 +198,45 @@ mod tests {
             ),
         ] {
             assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn families_are_served_or_named_by_their_parts() {
+        let of = |name: &str| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+            Shape::of(&ModelFolder::open(&folder).unwrap().architecture().unwrap(), Precision::Fp32)
+        };
+        for name in ["bert", "mpnet", "xlm-roberta", "roberta", "camembert", "distilbert"] {
+            of(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        for (name, part) in [
+            ("modernbert", "rotary positions of base 160000 (layers.0.attn.Wo)"),
+            ("nomic_bert", "rotary positions of base 1000 (encoder.layers.0.attn.out_proj)"),
+            ("gte", "rotary positions of base 160000 (encoder.layer.0.attention.o_proj)"),
+            ("new", "rotary positions of base 500000 (encoder.layer.0.attention.o_proj)"),
+        ] {
+            let error = of(name).unwrap_err();
+            assert!(matches!(error, Error::NotServed { backend: "cuda", .. }), "{error:?}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    /// Those of JinaBERT, whose fixtures are no multiple of 8 wide.
+    #[test]
+    fn gates_and_norms_within_attention_are_named() {
+        let set: [fn(&mut Attention, Option<Norm>); 3] = [
+            |attention, norm| attention.query_norm = norm,
+            |attention, norm| attention.key_norm = norm,
+            |attention, norm| attention.output_norm = norm,
+        ];
+        for set in set {
+            let change = |architecture: &mut Architecture| {
+                let norm = architecture.embeddings.norm.clone();
+                set(&mut architecture.layers[1].attention, norm);
+            };
+            let refusal = refusal(change, Precision::Fp32);
+            assert!(refusal.contains("a norm within attention, embeddings.LayerNorm (encoder.layer.1"), "{refusal}");
         }
     }
 

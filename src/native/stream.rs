@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows, address, argument, hold, norm_parameters};
-use crate::cuda::launch::{Parameters, c_int};
+use crate::cuda::launch::{Grid, Parameters, c_int};
 use crate::cuda::{DeviceBuffer, Result, Stream};
 
 impl NativeKernels {
@@ -41,10 +41,12 @@ impl NativeKernels {
             parameters.int(c_int(CALL, n)?);
         }
         norm_parameters(&mut parameters, norm);
+        // Not dependent: `plan_attention` starts with this kernel and counts lengths at once, which are whole then.
+        let grid = Grid { dependent: false, ..self.token_grid(rows.tokens) };
         // SAFETY: stream.cu's parameters, in order; the stream's and the rows' sizes were checked above. The ids were checked against the table
         // where the batch entered, and padding's id where the lanes were made; rows are no longer than the positions, which the encoder's
         // ranges see to.
-        unsafe { self.launch(stream, &self.0.embed, CALL, self.token_grid(rows.tokens), parameters) }
+        unsafe { self.launch(stream, &self.0.embed, CALL, grid, parameters) }
     }
 
     /// Enqueues measuring the stream for `norm`.

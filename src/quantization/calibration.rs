@@ -112,7 +112,7 @@ impl ModelIdentity {
         // `.` has no name of its own.
         let root = model.root.canonicalize().unwrap_or_else(|_| model.root.clone());
         let name = root.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { name, family: model.config.family.model_type().into(), digest: graph.digest_hex() })
+        Ok(Self { name, family: model.config.family.name().into(), digest: graph.digest_hex() })
     }
 }
 

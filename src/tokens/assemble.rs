@@ -164,6 +164,10 @@ impl SpecialTokens {
                 (TokenizerClass::MpNet, Some(TokenForm::Text(content))) => {
                     Some(TokenForm::Flags(TokenFlags { content, lstrip: key == "mask_token", ..TokenFlags::default() }))
                 }
+                // CamembertTokenizer the mask alone.
+                (TokenizerClass::Camembert, Some(TokenForm::Text(content))) if key == "mask_token" => {
+                    Some(TokenForm::Flags(TokenFlags { content, lstrip: true, special: true, ..TokenFlags::default() }))
+                }
                 (_, token) => token,
             }
         });
@@ -252,7 +256,7 @@ fn defaults(class: TokenizerClass) -> [Option<&'static str>; 7] {
             [None, None, Some("[UNK]"), Some("[SEP]"), Some("[PAD]"), Some("[CLS]"), Some("[MASK]")]
         }
         TokenizerClass::MpNet => ["<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"].map(Some),
-        TokenizerClass::XlmRoberta | TokenizerClass::Roberta => {
+        TokenizerClass::XlmRoberta | TokenizerClass::Camembert | TokenizerClass::Roberta => {
             ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"].map(Some)
         }
         _ => [None; 7],
@@ -278,8 +282,8 @@ fn rebuild(
             inner.with_normalizer(Some(normalizer)).map_err(as_error)?;
             inner.with_pre_tokenizer(Some(BertPreTokenizer));
         }
-        TokenizerClass::XlmRoberta => {
-            let unigram = unigram(inner.get_model(), &outline)?;
+        class @ (TokenizerClass::XlmRoberta | TokenizerClass::Camembert) => {
+            let unigram = unigram(inner.get_model(), &outline, class, special)?;
             if let Some(unigram) = unigram {
                 inner.with_model(unigram);
             }
@@ -329,18 +333,30 @@ fn word_piece(inner: &mut Tokenizer, unk_token: &str) -> Result<()> {
     Ok(())
 }
 
-/// The model of `XLMRobertaTokenizer` where it is not that of tokenizer.json.
-fn unigram(model: &ModelWrapper, outline: &ModelOutline) -> Result<Option<Unigram>> {
+/// The model of `XLMRobertaTokenizer` or `CamembertTokenizer` where it is not that of tokenizer.json.
+fn unigram(
+    model: &ModelWrapper,
+    outline: &ModelOutline,
+    class: TokenizerClass,
+    special: &SpecialTokens,
+) -> Result<Option<Unigram>> {
     let ModelWrapper::Unigram(unigram) = model else {
-        return Err(reason("model: XLMRobertaTokenizer needs a Unigram vocabulary".to_owned()));
+        return Err(reason(format!("model: {} needs a Unigram vocabulary", class.name())));
     };
-    if outline.unk_id == Some(XLM_ROBERTA_UNK) && outline.byte_fallback != Some(true) {
+    let unk = match class {
+        TokenizerClass::Camembert => {
+            // Where it is missing the first piece takes its place, there as here.
+            unigram.iter().position(|(piece, _)| piece == special.content(UNK)).unwrap_or(0)
+        }
+        _ => XLM_ROBERTA_UNK,
+    };
+    if outline.unk_id == Some(unk) && outline.byte_fallback != Some(true) {
         return Ok(None);
     }
-    Unigram::from(unigram.iter().cloned().collect(), Some(XLM_ROBERTA_UNK), false).map(Some).map_err(as_error)
+    Unigram::from(unigram.iter().cloned().collect(), Some(unk), false).map(Some).map_err(as_error)
 }
 
-/// The first precompiled character map among the normalizers of tokenizer.json, which is all that XLMRobertaTokenizer takes of them.
+/// The first precompiled character map among the normalizers of tokenizer.json, which is all that the classes of Unigram take of them.
 fn precompiled(normalizer: &NormalizerWrapper) -> Option<NormalizerWrapper> {
     match normalizer {
         NormalizerWrapper::Precompiled(_) => Some(normalizer.clone()),
@@ -401,7 +417,7 @@ fn post_process(inner: &mut Tokenizer, files: &TokenizerFiles, special: &Special
             let sep = (special.content(SEP).to_owned(), special.id(inner, SEP, Some(2))?);
             inner.with_post_processor(Some(RobertaProcessing::new(sep, cls).add_prefix_space(false)));
         }
-        TokenizerClass::XlmRoberta => {
+        TokenizerClass::XlmRoberta | TokenizerClass::Camembert => {
             let (bos, eos) = (special.content(BOS), special.content(EOS));
             let ids = vec![(bos, special.id(inner, BOS, None)?), (eos, special.id(inner, EOS, None)?)];
             inner.with_post_processor(Some(template(&format!("{bos} $A {eos}"), ids)?));

@@ -13,7 +13,7 @@ pub const MAX_DIFFERENCE: f32 = 1e-5;
 /// Largest difference of two hidden states.
 pub const MAX_HIDDEN_DIFFERENCE: f32 = 1e-4;
 
-/// `tests/fixtures/cases.json`, written by `scripts/make_fixtures.py`.
+/// `tests/fixtures/cases.json`, written by `scripts/make_fixtures.py`, or `families.json`, by `scripts/make_family_fixtures.py`.
 #[derive(Deserialize)]
 pub struct Cases {
     pub texts: Vec<String>,
@@ -46,7 +46,12 @@ pub fn fixtures() -> PathBuf {
 
 impl Cases {
     pub fn read() -> Self {
-        let path = fixtures().join("cases.json");
+        Self::read_file("cases.json")
+    }
+
+    /// Those of another file of that kind.
+    pub fn read_file(name: &str) -> Self {
+        let path = fixtures().join(name);
         serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap()
     }
 
@@ -115,6 +120,14 @@ impl References {
         assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
         let shape = tensor.shape().try_into().unwrap_or_else(|_| panic!("{name} has shape {:?}", tensor.shape()));
         (tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(), shape)
+    }
+
+    /// The i32 tensor `name`.
+    pub fn ids(&self, name: &str) -> Vec<i32> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name} in {}: {e}", self.path.display()));
+        assert_eq!(tensor.dtype(), Dtype::I32, "{name}");
+        tensor.data().chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
     }
 
     /// The numbers of the texts whose tensor is called `prefix` and a number.

@@ -1,6 +1,9 @@
 //! Model folders: every layout that is read, every fault that is told, and no input that panics.
 
 mod any_input;
+#[path = "../common/mod.rs"]
+mod common;
+mod families;
 mod faults;
 mod layouts;
 #[path = "../tiny_model/mod.rs"]

@@ -157,6 +157,14 @@ impl Rotary {
     }
 }
 
+impl Rotary {
+    /// The frequencies of texts no longer than those of training, rounded where the references round theirs: in f32 the power, then its
+    /// inverse. At position 8,000 a bit of a frequency is a thousandth of a turn.
+    pub fn rounded_frequencies(&self) -> Vec<f32> {
+        self.frequencies(0).into_iter().map(|frequency| 1.0 / (1.0 / frequency) as f32).collect()
+    }
+}
+
 impl Alibi {
     /// The slope of each head: a geometric series for a power of two; otherwise the series of the power below, then every other slope
     /// of the power above.

@@ -81,6 +81,31 @@ fn mpnet_has_a_relative_bias_and_positions_from_2() {
     }
 }
 
+/// RoBERTa's families count positions from the padding id, whatever it is, and have BERT's token types.
+#[test]
+fn positions_start_one_above_the_padding_id() {
+    for (name, pad, types) in [("xlm-roberta", 1, 1), ("roberta", 1, 2), ("camembert", 4, 1)] {
+        let (model, found) = fixture(name);
+        check_post_norm(&model, &found);
+        assert_eq!((found.name, found.pad_token_id, found.position_padding), (name, pad, Some(pad)));
+        let positions = found.embeddings.positions.as_ref().unwrap();
+        assert_eq!(positions.first, pad as usize + 1, "{name}");
+        assert_eq!(found.max_tokens, model.config.max_position_embeddings - pad as usize - 1, "{name}");
+        assert_eq!(found.embeddings.token_types.as_ref().unwrap().rows.shape, [types, found.hidden_size], "{name}");
+    }
+}
+
+#[test]
+fn distilbert_has_positions_from_0_and_no_token_types() {
+    let (model, found) = fixture("distilbert");
+    check_post_norm(&model, &found);
+    assert_eq!((found.name, found.position_padding), ("distilbert", None));
+    assert_eq!(found.embeddings.positions.as_ref().unwrap().first, 0);
+    assert!(found.embeddings.token_types.is_none());
+    assert_eq!(found.linears().next().unwrap().name, "transformer.layer.0.attention.q_lin");
+    assert_eq!(model.config.layer_norm_eps, 1e-12);
+}
+
 #[test]
 fn only_the_exact_gelu_becomes_its_tanh_form() {
     let (_, exact) = fixture("bert");

@@ -1,12 +1,13 @@
 //! MPNet: a relative position bias shared by all layers, and positions that start after the padding id.
 
-use super::post_norm::{EMBEDDINGS_NORM, LAYERS, LayerNames, POSITIONS, ROOTS, Tensors, WORDS};
+use super::post_norm::{EMBEDDINGS_NORM, LAYERS, LayerNames, POSITIONS, ROOTS, WORDS};
+use super::tensors::Tensors;
 use super::{Definition, Family, Modules, OwnConfig};
 use crate::Result;
 use crate::model::Weights;
 use crate::model::architecture::{Architecture, RelativeBias, ScoreBias};
 use crate::model::config::{EncoderConfig, Positions, SizeKeys};
-use crate::model::config_keys::{COMMON, MODEL_TYPE, SIZES};
+use crate::model::config_keys::{ACTIVATION, CODE, COMMON, MODEL_TYPE, POSITION_ROWS, SIZES};
 use crate::model::schema::{JsonObject, Key, Schema, Unknown};
 use std::sync::Arc;
 
@@ -27,6 +28,7 @@ const MIN_BUCKETS: usize = 4;
 const RELATIVE_BIAS: &str = "encoder.relative_attention_bias";
 
 const LAYER: LayerNames = LayerNames {
+    layers: LAYERS,
     query: "attention.attn.q",
     key: "attention.attn.k",
     value: "attention.attn.v",
@@ -39,10 +41,15 @@ const LAYER: LayerNames = LayerNames {
 
 pub(super) static FAMILY: Definition = Definition {
     model_type: "mpnet",
+    variant: None,
     title: "MPNet",
-    tensor_prefix: "mpnet",
+    tensor_prefixes: &["mpnet"],
     graph_name: "mpnet",
-    keys: Schema { title: "config.json of MPNet", keys: &[MODEL_TYPE, SIZES, COMMON, KEYS], unknown: Unknown::Warn },
+    keys: Schema {
+        title: "config.json of MPNet",
+        keys: &[MODEL_TYPE, SIZES, ACTIVATION, POSITION_ROWS, CODE, COMMON, KEYS],
+        unknown: Unknown::Warn,
+    },
     modules: Modules {
         roots: &ROOTS,
         layers: LAYERS,
@@ -50,6 +57,7 @@ pub(super) static FAMILY: Definition = Definition {
         layer_norms: &LAYER.norms(),
         tables: &[WORDS, POSITIONS, RELATIVE_BIAS],
         norms: &[EMBEDDINGS_NORM],
+        buffers: &[],
     },
     lora_targets: None,
     read,

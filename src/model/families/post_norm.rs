@@ -1,15 +1,16 @@
 //! Layers and embeddings of the families that are built as BERT is: post-norm, separate biased linears, a plain feed-forward part.
 
+use super::tensors::Tensors;
 use crate::Result;
-use crate::model::Weights;
 use crate::model::architecture::{
-    Architecture, Attention, Embeddings, Expansion, FeedForward, Layer, Linear, Norm, NormKind, NormPlacement, PositionTable,
-    Projections, Reach, ScoreBias, Table,
+    Architecture, Attention, Embeddings, Expansion, FeedForward, Layer, NormPlacement, PositionTable, Projections, Reach,
+    ScoreBias, Table,
 };
-use crate::model::config::EncoderConfig;
 
-/// Names of a layer's modules, by what follows its number and a dot.
+/// Where the layers stand, and the names of a layer's modules, by what follows its number and a dot.
 pub(super) struct LayerNames {
+    /// What stands before a layer's number.
+    pub layers: &'static str,
     pub query: &'static str,
     pub key: &'static str,
     pub value: &'static str,
@@ -25,10 +26,10 @@ pub(super) const WORDS: &str = "embeddings.word_embeddings";
 pub(super) const POSITIONS: &str = "embeddings.position_embeddings";
 pub(super) const EMBEDDINGS_NORM: &str = "embeddings.LayerNorm";
 
-/// What stands before a layer's number.
+/// What stands before a layer's number in most of them.
 pub(super) const LAYERS: &str = "encoder.layer.";
 
-/// With what a name of the encoder begins.
+/// With what a name of such an encoder begins.
 pub(super) const ROOTS: [&str; 2] = ["embeddings.", "encoder."];
 
 impl LayerNames {
@@ -39,12 +40,6 @@ impl LayerNames {
     pub const fn norms(&self) -> [&'static str; 2] {
         [self.attention_norm, self.output_norm]
     }
-}
-
-/// The tensors of one folder, held against its configuration.
-pub(super) struct Tensors<'a> {
-    pub config: &'a EncoderConfig,
-    pub weights: &'a Weights,
 }
 
 impl Tensors<'_> {
@@ -62,29 +57,16 @@ impl Tensors<'_> {
             words: self.table(WORDS, config.vocab_size, config.hidden_size)?,
             positions: Some(PositionTable { name: positions.name, rows: positions.rows, first }),
             token_types,
-            norm: Some(self.norm(EMBEDDINGS_NORM)?),
+            norm: Some(self.norm(EMBEDDINGS_NORM, true)?),
         };
         let layers = (0..config.num_hidden_layers).map(|layer| self.layer(names, layer)).collect::<Result<_>>()?;
-        Ok(Architecture {
-            name: config.family.definition().graph_name,
-            hidden_size: config.hidden_size,
-            num_heads: config.num_attention_heads,
-            head_size: config.head_size(),
-            vocab_size: config.vocab_size,
-            max_tokens: config.max_tokens(),
-            pad_token_id: config.pad_token_id,
-            position_padding: config.position_padding(),
-            embeddings,
-            score_bias,
-            layers,
-            final_norm: None,
-        })
+        Ok(config.architecture_of(embeddings, score_bias, layers))
     }
 
     fn layer(&self, names: &LayerNames, layer: usize) -> Result<Layer> {
         let (hidden, wide) = (self.config.hidden_size, self.config.intermediate_size);
-        let name = |part: &str| format!("{LAYERS}{layer}.{part}");
-        let linear = |part: &str, outputs, inputs| self.linear(&name(part), outputs, inputs);
+        let name = |part: &str| format!("{}{layer}.{part}", names.layers);
+        let linear = |part: &str, outputs, inputs| self.linear(&name(part), outputs, inputs, true);
         Ok(Layer {
             placement: NormPlacement::Post,
             attention: Attention {
@@ -93,38 +75,20 @@ impl Tensors<'_> {
                     key: linear(names.key, hidden, hidden)?,
                     value: linear(names.value, hidden, hidden)?,
                 },
+                query_norm: None,
+                key_norm: None,
                 output: linear(names.attention_output, hidden, hidden)?,
+                output_norm: None,
                 reach: Reach::All,
                 rotary: None,
             },
-            attention_norm: Some(self.norm(&name(names.attention_norm))?),
+            attention_norm: Some(self.norm(&name(names.attention_norm), true)?),
             feed_forward: FeedForward {
                 expansion: Expansion::Plain(linear(names.intermediate, wide, hidden)?),
                 activation: self.config.activation,
                 output: linear(names.output, hidden, wide)?,
             },
-            feed_forward_norm: Some(self.norm(&name(names.output_norm))?),
-        })
-    }
-
-    pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<Table> {
-        Ok(Table { name: name.to_owned(), rows: self.weights.tensor(&format!("{name}.weight"), &[rows, width])? })
-    }
-
-    fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let weight = self.weights.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = self.weights.tensor(&format!("{name}.bias"), &[outputs])?;
-        Ok(Linear { name: name.to_owned(), weight, bias: Some(bias) })
-    }
-
-    fn norm(&self, name: &str) -> Result<Norm> {
-        let shape = [self.config.hidden_size];
-        Ok(Norm {
-            name: name.to_owned(),
-            kind: NormKind::LayerNorm,
-            weight: self.weights.tensor(&format!("{name}.weight"), &shape)?,
-            bias: Some(self.weights.tensor(&format!("{name}.bias"), &shape)?),
-            epsilon: self.config.layer_norm_eps,
+            feed_forward_norm: Some(self.norm(&name(names.output_norm), true)?),
         })
     }
 }
