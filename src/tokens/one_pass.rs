@@ -3,6 +3,7 @@
 
 use super::added::{AddedTokens, Part};
 use super::byte_level_bpe::{self, ByteLevelBpe};
+use super::compact::{Reader, Writer};
 use super::unigram::{self, UnigramPieces};
 use super::windows::Kept;
 use super::word_piece::{self, WordPieces};
@@ -92,6 +93,41 @@ impl OnePass {
             _ => return None,
         };
         Some(Self { raw: AddedTokens::new(&raw)?, kind })
+    }
+
+    /// Whether every text is served, so that the library is not needed beside it.
+    pub fn serves_all(&self) -> bool {
+        match self.kind {
+            Kind::WordPiece(_) => false,
+            Kind::ByteLevelBpe(_) | Kind::Unigram(_) => true,
+        }
+    }
+
+    /// Writes one that serves every text; `false` for another.
+    pub fn write(&self, to: &mut Writer) -> bool {
+        self.raw.write(to);
+        match &self.kind {
+            Kind::WordPiece(_) => return false,
+            Kind::ByteLevelBpe(bpe) => {
+                to.flag(false);
+                bpe.write(to);
+            }
+            Kind::Unigram(pieces) => {
+                to.flag(true);
+                pieces.write(to);
+            }
+        }
+        true
+    }
+
+    /// What [`OnePass::write`] wrote.
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let raw = AddedTokens::read(from)?;
+        let kind = match from.flag()? {
+            false => Kind::ByteLevelBpe(Box::new(ByteLevelBpe::read(from)?)),
+            true => Kind::Unigram(Box::new(UnigramPieces::read(from)?)),
+        };
+        Some(Self { raw, kind })
     }
 
     /// Appends the ids of `text` to `ids`: all of them, or at least `needed` of those at the kept side. `false` where the text is not served; what was

@@ -3,6 +3,7 @@
 //! Most words of a text are in the vocabulary as they are. Whether such a word comes to its token alone is found out when it is first met. Of the other words
 //! a thread keeps the ids of those that it met last: a language's frequent words are few.
 
+use super::compact::{Reader, Writer};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -62,10 +63,35 @@ struct Slot {
 impl Words {
     /// Of `tokens` and the words that are spelled like them.
     pub fn new(tokens: impl IntoIterator<Item = (impl AsRef<[u8]>, u32)>) -> Self {
+        let whole = |(word, id): (_, u32)| Some((Word::new(AsRef::as_ref(&word))?, Whole::new(id)));
+        Self::of(tokens.into_iter().filter_map(whole).collect())
+    }
+
+    fn of(whole: Table<Word, Whole>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let whole =
-            |(word, id): (_, u32)| Some((Word::new(AsRef::as_ref(&word))?, Whole { id, alone: AtomicU8::new(NOT_KNOWN) }));
-        Self { whole: tokens.into_iter().filter_map(whole).collect(), owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+        Self { whole, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        // In the table's own order, in which `read` fills one from its beginning to its end.
+        to.records(self.whole.iter().map(|(word, whole)| {
+            let [a, b, c, d, e, f, g, h] = bytemuck::cast::<_, [[u8; 4]; 8]>(word.0).map(u32::from_le_bytes);
+            [a, b, c, d, e, f, g, h, whole.id]
+        }));
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        Some(Self::from_records(from.records()?))
+    }
+
+    /// Of what [`Words::write`] wrote.
+    pub fn from_records(records: impl ExactSizeIterator<Item = [u32; 9]>) -> Self {
+        let mut whole = Table::with_capacity_and_hasher(records.len(), BuildHasherDefault::default());
+        whole.extend(records.map(|[word @ .., id]| {
+            let word: [u32; 8] = word;
+            (Word(bytemuck::cast(word.map(u32::to_le_bytes))), Whole::new(id))
+        }));
+        Self::of(whole)
     }
 
     /// Appends the ids of the word `bytes`: those that are known, or those that `make` appends, which must be the same whenever it is called.
@@ -83,6 +109,12 @@ impl Words {
             }
             _ => kept.ids(self.owner, word, ids, make),
         }
+    }
+}
+
+impl Whole {
+    fn new(id: u32) -> Self {
+        Self { id, alone: AtomicU8::new(NOT_KNOWN) }
     }
 }
 
