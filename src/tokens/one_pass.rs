@@ -162,6 +162,16 @@ impl OnePass {
     }
 }
 
+#[cfg(test)]
+impl OnePass {
+    /// As it is when it was kept on disk, which is all that tests of ids need to know of both.
+    pub fn written_and_read(&self) -> Self {
+        let mut to = Writer::default();
+        assert!(self.write(&mut to), "served in one pass, but not kept");
+        Self::read(&mut Reader::new(&to.into_bytes())).expect("what was written")
+    }
+}
+
 /// The normal form of `text`, where the library gives one.
 pub(super) fn normal_form(normalizer: Option<&NormalizerWrapper>, text: &str) -> Option<String> {
     let mut normalized = NormalizedString::from(text);

@@ -21,15 +21,18 @@ pub(super) type Table<K, V> = HashMap<K, V, BuildHasherDefault<Folded>>;
 /// The words of one tokenizer.
 #[derive(Debug)]
 pub(super) struct Words {
-    /// Those that are tokens.
-    whole: Table<Word, Whole>,
+    /// Those that are tokens, bucket after bucket: a hash table without free places, which is filled as fast as memory is.
+    whole: Vec<Whole>,
+    /// Where each bucket begins, and the last one ends.
+    begins: Vec<u32>,
     /// Tells the tokenizer from all others.
     owner: u32,
 }
 
-/// A word's token.
+/// A word and its token.
 #[derive(Debug)]
 struct Whole {
+    word: Word,
     id: u32,
     /// Whether the word comes to that token alone, which is the same for all threads.
     alone: AtomicU8,
@@ -61,22 +64,40 @@ struct Slot {
 }
 
 impl Words {
-    /// Of `tokens` and the words that are spelled like them.
+    /// Of `tokens` and the words that are spelled like them; of two that are spelled alike the last counts.
     pub fn new(tokens: impl IntoIterator<Item = (impl AsRef<[u8]>, u32)>) -> Self {
-        let whole = |(word, id): (_, u32)| Some((Word::new(AsRef::as_ref(&word))?, Whole::new(id)));
-        Self::of(tokens.into_iter().filter_map(whole).collect())
+        let whole = |(word, id): (_, u32)| Some(Whole::new(Word::new(AsRef::as_ref(&word))?, id));
+        let mut whole: Vec<Whole> = tokens.into_iter().filter_map(whole).collect();
+        let buckets = buckets_of(whole.len());
+        whole.sort_by_cached_key(|whole| whole.word.bucket(buckets));
+        Self::of(whole)
     }
 
-    fn of(whole: Table<Word, Whole>) -> Self {
+    /// Of words in the order of their buckets. Those that are out of order are not found, and no harm is done: they are made as other words are.
+    fn of(whole: Vec<Whole>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        Self { whole, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+        let buckets = buckets_of(whole.len());
+        let mut begins = vec![0; buckets + 1];
+        whole.iter().for_each(|whole| begins[whole.word.bucket(buckets) + 1] += 1);
+        let mut so_far = 0;
+        for begin in &mut begins {
+            so_far += *begin;
+            *begin = so_far;
+        }
+        Self { whole, begins, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    #[inline]
+    fn find(&self, word: Word) -> Option<&Whole> {
+        let bucket = word.bucket(self.begins.len() - 1);
+        let (begin, end) = (self.begins[bucket] as usize, self.begins[bucket + 1] as usize);
+        self.whole[begin..end].iter().rfind(|whole| whole.word == word)
     }
 
     pub fn write(&self, to: &mut Writer) {
-        // In the table's own order, in which `read` fills one from its beginning to its end.
-        to.records(self.whole.iter().map(|(word, whole)| {
+        to.records(self.whole.iter().map(|Whole { word, id, .. }| {
             let [a, b, c, d, e, f, g, h] = bytemuck::cast::<_, [[u8; 4]; 8]>(word.0).map(u32::from_le_bytes);
-            [a, b, c, d, e, f, g, h, whole.id]
+            [a, b, c, d, e, f, g, h, *id]
         }));
     }
 
@@ -86,19 +107,17 @@ impl Words {
 
     /// Of what [`Words::write`] wrote.
     pub fn from_records(records: impl ExactSizeIterator<Item = [u32; 9]>) -> Self {
-        let mut whole = Table::with_capacity_and_hasher(records.len(), BuildHasherDefault::default());
-        whole.extend(records.map(|[word @ .., id]| {
-            let word: [u32; 8] = word;
-            (Word(bytemuck::cast(word.map(u32::to_le_bytes))), Whole::new(id))
-        }));
-        Self::of(whole)
+        let whole = |[a, b, c, d, e, f, g, h, id]: [u32; 9]| {
+            Whole::new(Word(bytemuck::cast([a, b, c, d, e, f, g, h].map(u32::to_le_bytes))), id)
+        };
+        Self::of(records.map(whole).collect())
     }
 
     /// Appends the ids of the word `bytes`: those that are known, or those that `make` appends, which must be the same whenever it is called.
     #[inline]
     pub fn ids(&self, kept: &mut Kept, bytes: &[u8], ids: &mut Vec<u32>, make: impl FnOnce(&mut Vec<u32>)) {
         let Some(word) = Word::new(bytes) else { return make(ids) };
-        let whole = self.whole.get(&word);
+        let whole = self.find(word);
         let known = whole.map_or(IN_PARTS, |whole| whole.alone.load(Ordering::Relaxed));
         match whole {
             Some(whole) if known == ALONE => ids.push(whole.id),
@@ -113,8 +132,8 @@ impl Words {
 }
 
 impl Whole {
-    fn new(id: u32) -> Self {
-        Self { id, alone: AtomicU8::new(NOT_KNOWN) }
+    fn new(word: Word, id: u32) -> Self {
+        Self { word, id, alone: AtomicU8::new(NOT_KNOWN) }
     }
 }
 
@@ -152,6 +171,17 @@ impl Word {
         bytes[LONGEST] = word.len() as u8;
         Some(Self(bytemuck::cast(bytes)))
     }
+
+    /// Its place among `buckets`, a power of two.
+    #[inline]
+    fn bucket(self, buckets: usize) -> usize {
+        BuildHasherDefault::<Folded>::default().hash_one(self) as usize & (buckets - 1)
+    }
+}
+
+/// Buckets of so many words: a power of two, with about one word in each.
+fn buckets_of(words: usize) -> usize {
+    words.max(1).next_power_of_two()
 }
 
 impl Hash for Word {
