@@ -23,10 +23,18 @@ pub(super) type Table<K, V> = HashMap<K, V, BuildHasherDefault<Folded>>;
 pub(super) struct Words {
     /// Those that are tokens, bucket after bucket: a hash table without free places, which is filled as fast as memory is.
     whole: Vec<Whole>,
-    /// Where each bucket begins, and the last one ends.
-    begins: Vec<u32>,
+    /// One more than there are: the last one begins where the last words end.
+    buckets: Vec<Bucket>,
     /// Tells the tokenizer from all others.
     owner: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    /// Where its words begin.
+    begin: u32,
+    /// A bit of each of its words: for most words that are in no bucket, no word is read.
+    signs: u32,
 }
 
 /// A word and its token.
@@ -69,28 +77,36 @@ impl Words {
         let whole = |(word, id): (_, u32)| Some(Whole::new(Word::new(AsRef::as_ref(&word))?, id));
         let mut whole: Vec<Whole> = tokens.into_iter().filter_map(whole).collect();
         let buckets = buckets_of(whole.len());
-        whole.sort_by_cached_key(|whole| whole.word.bucket(buckets));
+        whole.sort_by_cached_key(|whole| whole.word.place(buckets).0);
         Self::of(whole)
     }
 
     /// Of words in the order of their buckets. Those that are out of order are not found, and no harm is done: they are made as other words are.
     fn of(whole: Vec<Whole>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let buckets = buckets_of(whole.len());
-        let mut begins = vec![0; buckets + 1];
-        whole.iter().for_each(|whole| begins[whole.word.bucket(buckets) + 1] += 1);
-        let mut so_far = 0;
-        for begin in &mut begins {
-            so_far += *begin;
-            *begin = so_far;
+        let count = buckets_of(whole.len());
+        let mut buckets = vec![Bucket::default(); count + 1];
+        for Whole { word, .. } in &whole {
+            let (bucket, sign) = word.place(count);
+            buckets[bucket].signs |= sign;
+            buckets[bucket + 1].begin += 1;
         }
-        Self { whole, begins, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+        let mut so_far = 0;
+        for bucket in &mut buckets {
+            so_far += bucket.begin;
+            bucket.begin = so_far;
+        }
+        Self { whole, buckets, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
     #[inline]
     fn find(&self, word: Word) -> Option<&Whole> {
-        let bucket = word.bucket(self.begins.len() - 1);
-        let (begin, end) = (self.begins[bucket] as usize, self.begins[bucket + 1] as usize);
+        let (place, sign) = word.place(self.buckets.len() - 1);
+        let bucket = self.buckets[place];
+        if bucket.signs & sign == 0 {
+            return None;
+        }
+        let (begin, end) = (bucket.begin as usize, self.buckets[place + 1].begin as usize);
         self.whole[begin..end].iter().rfind(|whole| whole.word == word)
     }
 
@@ -172,10 +188,11 @@ impl Word {
         Some(Self(bytemuck::cast(bytes)))
     }
 
-    /// Its place among `buckets`, a power of two.
+    /// Its place among `buckets`, a power of two, and its bit there.
     #[inline]
-    fn bucket(self, buckets: usize) -> usize {
-        BuildHasherDefault::<Folded>::default().hash_one(self) as usize & (buckets - 1)
+    fn place(self, buckets: usize) -> (usize, u32) {
+        let hash = BuildHasherDefault::<Folded>::default().hash_one(self);
+        (hash as usize & (buckets - 1), 1 << (hash >> 59))
     }
 }
 
