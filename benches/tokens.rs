@@ -3,17 +3,20 @@
 //! `cargo bench --bench tokens -- models/all-MiniLM-L6-v2/tokenizer.json [--texts 200000] [--write FILE] [--only KIND] [--rounds 9]`. Texts are made of the tokenizer's own words, of
 //! characters of several scripts, of this crate's sources, of log lines and of all of Unicode, by a fixed seed. Those that are timed have as many tokens as
 //! are kept, so that neither side gains by leaving out the rest. The library's caches of words are warm. `--write` puts the texts and the times into a JSON file,
-//! from which benches/peers/tokens.py goes on.
+//! from which benches/peers/tokens.py goes on. Opening from a cache folder is measured in processes of their own (`--opening FOLDER`), all at their first opening.
 
 #[path = "../tests/common/random.rs"]
 mod random;
 
 use random::Random;
-use serde_json::json;
+use serde_json::{Map, json};
 use std::error::Error;
 use std::hint::black_box;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokenizers::Tokenizer as Library;
+use trt_embed::model::{TokenizerFiles, TokenizerModel};
 use trt_embed::tokens::{Tokenizer, TokenizerSettings};
 
 type Result<T = (), E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -38,6 +41,9 @@ fn main() -> std::process::ExitCode {
 fn run() -> Result {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let file = arguments.next().ok_or("the path of a tokenizer.json is expected")?;
+    if file == "--opening" {
+        return open_folder(Path::new(&arguments.next().ok_or("--opening: a folder is expected")?));
+    }
     let mut count = 20_000;
     let (mut write, mut only, mut rounds) = (None, None, ROUNDS);
     while let Some(argument) = arguments.next() {
@@ -144,6 +150,46 @@ fn run() -> Result {
     let start = Instant::now();
     black_box(Library::from_bytes(&json).map_err(|error| error.to_string())?);
     println!("opening the tokenizer: {own:.1} ms, of which the library {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+    openings(&json)
+}
+
+/// Times processes that open the tokenizer with an empty cache folder, then with a filled one.
+fn openings(json: &[u8]) -> Result {
+    let (folder, cache) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    std::fs::write(folder.path().join("tokenizer.json"), json)?;
+    let opened = || -> Result<[f64; 2]> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let output = command.arg("--opening").arg(folder.path()).env("TRT_EMBED_CACHE", cache.path()).output()?;
+        let times: Vec<f64> = serde_json::from_slice(&output.stdout)?;
+        times.try_into().map_err(|times| format!("{times:?}: two times are expected").into())
+    };
+    let [cold, _] = opened()?;
+    let mut warm = (0..ROUNDS).map(|_| opened()).collect::<Result<Vec<_>>>()?;
+    warm.sort_by(|a, b| a[0].total_cmp(&b[0]));
+    let [first, second] = warm[ROUNDS / 2];
+    let bytes = |folder: &Path| -> Result<u64> {
+        let Ok(files) = std::fs::read_dir(folder) else { return Ok(0) };
+        files.map(|file| Ok(file?.metadata()?.len())).sum()
+    };
+    println!(
+        "opening with a cache folder, by process: {cold:.1} ms while it is empty, {first:.1} ms after ({:.1} MB there), {second:.1} ms while another user has it",
+        bytes(&cache.path().join("tokenizers"))? as f64 / 1e6
+    );
+    Ok(())
+}
+
+/// Prints how many milliseconds opening takes, and opening again beside it.
+fn open_folder(folder: &Path) -> Result {
+    let open = || -> Result<(Tokenizer, f64)> {
+        let start = Instant::now();
+        let model = TokenizerModel { model_type: "", tokenizer_class: Some("PreTrainedTokenizerFast") };
+        let files = TokenizerFiles::read(folder, model, &Map::new())?;
+        let tokenizer = Tokenizer::open(&files, TokenizerSettings::new(512, 0, ALL))?;
+        Ok((tokenizer, start.elapsed().as_secs_f64() * 1e3))
+    };
+    let (_first, first) = open()?;
+    let (_second, second) = open()?;
+    println!("{}", json!([first, second]));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ import re
 import sys
 
 ORDER = [
-    "setting", "progress", "error", "trace", "notice", "similarity", "digest", "files",
+    "setting", "progress", "error", "trace", "notice", "similarity", "digest", "shared", "files",
     "model", "tokens", "graph", "pooling", "scheduler", "executor", "cpu", "compare", "quantization",
     "cuda", "gpu", "native", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
     "embedder",

@@ -198,7 +198,6 @@ impl Write for AtomicFile {
 
 /// The user's folder for what this crate can make again: `TRT_EMBED_CACHE`, else `trt-embed` in the user's cache folder
 /// (`XDG_CACHE_HOME`, else `~/.cache`). None where no variable names one.
-#[cfg(feature = "cuda")]
 pub(crate) fn user_cache_folder(env: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let set = |name| env(name).filter(|path| !path.as_os_str().is_empty());
     set("TRT_EMBED_CACHE").or_else(|| {

@@ -45,6 +45,7 @@ mod progress;
 pub mod quantization;
 mod scheduler;
 mod setting;
+mod shared;
 mod similarity;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;

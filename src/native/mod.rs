@@ -21,7 +21,6 @@ mod program;
 mod scratch;
 mod served;
 mod shape;
-mod shared;
 mod stream;
 #[cfg(test)]
 mod test_support;

@@ -1,5 +1,6 @@
 //! Added tokens in a text, found as the library finds them (`AddedVocabulary::find_matches`), one after the other and without allocations.
 
+use super::compact::{Reader, Writer};
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 use tokenizers::AddedToken;
 
@@ -12,9 +13,10 @@ pub(super) struct AddedTokens {
     rules: Vec<Rule>,
 }
 
-/// What goes with the spelling of a token.
-#[derive(Debug, Clone, Copy)]
+/// A token: its spelling and what goes with it.
+#[derive(Debug, Clone)]
 struct Rule {
+    spelling: String,
     id: u32,
     single_word: bool,
     lstrip: bool,
@@ -33,23 +35,47 @@ pub(super) enum Part<'t> {
 impl AddedTokens {
     /// Tokens by spelling, with their ids. `None` where one cannot be searched for.
     pub fn new(tokens: &[(String, u32, AddedToken)]) -> Option<Self> {
-        if tokens.iter().any(|(spelling, ..)| spelling.is_empty()) {
-            return None;
-        }
-        let rule = |(_, id, token): &(String, u32, AddedToken)| Rule {
+        let rule = |(spelling, id, token): &(String, u32, AddedToken)| Rule {
+            spelling: spelling.clone(),
             id: *id,
             single_word: token.single_word,
             lstrip: token.lstrip,
             rstrip: token.rstrip,
         };
-        let finder = match tokens {
+        Self::of(tokens.iter().map(rule).collect())
+    }
+
+    fn of(rules: Vec<Rule>) -> Option<Self> {
+        if rules.iter().any(|rule| rule.spelling.is_empty()) {
+            return None;
+        }
+        let finder = match &rules[..] {
             [] => None,
-            tokens => {
-                let spellings = tokens.iter().map(|(spelling, ..)| spelling);
+            rules => {
+                let spellings = rules.iter().map(|rule| &rule.spelling);
                 Some(AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(spellings).ok()?)
             }
         };
-        Some(Self { finder, rules: tokens.iter().map(rule).collect() })
+        Some(Self { finder, rules })
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        to.number(self.rules.len() as u64);
+        for Rule { spelling, id, single_word, lstrip, rstrip } in &self.rules {
+            to.text(spelling);
+            to.number((*id).into());
+            [single_word, lstrip, rstrip].into_iter().for_each(|&flag| to.flag(flag));
+        }
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let rule = |from: &mut Reader<'_>| {
+            let (spelling, id) = (from.text()?.to_owned(), from.id()?);
+            Some(Rule { spelling, id, single_word: from.flag()?, lstrip: from.flag()?, rstrip: from.flag()? })
+        };
+        // Not made room for at once: the number is not known to be right.
+        let count = from.number()?;
+        Self::of((0..count).map(|_| rule(from)).collect::<Option<_>>()?)
     }
 
     /// The parts of `text` in order.
@@ -77,7 +103,7 @@ impl Parts<'_> {
         let finder = self.tokens.finder.as_ref()?;
         while let Some(found) = finder.find(Input::new(self.text).span(self.searched..self.text.len())) {
             self.searched = found.end();
-            let rule = self.tokens.rules[found.pattern()];
+            let rule = &self.tokens.rules[found.pattern()];
             let (before, after) = (&self.text[..found.start()], &self.text[found.end()..]);
             if rule.single_word && (before.ends_with(is_word) || after.starts_with(is_word)) {
                 continue;

@@ -1,8 +1,6 @@
 //! Puts a tokenizer together from a folder's files, as the tokenizer classes of transformers 5 do.
 
-use crate::model::{
-    NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary, read_file,
-};
+use crate::model::{NAMED_TOKENS, Named, TokenFlags, TokenForm, TokenizerClass, TokenizerFiles, TokenizerInit, Vocabulary};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -80,11 +78,9 @@ pub(super) fn from_json(json: &[u8]) -> Result<Assembled> {
     Ok(Assembled { inner, side, special_ids, token_types: false })
 }
 
-/// The tokenizer that `files` describe.
-pub(super) fn from_files(files: &TokenizerFiles) -> Result<Assembled> {
-    let path = files.vocabulary_path();
-    let bytes = read_file(path)?;
-    build(files, &bytes).map_err(at(path))
+/// The tokenizer that `files` describe, `bytes` being those of their vocabulary.
+pub(super) fn from_files(files: &TokenizerFiles, bytes: &[u8]) -> Result<Assembled> {
+    build(files, bytes).map_err(at(files.vocabulary_path()))
 }
 
 fn build(files: &TokenizerFiles, bytes: &[u8]) -> Result<Assembled> {

@@ -5,6 +5,7 @@
 //! library differs: in a run of a million blanks its regular expression gives up.)
 
 use super::added::{AddedTokens, Part};
+use super::compact::{Reader, Writer};
 use super::one_pass::Wanted;
 use super::windows::Kept;
 use super::words::{self, Table, Words};
@@ -12,6 +13,7 @@ use regex_syntax::hir::{Class, HirKind};
 use serde::Deserialize;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::hash::BuildHasherDefault;
 use std::sync::OnceLock;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper, Tokenizer};
@@ -131,6 +133,33 @@ impl ByteLevelBpe {
         let word = |token: &str| token.chars().map(|c| byte_of.get(&c).copied()).collect::<Option<Vec<u8>>>();
         let words = Words::new(vocabulary.iter().filter_map(|(token, &id)| Some((word(token)?, id))));
         Some(Self { added, add_prefix_space, classes: classes()?, bytes, words, byte_ranks, ranks, merged, longest })
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        let Self { added, add_prefix_space, classes: _, bytes, words, byte_ranks, ranks, merged, longest } = self;
+        added.write(to);
+        to.flag(*add_prefix_space);
+        to.records(bytes.iter().map(|&id| [id]));
+        words.write(to);
+        to.records(byte_ranks.iter().map(|&rank| [rank]));
+        to.records(ranks.iter().map(|(&pair, &rank)| [pair as u32, (pair >> 32) as u32, rank]));
+        to.records(merged.iter().map(|&id| [id]));
+        to.number(*longest as u64);
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let column = |from: &mut Reader<'_>| Some(from.records()?.map(|[number]| number).collect::<Vec<u32>>());
+        let (added, add_prefix_space) = (AddedTokens::read(from)?, from.flag()?);
+        let bytes = column(from)?.try_into().ok()?;
+        let words = Words::read(from)?;
+        let byte_ranks = column(from)?;
+        let records = from.records()?;
+        let mut ranks = Table::with_capacity_and_hasher(records.len(), BuildHasherDefault::default());
+        ranks.extend(records.map(|[low, high, rank]| (u64::from(high) << 32 | u64::from(low), rank)));
+        let (merged, longest) = (column(from)?, usize::try_from(from.number()?).ok()?);
+        let fits = byte_ranks.len() == 1 << 16
+            && byte_ranks.iter().chain(ranks.values()).all(|&rank| rank == NONE || (rank as usize) < merged.len());
+        fits.then_some(Self { added, add_prefix_space, classes: classes()?, bytes, words, byte_ranks, ranks, merged, longest })
     }
 
     /// Appends the ids of `text`, in which no added token of the first search stands, as far as they are wanted.

@@ -70,7 +70,7 @@ static TOKENIZERS: LazyLock<Vec<(Tokenizer, OnePass)>> = LazyLock::new(|| {
         .into_iter()
         .map(|(add_prefix_space, added)| {
             let inner = tokenizer(&words_of_english(), add_prefix_space, &added);
-            let one_pass = OnePass::of(&inner).expect("a tokenizer that is served");
+            let one_pass = OnePass::of(&inner).expect("a tokenizer that is served").written_and_read();
             (inner, one_pass)
         })
         .collect()
@@ -191,7 +191,7 @@ proptest! {
         texts in prop::collection::vec("[abc]{0,90}|[abc ]{0,20}|(abca){0,30}", 1..8),
     ) {
         let inner = tokenizer(&merges(&draws, &["a", "b", "c", "Ġ"]), false, &json!([]));
-        let one_pass = OnePass::of(&inner).unwrap();
+        let one_pass = OnePass::of(&inner).unwrap().written_and_read();
         for text in &texts {
             same_by(&inner, &one_pass, text);
         }

@@ -3,6 +3,7 @@
 
 use super::added::{AddedTokens, Part};
 use super::byte_level_bpe::{self, ByteLevelBpe};
+use super::compact::{Reader, Writer};
 use super::unigram::{self, UnigramPieces};
 use super::windows::Kept;
 use super::word_piece::{self, WordPieces};
@@ -94,6 +95,41 @@ impl OnePass {
         Some(Self { raw: AddedTokens::new(&raw)?, kind })
     }
 
+    /// Whether every text is served, so that the library is not needed beside it.
+    pub fn serves_all(&self) -> bool {
+        match self.kind {
+            Kind::WordPiece(_) => false,
+            Kind::ByteLevelBpe(_) | Kind::Unigram(_) => true,
+        }
+    }
+
+    /// Writes one that serves every text; `false` for another.
+    pub fn write(&self, to: &mut Writer) -> bool {
+        self.raw.write(to);
+        match &self.kind {
+            Kind::WordPiece(_) => return false,
+            Kind::ByteLevelBpe(bpe) => {
+                to.flag(false);
+                bpe.write(to);
+            }
+            Kind::Unigram(pieces) => {
+                to.flag(true);
+                pieces.write(to);
+            }
+        }
+        true
+    }
+
+    /// What [`OnePass::write`] wrote.
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let raw = AddedTokens::read(from)?;
+        let kind = match from.flag()? {
+            false => Kind::ByteLevelBpe(Box::new(ByteLevelBpe::read(from)?)),
+            true => Kind::Unigram(Box::new(UnigramPieces::read(from)?)),
+        };
+        Some(Self { raw, kind })
+    }
+
     /// Appends the ids of `text` to `ids`: all of them, or at least `needed` of those at the kept side. `false` where the text is not served; what was
     /// appended is then of no use.
     pub fn ids(&self, text: &str, needed: usize, kept: Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) -> bool {
@@ -123,6 +159,16 @@ impl OnePass {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+impl OnePass {
+    /// As it is when it was kept on disk, which is all that tests of ids need to know of both.
+    pub fn written_and_read(&self) -> Self {
+        let mut to = Writer::default();
+        assert!(self.write(&mut to), "served in one pass, but not kept");
+        Self::read(&mut Reader::new(&to.into_bytes())).expect("what was written")
     }
 }
 

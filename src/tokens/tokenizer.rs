@@ -1,9 +1,10 @@
 //! The tokenizer of a model folder: prompts, cutting at the token limit, and ids checked against the embedding table.
 
 use super::assemble::{self, Assembled, as_error};
-use super::cuts::Cuts;
-use super::one_pass::{OnePass, Scratch};
-use super::windows::{Kept, Limits, Windows};
+use super::cache::Cache;
+use super::loaded::{Choices, Loaded, frame};
+use super::one_pass::Scratch;
+use super::windows::Kept;
 use super::{BatchPlan, TokenBatch, batches_from_ids};
 use crate::model::{ModelFolder, TokenizerFiles, read_file};
 use crate::{Error, Result, Setting};
@@ -11,10 +12,8 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
-use tokenizers::normalizers::{Lowercase, Sequence};
-use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, Token, TruncationDirection};
+use tokenizers::{PostProcessorWrapper, TruncationDirection};
 
 /// Texts shorter than this altogether (about a millisecond's work) are not worth spreading over threads.
 const PARALLEL_BYTES: usize = 8 * 1024;
@@ -27,9 +26,6 @@ thread_local! {
     static JOINED: Cell<String> = const { Cell::new(String::new()) };
     static SCRATCH: Cell<Scratch> = const { Cell::new(Scratch::new()) };
 }
-
-/// Stands for the text's own tokens where the special tokens around them are found out.
-const TEXT: u32 = u32::MAX;
 
 /// What the model folder and the caller ask of a [`Tokenizer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,25 +99,11 @@ pub struct Tokenized {
 /// exactly; a longer run without such a place is an error.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
-    parts: Arc<Parts>,
+    pub(super) loaded: Arc<Loaded>,
     settings: TokenizerSettings,
-    skip: u32,
-}
-
-/// What does not depend on the prompt.
-#[derive(Debug)]
-struct Parts {
-    inner: tokenizers::Tokenizer,
-    kept: Kept,
-    cuts: Cuts,
-    /// Where the tokenizer is one that is served in one pass.
-    one_pass: Option<OnePass>,
-    /// Special tokens before and after every text.
-    before: Vec<u32>,
-    after: Vec<u32>,
-    special_ids: HashSet<u32>,
     /// The threads of [`TokenizerSettings::threads`], made when they are first needed; `None` within where there are none to be had.
-    pool: OnceLock<Option<ThreadPool>>,
+    pool: Arc<OnceLock<Option<ThreadPool>>>,
+    skip: u32,
 }
 
 /// Ids of one text.
@@ -137,13 +119,17 @@ impl AsRef<[u32]> for Row {
 }
 
 impl Tokenizer {
-    /// The tokenizer that a model folder's files describe.
+    /// The tokenizer that a model folder's files describe. Those that are alive, of files and settings that come to the same tokenizer, share its memory.
+    ///
+    /// A large tokenizer of which every text is served in one pass (byte-level BPE, Unigram behind Metaspace) is kept in `TRT_EMBED_CACHE`, or in
+    /// `trt-embed` in the user's cache folder, in a form that is read many times faster than its files are parsed.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Tokenizer`] when a file does not parse, parts of it do not fit the tokenizer's class or the pad id is
     /// outside the table, [`Error::Setting`] when `max_tokens` has no room for the special tokens of every text.
     pub fn open(files: &TokenizerFiles, settings: TokenizerSettings) -> Result<Self> {
-        Self::new(assemble::from_files(files)?, settings).map_err(assemble::at(files.vocabulary_path()))
+        let loaded = Cache::of_user().open(files, Choices::of(&settings))?;
+        Self::new(loaded, settings).map_err(assemble::at(files.vocabulary_path()))
     }
 
     /// The tokenizer of `tokenizer.json` alone, given as its bytes.
@@ -151,32 +137,22 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn from_bytes(json: &[u8], settings: TokenizerSettings) -> Result<Self> {
-        Self::new(assemble::from_json(json)?, settings)
+        let loaded = Loaded::new(assemble::from_json(json)?, Choices::of(&settings))?;
+        Self::new(Arc::new(loaded), settings)
     }
 
-    fn new(assembled: Assembled, settings: TokenizerSettings) -> Result<Self> {
-        let Assembled { mut inner, side, special_ids, token_types } = assembled;
+    fn new(loaded: Arc<Loaded>, settings: TokenizerSettings) -> Result<Self> {
         if settings.pad_token_id as usize >= settings.vocab_size {
             let (id, size) = (settings.pad_token_id, settings.vocab_size);
             return Err(Error::Tokenizer { reason: format!("pad_token_id {id} is outside the embedding table of {size} rows") });
         }
-        if settings.lower_case {
-            lower_case_first(&mut inner)?;
-        }
-        let (before, after) = match settings.add_special_tokens {
-            true => frame(&inner, token_types)?,
-            false => (Vec::new(), Vec::new()),
-        };
-        let added = before.len() + after.len();
+        let added = loaded.before.len() + loaded.after.len();
         if settings.max_tokens < added.max(1) {
             let reason = format!("{} leaves no room for the {added} special tokens of every text", settings.max_tokens);
             return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
-        let kept = if side == TruncationDirection::Left { Kept::End } else { Kept::Start };
-        let (cuts, one_pass) = (Cuts::new(&inner), OnePass::of(&inner));
-        let parts = Arc::new(Parts { kept, cuts, one_pass, before, after, special_ids, inner, pool: OnceLock::new() });
         let prompt = settings.prompt.clone();
-        Self { parts, settings, skip: 0 }.prompted(prompt)
+        Self { loaded, settings, pool: Arc::default(), skip: 0 }.prompted(prompt)
     }
 
     /// SHA-256, as hexadecimal digits, of what `files` make of texts: that of tokenizer.json where its own parts are all that counts.
@@ -186,7 +162,7 @@ impl Tokenizer {
     pub fn content_hash(files: &TokenizerFiles) -> Result<String> {
         let path = files.vocabulary_path();
         let bytes = read_file(path)?;
-        let effective = description(assemble::from_files(files)?)?;
+        let effective = description(assemble::from_files(files, &bytes)?)?;
         let plain =
             assemble::from_json(&bytes).and_then(|plain| description(Assembled { side: TruncationDirection::Right, ..plain }));
         Ok(match plain {
@@ -277,7 +253,7 @@ impl Tokenizer {
         let spread = || texts.par_iter().enumerate().map(|(index, text)| self.encode_one(index, text.as_ref())).collect();
         match self.settings.threads {
             None => spread(),
-            Some(threads) => match self.parts.pool(threads) {
+            Some(threads) => match self.pool(threads) {
                 Some(pool) => pool.install(spread),
                 None => one_by_one(),
             },
@@ -317,8 +293,7 @@ impl Tokenizer {
             return Err(Error::Setting { setting: Setting::Ids, reason });
         }
         if let Some(id) = self.settings.position_padding.filter(|id| row.contains(id)) {
-            let token = self.parts.inner.id_to_token(id).unwrap_or_default();
-            let reason = format!("row index {index} (from 0): {}", position_padding(&token, id));
+            let reason = format!("row index {index} (from 0): {}", position_padding(&self.loaded.position_padding, id));
             return Err(Error::Setting { setting: Setting::Ids, reason });
         }
         Ok(())
@@ -368,26 +343,17 @@ impl Tokenizer {
 
     /// Replaces `ids` by those of `text`, at most `max_tokens`, with the special tokens around what is kept of it; whether some were left out.
     fn cut(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool, String> {
-        let Parts { inner, kept, cuts, one_pass, before, after, .. } = &*self.parts;
+        let Loaded { kept, before, after, position_padding: token, .. } = &*self.loaded;
         let room = self.settings.max_tokens - before.len() - after.len();
         // One token more than there is room for: a text that has it is longer than the limit.
         let needed = room.saturating_add(1);
         ids.clear();
         ids.extend_from_slice(before);
         let begin = ids.len();
-        let served = one_pass.as_ref().is_some_and(|one_pass| {
-            let mut scratch = SCRATCH.take();
-            let served = one_pass.ids(text, needed, *kept, &mut scratch, ids);
-            SCRATCH.set(scratch);
-            served
-        });
-        if !served {
-            ids.truncate(begin);
-            let encode = |part: &str| {
-                inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
-            };
-            ids.extend(Windows { cuts, encode, limits: Limits::default() }.ids(text, needed, *kept)?);
-        }
+        let mut scratch = SCRATCH.take();
+        let appended = self.loaded.append(text, needed, &mut scratch, ids);
+        SCRATCH.set(scratch);
+        appended?;
         let found = ids.len() - begin;
         let truncated = found > room;
         match kept {
@@ -395,7 +361,7 @@ impl Tokenizer {
             Kept::End => drop(ids.drain(begin..ids.len() - found.min(room))),
         }
         if let Some(id) = self.settings.position_padding.filter(|id| ids[begin..].contains(id)) {
-            return Err(position_padding(&inner.id_to_token(id).unwrap_or_default(), id));
+            return Err(position_padding(token, id));
         }
         ids.extend_from_slice(after);
         Ok(truncated)
@@ -406,12 +372,10 @@ impl Tokenizer {
     fn prompt_length(&self, prompt: &str) -> Result<u32> {
         let mut ids = Vec::new();
         self.cut(prompt, &mut ids).map_err(|error| Error::Tokenizer { reason: format!("prompt \"{prompt}\": {error}") })?;
-        let ends_special = ids.last().is_some_and(|id| self.parts.special_ids.contains(id));
+        let ends_special = ids.last().is_some_and(|id| self.loaded.special_ids.contains(id));
         Ok(ids.len() as u32 - u32::from(ends_special))
     }
-}
 
-impl Parts {
     /// A pool of `threads` threads; the same one for all callers, and none where the system gives no threads.
     fn pool(&self, threads: usize) -> Option<&ThreadPool> {
         let name = |thread| format!("trt-embed-tokens-{thread}");
@@ -436,22 +400,6 @@ fn position_padding(token: &str, id: u32) -> String {
     )
 }
 
-/// The special tokens before and after a text.
-fn frame(inner: &tokenizers::Tokenizer, token_types: bool) -> Result<(Vec<u32>, Vec<u32>)> {
-    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
-    let framed = inner.post_process(text, None, true).map_err(as_error)?;
-    let ids = framed.get_ids();
-    let (Some(place), 1) = (ids.iter().position(|&id| id == TEXT), ids.iter().filter(|&&id| id == TEXT).count()) else {
-        let reason = "post_processor: a text is expected once between its special tokens".to_owned();
-        return Err(Error::Tokenizer { reason });
-    };
-    if token_types && framed.get_type_ids().iter().any(|&kind| kind != 0) {
-        let reason = "post_processor: token types other than 0, which model_input_names asks for, are not supported".to_owned();
-        return Err(Error::Tokenizer { reason });
-    }
-    Ok((ids[..place].to_vec(), ids[place + 1..].to_vec()))
-}
-
 /// All that ids depend on, as text.
 fn description(assembled: Assembled) -> Result<String> {
     let Assembled { mut inner, side, token_types, .. } = assembled;
@@ -461,19 +409,4 @@ fn description(assembled: Assembled) -> Result<String> {
     let json = inner.to_string(false).map_err(as_error)?;
     let whole = !inner.get_encode_special_tokens();
     Ok(format!("{json}\nbefore {before:?} after {after:?} left {} whole {whole}", side == TruncationDirection::Left))
-}
-
-/// `do_lower_case` as sentence-transformers does it: a `Lowercase` normalizer before the others unless there is one. Added tokens
-/// written in the text (`[SEP]`) are found before any normalizer runs and stay what they are.
-fn lower_case_first(inner: &mut tokenizers::Tokenizer) -> Result<()> {
-    let mut normalizers = vec![NormalizerWrapper::from(Lowercase)];
-    match inner.get_normalizer() {
-        Some(NormalizerWrapper::Sequence(sequence)) => normalizers.extend(sequence.as_ref().iter().cloned()),
-        Some(other) => normalizers.push(other.clone()),
-        None => {}
-    }
-    if !normalizers.iter().skip(1).any(|normalizer| matches!(normalizer, NormalizerWrapper::Lowercase(_))) {
-        inner.with_normalizer(Some(Sequence::new(normalizers))).map_err(as_error)?;
-    }
-    Ok(())
 }

@@ -55,6 +55,17 @@ impl<V: Copy + Default> Trie<V> {
         trie
     }
 
+    /// Base, parent and value of each place, of which [`Trie::from_places`] makes the trie again.
+    pub fn places(&self) -> impl ExactSizeIterator<Item = (u32, u32, V)> {
+        self.units.iter().map(|unit| (unit.base, unit.parent, unit.value))
+    }
+
+    /// `None` where the places cannot be those of a trie.
+    pub fn from_places(places: impl ExactSizeIterator<Item = (u32, u32, V)>) -> Option<Self> {
+        let units: Vec<Unit<V>> = places.map(|(base, parent, value)| Unit { base, parent, value }).collect();
+        (!units.is_empty() && units.len().is_multiple_of(256)).then_some(Self { units })
+    }
+
     fn free() -> Unit<V> {
         Unit { base: 0, parent: NONE, value: V::default() }
     }

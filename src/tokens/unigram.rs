@@ -5,6 +5,7 @@
 //! for characters that form clusters with marks, which the library's character map is asked about.
 
 use super::added::{AddedTokens, Part};
+use super::compact::{Reader, Writer};
 use super::one_pass::Wanted;
 use super::trie::Trie;
 use super::words::{self, Words};
@@ -149,13 +150,54 @@ impl UnigramPieces {
         };
         Some(Self {
             characters: Characters { map },
-            pages: (0..PAGES).map(|_| OnceLock::new()).collect(),
+            pages: pages(),
             squeezed,
             added: AddedTokens::new(added)?,
             split: Split::of(inner.get_pre_tokenizer()?)?,
             words: Words::new(model.iter().zip(0..).map(|((piece, _), id)| (piece, id))),
             model: Lattice::of(model)?,
         })
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        let Self { characters: Characters { map }, pages: _, squeezed, added, split, words, model } = self;
+        // Of the library's character map only its JSON can be had.
+        to.text(&map.as_ref().map_or_else(String::new, |map| serde_json::json!(map).to_string()));
+        to.flag(*squeezed);
+        added.write(to);
+        let Split { at_blanks, mark, prepend } = *split;
+        to.flag(at_blanks);
+        to.number(u32::from(mark).into());
+        to.flag(prepend);
+        words.write(to);
+        let Lattice { pieces, unknown, unknown_score, longest } = model;
+        to.records(pieces.places().map(|(base, parent, Piece { id, score: [low, high] })| [base, parent, id, low, high]));
+        to.number((*unknown).into());
+        to.number(unknown_score.to_bits());
+        to.number(*longest as u64);
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        let map = match from.text()? {
+            "" => None,
+            map => Some(serde_json::from_str(map).ok()?),
+        };
+        let squeezed = from.flag()?;
+        let added = AddedTokens::read(from)?;
+        let split = Split { at_blanks: from.flag()?, mark: char::from_u32(from.id()?)?, prepend: from.flag()? };
+        let (words, pieces) = (from.records()?, from.records()?);
+        let (unknown, unknown_score) = (from.id()?, f64::from_bits(from.number()?));
+        let longest = usize::try_from(from.number()?).ok()?;
+        let words = || Words::from_records(words.clone());
+        let pieces = pieces.map(|[base, parent, id, low, high]| (base, parent, Piece { id, score: [low, high] }));
+        // The system gives the memory page by page, which takes most of the time; on two cores half of it.
+        let (words, pieces) = std::thread::scope(|scope| {
+            let beside = std::thread::Builder::new().spawn_scoped(scope, words);
+            let pieces = Trie::from_places(pieces);
+            (beside.ok().and_then(|beside| beside.join().ok()).unwrap_or_else(words), pieces)
+        });
+        let model = Lattice { pieces: pieces?, unknown, unknown_score, longest };
+        Some(Self { characters: Characters { map }, pages: pages(), squeezed, added, split, words, model })
     }
 
     /// Appends the ids of `text`, in which no added token of the first search stands, as far as they are wanted.
@@ -276,6 +318,10 @@ impl UnigramPieces {
             made
         })
     }
+}
+
+fn pages() -> Box<[OnceLock<Box<Page>>]> {
+    (0..PAGES).map(|_| OnceLock::new()).collect()
 }
 
 /// Whether `replace` makes several spaces one, and nothing else.

@@ -80,7 +80,7 @@ static TOKENIZERS: LazyLock<Vec<(Tokenizer, OnePass)>> = LazyLock::new(|| {
     .into_iter()
     .map(|(normalizer, pre_tokenizer, added)| {
         let inner = tokenizer(&vocabulary(), &normalizer, &pre_tokenizer, &added);
-        let one_pass = OnePass::of(&inner).expect("a tokenizer that is served");
+        let one_pass = OnePass::of(&inner).expect("a tokenizer that is served").written_and_read();
         (inner, one_pass)
     })
     .collect()
@@ -202,7 +202,7 @@ proptest! {
     ) {
         let whole: Vec<(String, f64)> = std::iter::once(("<unk>".to_owned(), 0.0)).chain(vocab).collect();
         let inner = tokenizer(&whole, &Value::Null, &metaspace("always"), &json!([]));
-        let one_pass = OnePass::of(&inner).unwrap();
+        let one_pass = OnePass::of(&inner).unwrap().written_and_read();
         for text in &texts {
             same_by(&inner, &one_pass, text);
         }

@@ -3,6 +3,7 @@
 //! Most words of a text are in the vocabulary as they are. Whether such a word comes to its token alone is found out when it is first met. Of the other words
 //! a thread keeps the ids of those that it met last: a language's frequent words are few.
 
+use super::compact::{Reader, Writer};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -20,15 +21,26 @@ pub(super) type Table<K, V> = HashMap<K, V, BuildHasherDefault<Folded>>;
 /// The words of one tokenizer.
 #[derive(Debug)]
 pub(super) struct Words {
-    /// Those that are tokens.
-    whole: Table<Word, Whole>,
+    /// Those that are tokens, bucket after bucket: a hash table without free places, which is filled as fast as memory is.
+    whole: Vec<Whole>,
+    /// One more than there are: the last one begins where the last words end.
+    buckets: Vec<Bucket>,
     /// Tells the tokenizer from all others.
     owner: u32,
 }
 
-/// A word's token.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    /// Where its words begin.
+    begin: u32,
+    /// A bit of each of its words: for most words that are in no bucket, no word is read.
+    signs: u32,
+}
+
+/// A word and its token.
 #[derive(Debug)]
 struct Whole {
+    word: Word,
     id: u32,
     /// Whether the word comes to that token alone, which is the same for all threads.
     alone: AtomicU8,
@@ -60,19 +72,68 @@ struct Slot {
 }
 
 impl Words {
-    /// Of `tokens` and the words that are spelled like them.
+    /// Of `tokens` and the words that are spelled like them; of two that are spelled alike the last counts.
     pub fn new(tokens: impl IntoIterator<Item = (impl AsRef<[u8]>, u32)>) -> Self {
+        let whole = |(word, id): (_, u32)| Some(Whole::new(Word::new(AsRef::as_ref(&word))?, id));
+        let mut whole: Vec<Whole> = tokens.into_iter().filter_map(whole).collect();
+        let buckets = buckets_of(whole.len());
+        whole.sort_by_cached_key(|whole| whole.word.place(buckets).0);
+        Self::of(whole)
+    }
+
+    /// Of words in the order of their buckets. Those that are out of order are not found, and no harm is done: they are made as other words are.
+    fn of(whole: Vec<Whole>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
-        let whole =
-            |(word, id): (_, u32)| Some((Word::new(AsRef::as_ref(&word))?, Whole { id, alone: AtomicU8::new(NOT_KNOWN) }));
-        Self { whole: tokens.into_iter().filter_map(whole).collect(), owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+        let count = buckets_of(whole.len());
+        let mut buckets = vec![Bucket::default(); count + 1];
+        for Whole { word, .. } in &whole {
+            let (bucket, sign) = word.place(count);
+            buckets[bucket].signs |= sign;
+            buckets[bucket + 1].begin += 1;
+        }
+        let mut so_far = 0;
+        for bucket in &mut buckets {
+            so_far += bucket.begin;
+            bucket.begin = so_far;
+        }
+        Self { whole, buckets, owner: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    #[inline]
+    fn find(&self, word: Word) -> Option<&Whole> {
+        let (place, sign) = word.place(self.buckets.len() - 1);
+        let bucket = self.buckets[place];
+        if bucket.signs & sign == 0 {
+            return None;
+        }
+        let (begin, end) = (bucket.begin as usize, self.buckets[place + 1].begin as usize);
+        self.whole[begin..end].iter().rfind(|whole| whole.word == word)
+    }
+
+    pub fn write(&self, to: &mut Writer) {
+        to.records(self.whole.iter().map(|Whole { word, id, .. }| {
+            let [a, b, c, d, e, f, g, h] = bytemuck::cast::<_, [[u8; 4]; 8]>(word.0).map(u32::from_le_bytes);
+            [a, b, c, d, e, f, g, h, *id]
+        }));
+    }
+
+    pub fn read(from: &mut Reader<'_>) -> Option<Self> {
+        Some(Self::from_records(from.records()?))
+    }
+
+    /// Of what [`Words::write`] wrote.
+    pub fn from_records(records: impl ExactSizeIterator<Item = [u32; 9]>) -> Self {
+        let whole = |[a, b, c, d, e, f, g, h, id]: [u32; 9]| {
+            Whole::new(Word(bytemuck::cast([a, b, c, d, e, f, g, h].map(u32::to_le_bytes))), id)
+        };
+        Self::of(records.map(whole).collect())
     }
 
     /// Appends the ids of the word `bytes`: those that are known, or those that `make` appends, which must be the same whenever it is called.
     #[inline]
     pub fn ids(&self, kept: &mut Kept, bytes: &[u8], ids: &mut Vec<u32>, make: impl FnOnce(&mut Vec<u32>)) {
         let Some(word) = Word::new(bytes) else { return make(ids) };
-        let whole = self.whole.get(&word);
+        let whole = self.find(word);
         let known = whole.map_or(IN_PARTS, |whole| whole.alone.load(Ordering::Relaxed));
         match whole {
             Some(whole) if known == ALONE => ids.push(whole.id),
@@ -83,6 +144,12 @@ impl Words {
             }
             _ => kept.ids(self.owner, word, ids, make),
         }
+    }
+}
+
+impl Whole {
+    fn new(word: Word, id: u32) -> Self {
+        Self { word, id, alone: AtomicU8::new(NOT_KNOWN) }
     }
 }
 
@@ -120,6 +187,18 @@ impl Word {
         bytes[LONGEST] = word.len() as u8;
         Some(Self(bytemuck::cast(bytes)))
     }
+
+    /// Its place among `buckets`, a power of two, and its bit there.
+    #[inline]
+    fn place(self, buckets: usize) -> (usize, u32) {
+        let hash = BuildHasherDefault::<Folded>::default().hash_one(self);
+        (hash as usize & (buckets - 1), 1 << (hash >> 59))
+    }
+}
+
+/// Buckets of so many words: a power of two, with about one word in each.
+fn buckets_of(words: usize) -> usize {
+    words.max(1).next_power_of_two()
 }
 
 impl Hash for Word {

@@ -1,9 +1,9 @@
-//! Values that are made once and shared by all who ask for the same one while it lives: the weights of a model on a device.
+//! Values that are made once and shared by all who ask for the same one while it lives: tokenizers, and the weights of a model on a device.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Values by key. It holds none of them: each is dropped with its last user.
-pub(super) struct Registry<K, V> {
+pub(crate) struct Registry<K, V> {
     /// A handful at most: searched one by one.
     slots: Mutex<Vec<(K, Arc<Slot<V>>)>>,
 }
