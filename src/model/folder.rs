@@ -173,7 +173,7 @@ fn serve_limit(encoder: &Path, config: &mut EncoderConfig, tokens: usize) -> Res
     if tokens > longest {
         let folder = encoder.display();
         warn_once(format!(
-            "{folder}: max_seq_length is {tokens}, and positions serve {longest} tokens: longer texts are cut there"
+            "{folder}: max_seq_length or max_length is {tokens}, and positions serve {longest} tokens: longer texts are cut there"
         ));
     }
     Ok(())
