@@ -126,6 +126,17 @@ fn long_texts_are_cut_and_counted_once() {
 }
 
 #[test]
+fn a_limit_beyond_a_table_of_positions_is_said() {
+    let place = Place::new();
+    std::fs::write(place.path("model/sentence_bert_config.json"), r#"{"max_seq_length": 50}"#).unwrap();
+    let run = place.embed(&["the cat"]);
+    assert!(run.stderr.contains("max_seq_length or max_length is 50, and positions serve 32 tokens"), "{}", run.stderr);
+    assert_eq!(rows(&run.ok())[0].tokens, 4);
+    std::fs::write(place.path("model/sentence_bert_config.json"), r#"{"max_seq_length": 32}"#).unwrap();
+    assert_eq!(place.embed(&["the cat"]).stderr, "");
+}
+
+#[test]
 fn auto_says_what_it_chose() {
     let place = Place::new();
     // No GPU, whatever this machine has.

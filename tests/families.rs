@@ -4,7 +4,8 @@
 mod common;
 
 use approx::assert_abs_diff_eq;
-use common::{Cases, MAX_DIFFERENCE, MAX_HIDDEN_DIFFERENCE, MIN_COSINE, References, agreement, fixtures, rounding};
+use common::{Cases, MAX_DIFFERENCE, MAX_HIDDEN_DIFFERENCE, MIN_COSINE, References, agreement, copy_folder, fixtures, rounding};
+use serde_json::{Value, json};
 use trt_embed::model::ModelFolder;
 use trt_embed::tokens::{Tokenizer, TokenizerSettings};
 use trt_embed::{BackendChoice, Embedder};
@@ -105,5 +106,32 @@ fn a_text_with_the_token_that_positions_are_counted_by_is_refused() {
         let error = embedder.embed(&["fine", text]).unwrap_err().to_string();
         assert!(error.contains("by which this model counts positions"), "{family}: {error}");
         assert!(embedder.embed(&["fine"]).is_ok());
+    }
+}
+
+/// A limit above `max_position_embeddings` is the folder's to give where positions are rotary: vectors are those of a configuration that
+/// says as much itself.
+#[test]
+fn texts_beyond_the_positions_of_rotary_families_are_read_to_the_limit_of_the_folder() {
+    const LIMIT: usize = 150;
+    let text = "a fox near the river ".repeat(LIMIT);
+    for family in ["modernbert", "nomic_bert", "gte", "new"] {
+        let embed = |positions: Option<usize>| {
+            let folder = tempfile::tempdir().unwrap();
+            copy_folder(&fixtures().join(family), folder.path());
+            let limit = json!({"max_seq_length": LIMIT});
+            std::fs::write(folder.path().join("sentence_bert_config.json"), limit.to_string()).unwrap();
+            if let Some(positions) = positions {
+                let path = folder.path().join("config.json");
+                let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+                config["max_position_embeddings"] = json!(positions);
+                std::fs::write(path, config.to_string()).unwrap();
+            }
+            let embedder = Embedder::builder(folder.path().to_str().unwrap()).backend(BackendChoice::Cpu).build().unwrap();
+            embedder.embed(&[&text]).unwrap()
+        };
+        let (found, expected) = (embed(None), embed(Some(LIMIT)));
+        assert_eq!(found.tokens, [LIMIT as u32], "{family}");
+        assert_eq!(found.values, expected.values, "{family}");
     }
 }

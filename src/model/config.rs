@@ -243,6 +243,22 @@ impl EncoderConfig {
         }
     }
 
+    /// Makes room for texts of `tokens` tokens, where positions are computed for any length. Where they are rows of a table, or end
+    /// otherwise, nothing changes.
+    ///
+    /// # Errors
+    /// What is wrong with `tokens`, if they are more than any encoder serves.
+    pub(super) fn lengthen(&mut self, tokens: usize) -> std::result::Result<(), String> {
+        if !self.own.computes_positions() {
+            return Ok(());
+        }
+        if tokens > MAX_POSITIONS {
+            return Err(format!("{tokens} is more than the {MAX_POSITIONS} tokens that are served; give a lower one"));
+        }
+        self.max_position_embeddings = self.max_position_embeddings.max(tokens);
+        Ok(())
+    }
+
     /// The most tokens of one text that positions serve.
     pub fn max_tokens(&self) -> usize {
         self.max_position_embeddings.saturating_sub(self.first_position)

@@ -102,9 +102,13 @@ impl ModelFolder {
     fn open_encoder(encoder: &Path, module: TransformerModule) -> Result<Self> {
         check_not_alone(encoder)?;
         let over = module.config_overrides.as_ref().map(|(json, field)| (json, *field));
-        let config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
+        let mut config = EncoderConfig::read_with(&encoder.join("config.json"), over)?;
         let model = TokenizerModel { model_type: config.family.model_type(), tokenizer_class: config.tokenizer_class.as_deref() };
         let tokenizer = TokenizerFiles::read(encoder, model, &module.tokenizer_overrides)?;
+        let max_seq_length = module.text.max_length.or(tokenizer.limit());
+        if let Some(tokens) = max_seq_length.filter(|_| module.limits_texts()) {
+            serve_limit(encoder, &mut config, tokens)?;
+        }
         Ok(Self {
             root: encoder.to_path_buf(),
             encoder: encoder.to_path_buf(),
@@ -115,7 +119,7 @@ impl ModelFolder {
             truncate_dim: None,
             similarity: Similarity::default(),
             prompts: Prompts::default(),
-            max_seq_length: module.text.max_length.or(tokenizer.limit()),
+            max_seq_length,
             do_lower_case: module.do_lower_case,
             text_call: module.text,
             tokenizer,
@@ -159,4 +163,18 @@ impl ModelFolder {
     pub fn embedding_size(&self) -> usize {
         self.dense.last().map_or(self.pooling.width(self.config.hidden_size), |dense| dense.out_features)
     }
+}
+
+/// Lets the encoder in the folder `encoder` serve the limit that the Transformer module itself gives. The reference cuts texts there, and
+/// not at `max_position_embeddings`, which bounds the tokenizer's own limit alone; beyond the last row of a table it fails.
+fn serve_limit(encoder: &Path, config: &mut EncoderConfig, tokens: usize) -> Result<()> {
+    config.lengthen(tokens).map_err(|reason| config_error(encoder, format!("max_seq_length or max_length: {reason}")))?;
+    let longest = config.max_tokens();
+    if tokens > longest {
+        let folder = encoder.display();
+        warn_once(format!(
+            "{folder}: max_seq_length or max_length is {tokens}, and positions serve {longest} tokens: longer texts are cut there"
+        ));
+    }
+    Ok(())
 }

@@ -94,11 +94,49 @@ impl ModuleKind {
     /// From `type`: `sentence_transformers.models.Pooling`, or since version 5.4 the class's full path. A class of another package
     /// is the model's own Python code, whatever its name.
     fn by_type(class: &str) -> Option<Self> {
-        let (package, rest) = class.split_once('.')?;
-        let name = rest.rsplit('.').next()?;
-        Self::ALL.into_iter().find(|kind| package == "sentence_transformers" && kind.name() == name)
+        let name = own_class(class)?;
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 }
+
+/// The last part of a class of sentence-transformers: old and new spellings differ in what stands before it.
+fn own_class(class: &str) -> Option<&str> {
+    let (package, rest) = class.split_once('.')?;
+    if package == "sentence_transformers" { rest.rsplit('.').next() } else { None }
+}
+
+const ROUTES: &str =
+    "its routes are models of their own for queries and documents; save the modules of one route as a model and give that";
+const SPARSE: &str = "it makes sparse vectors; give a model of dense ones";
+const MULTI_VECTOR: &str = "it makes a vector of every token; give a model of one vector a text";
+const OWN_TOKENIZER: &str =
+    "its tokenizer is sentence-transformers' own, not a tokenizer.json; give a model with a Transformer module";
+
+/// Modules of sentence-transformers that are not served: why, and what to do.
+static NOT_SERVED: [(&str, &str); 19] = [
+    ("Router", ROUTES),
+    ("Asym", ROUTES),
+    ("StaticEmbedding", "it averages rows of a table, without an encoder; give a model with a Transformer module"),
+    (
+        "WeightedLayerPooling",
+        "it needs the hidden states of every layer, and the encoder gives the last one's; give a model that pools the last layer",
+    ),
+    ("LSTM", "recurrent layers are not computed here; give a model that pools the Transformer's own states"),
+    ("CNN", "convolutions are not computed here; give a model that pools the Transformer's own states"),
+    ("LayerNorm", "norms behind the pooling are not computed here; give a model without it"),
+    ("WordWeights", "weights of single words are not computed here; give a model that weighs its tokens alike"),
+    ("WordEmbeddings", OWN_TOKENIZER),
+    ("BoW", OWN_TOKENIZER),
+    ("CLIPModel", "images are not embedded; give a model of text alone"),
+    ("MLMTransformer", SPARSE),
+    ("SpladePooling", SPARSE),
+    ("SparseAutoEncoder", SPARSE),
+    ("SparseStaticEmbedding", SPARSE),
+    ("MultiVectorMask", MULTI_VECTOR),
+    ("HierarchicalTokenPooling", MULTI_VECTOR),
+    ("LambdaTokenPooling", MULTI_VECTOR),
+    ("LogitScore", "it scores pairs of texts; give a model of vectors, not a cross-encoder"),
+];
 
 /// Reads `modules.json`: one Transformer, one Pooling, any number of Dense, then Normalize or nothing, with Dropout anywhere after
 /// Pooling.
@@ -145,17 +183,27 @@ fn read_module(path: &Path, entry: &Value) -> Result<Module> {
         return Err(config_error(path, format!("module {} has no \"type\"", shown(entry))));
     };
     let Some(kind) = ModuleKind::by_type(class) else {
-        let known = ModuleKind::ALL.map(ModuleKind::name).join(", ");
-        return Err(config_error(
-            path,
-            format!("module type {} is not supported; known: {known} of sentence_transformers", shown(&class.into())),
-        ));
+        return Err(config_error(path, refusal(class)));
     };
     let folder = json.get("path").and_then(Value::as_str).and_then(inner_path).ok_or_else(|| {
         let found = json.get("path").map_or_else(|| "absent".to_owned(), shown);
         config_error(path, format!("the path of module {} is {found}; a folder inside the model's is expected", kind.name()))
     })?;
     Ok(Module { kind, path: folder, name: json.string("name")?.map(str::to_owned) })
+}
+
+/// Why a module of this class is not served, by its short name too: a long `type` is shortened in messages.
+fn refusal(class: &str) -> String {
+    let shown = shown(&class.into());
+    let known = ModuleKind::ALL.map(ModuleKind::name).join(", ");
+    let known = format!("known: {known} of sentence_transformers");
+    let Some(name) = own_class(class) else {
+        return format!("module type {shown} is not supported: it is the model's own Python code, which is not run; {known}");
+    };
+    match NOT_SERVED.iter().find(|(not_served, _)| *not_served == name) {
+        Some((_, reason)) => format!("module {name} is not supported: {reason} (its type is {shown}; {known})"),
+        None => format!("module type {shown} is not supported: no such module is known here; {known}"),
+    }
 }
 
 /// `path` with `/` between its parts, if it stays inside its folder on any system.

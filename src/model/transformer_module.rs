@@ -23,7 +23,10 @@ const HUB: &str = "where files are fetched from; replaced by the caller's";
 pub(super) static KEYS: Schema = Schema {
     title: "sentence_bert_config.json",
     keys: &[&[
-        Key::honoured("max_seq_length", "most tokens of a text, as far as the positions reach; wins over model_max_length"),
+        Key::honoured(
+            "max_seq_length",
+            "most tokens of a text, as far as a table of positions reaches; wins over model_max_length",
+        ),
         Key::honoured("do_lower_case", "texts are put into lower case before the tokenizer's own normalisation"),
         Key::honoured("config_args", "fields that replace those of config.json"),
         Key::honoured("config_kwargs", "as config_args, which win"),
@@ -105,7 +108,7 @@ pub(super) static PROCESSING_KEYS: Schema = Schema {
 pub(super) static TEXT_KEYS: Schema = Schema {
     title: "processing_kwargs.text and .common of sentence_bert_config.json",
     keys: &[&[
-        Key::honoured("max_length", "most tokens of a text, as far as the positions reach; wins over max_seq_length"),
+        Key::honoured("max_length", "most tokens of a text, as far as a table of positions reaches; wins over max_seq_length"),
         Key::honoured("add_special_tokens", "whether texts get the tokenizer's special tokens (true)"),
         Key::only("truncation", &["true", "\"longest_first\"", "\"only_first\""], "texts are cut at the limit"),
         Key::only("stride", &["0"], "only 0 is supported"),
@@ -191,6 +194,11 @@ impl TransformerModule {
             }
         }
         Ok(Self::default())
+    }
+
+    /// Whether the file says how long texts may be, which the tokenizer's own limit does not outdo.
+    pub fn limits_texts(&self) -> bool {
+        self.text.max_length.is_some() || self.tokenizer_overrides.contains_key("model_max_length")
     }
 
     fn of(json: JsonObject) -> Result<Self> {

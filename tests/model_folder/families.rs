@@ -220,15 +220,38 @@ fn settings_in_both_spellings_must_agree() {
 #[test]
 fn the_longest_text_is_what_positions_leave() {
     // Without max_seq_length, and with one that is above the positions: sentence-transformers fails beyond the last row (its issue 3879).
-    for (base, longest) in
-        [("xlm-roberta", 96), ("roberta", 128), ("camembert", 95), ("distilbert", 96), ("modernbert", 120), ("gte", 100)]
-    {
+    for (base, longest) in [("xlm-roberta", 96), ("roberta", 128), ("camembert", 95), ("distilbert", 96), ("jina_bert", 100)] {
         for limit in [Value::Null, json!(400)] {
             let folder = folder(base, json!({}));
             folder.json("sentence_bert_config.json", &json!({"max_seq_length": limit}));
             let model = ModelFolder::open(folder.path()).unwrap();
             assert_eq!((model.max_tokens(), model.architecture().unwrap().max_tokens), (longest, longest), "{base} with {limit}");
         }
+    }
+}
+
+/// Rotary positions have no last row: sentence-transformers cuts at the limit that its own file gives, and bounds only the tokenizer's
+/// by `max_position_embeddings`.
+#[test]
+fn the_longest_text_of_rotary_positions_is_what_the_folder_asks_for() {
+    for (base, positions) in [("modernbert", 120), ("nomic_bert", 96), ("gte", 100), ("new", 100)] {
+        let longest = |sentence_bert: Value, tokenizer: Value| {
+            let folder = folder(base, json!({}));
+            folder.json("sentence_bert_config.json", &sentence_bert);
+            let config: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer_config.json")).unwrap()).unwrap();
+            folder.json("tokenizer_config.json", &super::with(config, "model_max_length", tokenizer));
+            let model = ModelFolder::open(folder.path()).map_err(|error| error.to_string())?;
+            assert_eq!(model.architecture().unwrap().max_tokens, model.config.max_tokens(), "{base}");
+            Ok::<_, String>((model.max_tokens(), model.config.max_tokens()))
+        };
+        assert_eq!(longest(json!({"max_seq_length": 400}), json!(30)), Ok((400, 400)), "{base}");
+        assert_eq!(longest(json!({"max_seq_length": 40}), json!(400)), Ok((40, positions)), "{base}");
+        assert_eq!(longest(json!({"processor_kwargs": {"model_max_length": 300}}), json!(30)), Ok((300, 300)), "{base}");
+        let call = json!({"max_seq_length": 40, "processing_kwargs": {"text": {"max_length": 200}}});
+        assert_eq!(longest(call, json!(30)), Ok((200, 200)), "{base}");
+        assert_eq!(longest(json!({}), json!(400)), Ok((positions, positions)), "{base}");
+        let refusal = longest(json!({"max_seq_length": 2_000_000}), json!(30)).unwrap_err();
+        assert_says(&refusal, &["max_seq_length", "2000000", "1048576", "give a lower one"]);
     }
 }
 

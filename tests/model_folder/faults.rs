@@ -24,10 +24,15 @@ fn missing_files_are_named_with_the_next_step() {
         folder.remove(name);
         assert_says(&fault(&folder), parts);
     }
-    let folder = Folder::plain();
-    folder.remove("model.safetensors");
-    folder.write("pytorch_model.bin", b"");
-    assert_says(&fault(&folder), &["only pytorch_model.bin", "safe_serialization=True"]);
+    // Weights that can run code, alone in a folder of either kind: in one file, or in shards.
+    for pickle in ["pytorch_model.bin", "pytorch_model.bin.index.json"] {
+        for folder in [Folder::plain(), Folder::sentence_transformers()] {
+            folder.remove("model.safetensors");
+            folder.write(pickle, b"");
+            let only = format!("only {pickle}, which is not read");
+            assert_says(&fault(&folder), &["model.safetensors not found", &only, "convert", "safe_serialization=True"]);
+        }
+    }
 }
 
 #[test]
@@ -106,7 +111,11 @@ fn faults_of_modules_json() {
             json!([transformer(), module("sentence_transformers.models.LSTM", "1_LSTM"), pooling()]),
             &["sentence_transformers.models.LSTM", "known: Transformer, Pooling, Dense, Dropout, Normalize"],
         ),
-        (json!([module("custom_st.Transformer", ""), pooling()]), &["custom_st.Transformer", "known"]),
+        (json!([module("custom_st.Transformer", ""), pooling()]), &["custom_st.Transformer", "own Python code", "known"]),
+        (
+            json!([module("sentence_transformers.models.Nothing", ""), pooling()]),
+            &["sentence_transformers.models.Nothing", "no such module", "known"],
+        ),
         (json!([transformer(), with(pooling(), "path", json!("../other"))]), &["../other", "inside"]),
         (json!([transformer(), with(pooling(), "path", json!("/etc"))]), &["/etc", "inside"]),
         (json!([transformer(), with(pooling(), "path", json!("a/../../b"))]), &["a/../../b", "inside"]),
@@ -116,6 +125,48 @@ fn faults_of_modules_json() {
         let folder = Folder::sentence_transformers();
         folder.json("modules.json", &modules);
         assert_says(&fault(&folder), &[parts, &["modules.json"]].concat());
+    }
+}
+
+/// Each module of sentence-transformers that is not served, in both spellings, wherever it stands in the chain.
+#[test]
+fn modules_that_are_not_served_are_refused_by_name() {
+    let dense = "sentence_transformers.sentence_transformer.modules";
+    let sparse = "sentence_transformers.sparse_encoder.modules";
+    let multi = "sentence_transformers.multi_vector_encoder.modules";
+    for (package, file, name, parts) in [
+        ("sentence_transformers.base.modules", "router", "Router", ["routes", "save the modules of one route"]),
+        ("sentence_transformers.base.modules", "router", "Asym", ["routes", "save the modules of one route"]),
+        (dense, "static_embedding", "StaticEmbedding", ["without an encoder", "give a model"]),
+        (dense, "weighted_layer_pooling", "WeightedLayerPooling", ["every layer", "pools the last layer"]),
+        (dense, "lstm", "LSTM", ["recurrent", "give a model"]),
+        (dense, "cnn", "CNN", ["convolutions", "give a model"]),
+        (dense, "layer_norm", "LayerNorm", ["norms behind the pooling", "give a model"]),
+        (dense, "word_weights", "WordWeights", ["single words", "give a model"]),
+        (dense, "word_embeddings", "WordEmbeddings", ["tokenizer", "give a model"]),
+        (dense, "bow", "BoW", ["tokenizer", "give a model"]),
+        (dense, "clip_model", "CLIPModel", ["images", "give a model"]),
+        (sparse, "mlm_transformer", "MLMTransformer", ["sparse vectors", "give a model"]),
+        (sparse, "splade_pooling", "SpladePooling", ["sparse vectors", "give a model"]),
+        (sparse, "sparse_auto_encoder", "SparseAutoEncoder", ["sparse vectors", "give a model"]),
+        (sparse, "sparse_static_embedding", "SparseStaticEmbedding", ["sparse vectors", "give a model"]),
+        (multi, "multi_vector_mask", "MultiVectorMask", ["every token", "give a model"]),
+        (multi, "token_pooling", "HierarchicalTokenPooling", ["every token", "give a model"]),
+        (multi, "token_pooling", "LambdaTokenPooling", ["every token", "give a model"]),
+        ("sentence_transformers.cross_encoder.modules", "logit_score", "LogitScore", ["pairs of texts", "give a model"]),
+    ] {
+        for class in [format!("sentence_transformers.models.{name}"), format!("{package}.{file}.{name}")] {
+            for place in [0, 1, 2] {
+                let mut modules = old_modules();
+                modules.as_array_mut().unwrap().insert(place, module(&class, "other"));
+                let folder = Folder::sentence_transformers();
+                folder.json("modules.json", &modules);
+                assert_says(
+                    &fault(&folder),
+                    &[&["modules.json", &format!("module {name} is not supported"), "known: Transformer"], &parts[..]].concat(),
+                );
+            }
+        }
     }
 }
 

@@ -51,6 +51,34 @@ fn layout_of_version_6() {
     assert_eq!((model.max_tokens(), model.embedding_size()), (9, 3));
 }
 
+/// The module names that sentence-transformers 5.4 gave to what was `models.NAME` before; the reference reads both.
+#[test]
+fn served_modules_in_every_spelling() {
+    for (old, new) in [
+        ("Transformer", "base.modules.transformer.Transformer"),
+        ("Transformer", "sentence_transformer.modules.transformer.Transformer"),
+        ("Pooling", "sentence_transformer.modules.pooling.Pooling"),
+        ("Dense", "base.modules.dense.Dense"),
+        ("Dense", "sentence_transformer.modules.dense.Dense"),
+        ("Dropout", "sentence_transformer.modules.dropout.Dropout"),
+        ("Normalize", "base.modules.normalize.Normalize"),
+        ("Normalize", "sentence_transformer.modules.normalize.Normalize"),
+    ] {
+        let mut modules = old_modules();
+        let list = modules.as_array_mut().unwrap();
+        list.insert(2, module("sentence_transformers.models.Dropout", "3_Dropout"));
+        list.insert(3, module("sentence_transformers.models.Dense", "4_Dense"));
+        let found = list.iter_mut().find(|module| module["type"] == format!("sentence_transformers.models.{old}")).unwrap();
+        found["type"] = json!(format!("sentence_transformers.{new}"));
+        let folder = Folder::sentence_transformers();
+        folder.json("modules.json", &modules);
+        folder.json("3_Dropout/config.json", &json!({"dropout": 0.2}));
+        folder.dense("4_Dense", HIDDEN, 3, "torch.nn.modules.activation.Tanh");
+        let model = open(&folder);
+        assert_eq!((model.embedding_size(), model.dense.len(), model.normalize), (3, 1, true), "{new}");
+    }
+}
+
 #[test]
 fn encoder_in_its_own_folder() {
     let folder = Folder::empty();

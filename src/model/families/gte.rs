@@ -48,7 +48,7 @@ pub(super) static FAMILY: Definition = Definition {
 const MEMORY: &str = "how the reference computes, not what";
 
 pub(super) const KEYS: &[Key] = &[
-    Key::honoured("max_position_embeddings", "the longest text"),
+    Key::honoured("max_position_embeddings", "the longest text, unless sentence_bert_config.json asks for longer ones"),
     Key::honoured("pad_token_id", "id that fills the places behind a text in its batch; masked"),
     Key::honoured("type_vocab_size", "rows of the token type table, of which row 0 is used (1); 0 for none"),
     Key::honoured("rope_theta", "base of the rotary frequencies"),
@@ -112,6 +112,10 @@ pub(super) fn read(family: Family, json: &JsonObject, kind: &Kind) -> Result<Enc
 }
 
 impl OwnConfig for Gte {
+    fn computes_positions(&self) -> bool {
+        true
+    }
+
     fn architecture(&self, config: &EncoderConfig, weights: &Weights) -> Result<Architecture> {
         let tensors = Tensors { config, weights };
         let token_types = match self.type_vocab_size {

@@ -94,6 +94,11 @@ pub(in crate::model) trait OwnConfig: fmt::Debug + Send + Sync {
     /// # Errors
     /// A tensor that is missing or misshapen, see [`Weights::tensor`].
     fn architecture(&self, config: &EncoderConfig, weights: &Weights) -> Result<Architecture>;
+
+    /// Whether positions are computed for a text of any length (rotary ones alone), so that `max_position_embeddings` is no end.
+    fn computes_positions(&self) -> bool {
+        false
+    }
 }
 
 /// A family of encoders: what `model_type` in config.json names.

@@ -53,7 +53,7 @@ const KEYS: &[Key] = &[
     Key::honoured("num_attention_heads", "attention heads (12); divides hidden_size"),
     Key::honoured("intermediate_size", "width of the feed-forward part behind its gate (1152)"),
     Key::honoured("vocab_size", "rows of the token embedding table (50368)"),
-    Key::honoured("max_position_embeddings", "the longest text (8192)"),
+    Key::honoured("max_position_embeddings", "the longest text, unless sentence_bert_config.json asks for longer ones (8192)"),
     Key::honoured("norm_eps", "epsilon of every LayerNorm (1e-5)"),
     Key::honoured("norm_bias", "whether LayerNorms have a bias (false)"),
     Key::honoured("hidden_activation", "activation of the feed-forward part's gate (gelu)"),
@@ -180,6 +180,10 @@ const GLOBAL_BASE: f64 = 160_000.0;
 const LOCAL_BASE: f64 = 10_000.0;
 
 impl OwnConfig for ModernBert {
+    fn computes_positions(&self) -> bool {
+        true
+    }
+
     fn architecture(&self, config: &EncoderConfig, weights: &Weights) -> Result<Architecture> {
         let tensors = Tensors { config, weights };
         let hidden = config.hidden_size;

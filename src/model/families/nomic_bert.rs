@@ -61,7 +61,7 @@ const KEYS: &[Key] = &[
     Key::honoured("n_inner", "the same (4 n_embd)"),
     Key::honoured("vocab_size", "rows of the token embedding table (30528)"),
     Key::honoured("pad_vocab_size_multiple", "vocab_size is rounded up to a multiple of it"),
-    Key::honoured("max_position_embeddings", "the longest text (2048)"),
+    Key::honoured("max_position_embeddings", "the longest text, unless sentence_bert_config.json asks for longer ones (2048)"),
     Key::honoured("n_positions", "the same"),
     Key::honoured("layer_norm_eps", "epsilon of every LayerNorm (1e-12)"),
     Key::honoured("layer_norm_epsilon", "the same"),
@@ -233,6 +233,10 @@ fn read_rotary(json: &JsonObject, size: usize, positions: (&'static str, usize))
 }
 
 impl OwnConfig for NomicBert {
+    fn computes_positions(&self) -> bool {
+        true
+    }
+
     fn architecture(&self, config: &EncoderConfig, weights: &Weights) -> Result<Architecture> {
         let tensors = Tensors { config, weights };
         let token_types = match self.type_vocab_size {
