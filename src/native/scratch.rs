@@ -61,8 +61,8 @@ impl Scratch {
 
 #[cfg(test)]
 mod tests {
-    use crate::native::shape::Precision;
     use super::*;
+    use crate::native::shape::Precision;
     use proptest::prelude::*;
 
     proptest! {
