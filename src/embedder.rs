@@ -19,7 +19,7 @@ pub use submission::{Embedding, Submission, SubmitSettings};
 use crate::executor::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
-use crate::scheduler::{Flow, Scheduler, Submitted};
+use crate::scheduler::{Class, Flow, QueueStatus, Refused, Scheduler, Submitted};
 use crate::tokens::{BatchPlan, Row, TokenBatch, Tokenized, Tokenizer, without_tokens};
 use crate::trace;
 use crate::{Error, Result, Similarity};
@@ -212,6 +212,7 @@ impl Embedder {
     /// ```
     ///
     /// # Errors
+    /// [`Error::Overloaded`], at once, where with these texts more tokens would wait than [`EmbedderBuilder::queue_tokens`];
     /// [`Error::Backend`] where the system gives no thread to run them. What is wrong with a text is that text's result.
     pub fn submit<T: AsRef<str> + Sync>(&self, texts: &[T], settings: SubmitSettings) -> Result<Submission> {
         let rows = {
@@ -255,7 +256,7 @@ impl Embedder {
         for batch in &tokenized.batches {
             hidden.resize(batch.ids().len() * hidden_size, 0.0);
             {
-                let _turn = self.scheduler.turn(&mut flow, self.cost(batch));
+                let _turn = self.scheduler.turn(&mut flow, batch.size());
                 self.backend.hidden(batch, &mut hidden)?;
             }
             let ends = batch.starts().windows(2);
@@ -287,6 +288,12 @@ impl Embedder {
             widened: std::sync::OnceLock::new(),
             plan: self.plan.clone(),
         })
+    }
+
+    /// What waits for the executor and what runs at this moment, and counters since it was opened: those of all embedders that share it (see
+    /// [`Embedder::with_prompt_name`]).
+    pub fn queue(&self) -> QueueStatus {
+        self.scheduler.status()
     }
 
     /// What this embedder is made of.
@@ -331,11 +338,11 @@ impl Embedder {
             put_in_order(batch, &vectors, dim, out);
             return Ok(());
         }
-        let (run, _) = self.run(batches, OnFailure::EndCall, None)?;
+        let (run, _) = self.run(batches, OnFailure::EndCall, None, None)?;
         let mut failure = None;
         for (batch, end) in run.token_batches().iter().zip(run.wait()) {
             match end {
-                BatchEnd::Vectors(vectors) => put_in_order(batch, &vectors, dim, out),
+                BatchEnd::Vectors { vectors, .. } => put_in_order(batch, &vectors, dim, out),
                 BatchEnd::Failed(error) => failure = failure.or(Some(error)),
                 // Behind the one that failed.
                 BatchEnd::Left(_) => {}
@@ -347,7 +354,7 @@ impl Embedder {
     /// Runs `batch` on this thread when its turn has come, into `out`, `[batch, dim]`, in the batch's row order.
     fn encode_in_turn(&self, batch: &TokenBatch, flow: &mut Flow, out: &mut [f32]) -> Result<()> {
         {
-            let _turn = self.scheduler.turn(flow, self.cost(batch));
+            let _turn = self.scheduler.turn(flow, batch.size());
             let _range = trace::range("encode batch");
             self.backend.encode(batch, out)?;
         }
@@ -360,16 +367,19 @@ impl Embedder {
         &self,
         batches: Vec<TokenBatch>,
         on_failure: OnFailure,
+        class: Option<Class>,
         deadline: Option<Instant>,
     ) -> Result<(Arc<Run>, Option<Submitted>)> {
-        let costs: Vec<u64> = batches.iter().map(|batch| self.cost(batch)).collect();
-        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches, costs, on_failure));
+        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches, class, on_failure));
         if run.is_done() {
             return Ok((run, None));
         }
-        let submitted = self.scheduler.submit(run.clone(), deadline).map_err(|error| Error::Backend {
-            backend: self.info.backend,
-            reason: format!("the system gives no thread to run batches on: {error}"),
+        let submitted = self.scheduler.submit(run.clone(), deadline).map_err(|refused| match refused {
+            Refused::NoThread(error) => Error::Backend {
+                backend: self.info.backend,
+                reason: format!("the system gives no thread to run batches on: {error}"),
+            },
+            Refused::Full { waiting, limit, texts, tokens } => Error::Overloaded { waiting, limit, texts, tokens },
         })?;
         Ok((run, Some(submitted)))
     }
@@ -387,14 +397,8 @@ impl Embedder {
             }));
         }
         let batches = self.tokenizer.batches(&whole, skip, &self.plan)?;
-        let (run, submitted) = self.run(batches, OnFailure::GoOn, settings.deadline)?;
-        Ok(Submission::new(run, Texts { each, places, dim: self.info.dim, patience }, submitted))
-    }
-
-    /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included.
-    fn cost(&self, batch: &TokenBatch) -> u64 {
-        let measured = self.plan.costs.as_ref().and_then(|costs| costs.cheapest(batch.size()));
-        measured.map_or((batch.batch() * batch.longest()) as u64, |(_, micros)| micros as u64).max(1)
+        let (run, submitted) = self.run(batches, OnFailure::GoOn, Some(settings.class), settings.deadline)?;
+        Ok(Submission::new(run, Texts { each, places, dim: self.info.dim, came: now, patience }, submitted))
     }
 }
 

@@ -83,5 +83,6 @@ pub use embedder::{
 };
 pub use error::{Error, Result};
 pub use progress::{NoProgress, Progress};
+pub use scheduler::{Class, QueueStatus, Waiting};
 pub use setting::Setting;
 pub use similarity::Similarity;

@@ -12,13 +12,15 @@ use scheduler::{Flow, Scheduler};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
+use trt_embed::tokens;
+use trt_embed::tokens::{BatchPlan, BatchSize};
 
 #[test]
 fn a_turn_allocates_nothing_whether_it_waits_or_not() {
-    let scheduler = Scheduler::new(1);
-    let turns = |count: u64| {
-        for cost in 1..=count {
-            drop(scheduler.turn(&mut Flow::default(), cost));
+    let scheduler = Scheduler::new(BatchPlan::new(1, 512, 1), None);
+    let turns = |count: usize| {
+        for tokens in 1..=count {
+            drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, tokens)));
         }
     };
     let before = allocations();
@@ -29,16 +31,16 @@ fn a_turn_allocates_nothing_whether_it_waits_or_not() {
     let callers = 4;
     let barrier = std::sync::Barrier::new(callers + 1);
     let allocated = AtomicU64::new(0);
-    let first = scheduler.turn(&mut Flow::default(), 1);
+    let first = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
     thread::scope(|scope| {
         for _ in 0..callers {
             scope.spawn(|| {
                 barrier.wait();
-                drop(scheduler.turn(&mut Flow::default(), 1));
+                drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
                 for _ in 0..5 {
                     let before = allocations();
                     {
-                        let _turn = scheduler.turn(&mut Flow::default(), 1);
+                        let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
                         // Long enough for the others to come.
                         thread::sleep(Duration::from_millis(5));
                     }

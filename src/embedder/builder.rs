@@ -28,6 +28,7 @@ pub struct EmbedderBuilder {
     engine: Option<PathBuf>,
     device: usize,
     lanes: Option<usize>,
+    queue_tokens: Option<usize>,
     invariant: bool,
     #[cfg(feature = "cuda")]
     precision: Option<crate::native::Precision>,
@@ -75,6 +76,7 @@ impl EmbedderBuilder {
             engine: None,
             device: 0,
             lanes: None,
+            queue_tokens: None,
             invariant: false,
             #[cfg(feature = "cuda")]
             precision: None,
@@ -176,6 +178,15 @@ impl EmbedderBuilder {
     #[must_use]
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = Some(lanes);
+        self
+    }
+
+    /// Most tokens of submitted texts that wait for the executor, both classes together; as many as come where not set. [`Embedder::submit`]
+    /// then gives [`Error::Overloaded`] at once where more would wait; texts that would be more than that by themselves are always refused. A
+    /// token that waits takes some 4 bytes of memory. Synchronous calls are not counted: each holds up its own thread.
+    #[must_use]
+    pub fn queue_tokens(mut self, tokens: usize) -> Self {
+        self.queue_tokens = Some(tokens);
         self
     }
 
@@ -286,7 +297,7 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
-            scheduler: Arc::new(Scheduler::new(limits.parallelism)),
+            scheduler: Arc::new(Scheduler::new(plan.clone(), self.queue_tokens)),
             #[cfg(feature = "cuda")]
             gpu: executor.gpu,
             #[cfg(feature = "cuda")]

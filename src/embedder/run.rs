@@ -2,14 +2,15 @@
 
 use crate::executor::Backend;
 use crate::pooling::check_finite;
-use crate::scheduler::{Left, Work};
-use crate::tokens::TokenBatch;
+use crate::scheduler::{Class, Left, Work};
+use crate::tokens::{BatchSize, TokenBatch};
 use crate::{Error, Result, trace};
 use std::any::Any;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::{Duration, Instant};
 
 /// What a failure means for the other batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +23,15 @@ pub(super) enum OnFailure {
 
 /// How a batch ended.
 pub(super) enum BatchEnd {
-    /// `[rows, dim]`, in the batch's row order.
-    Vectors(Vec<f32>),
+    /// It ran.
+    Vectors {
+        /// `[rows, dim]`, in the batch's row order.
+        vectors: Vec<f32>,
+        /// When it was begun.
+        begun: Instant,
+        /// Its time in the executor.
+        ran: Duration,
+    },
     /// The executor's failure; a panic of the executor is one.
     Failed(Error),
     /// It was never begun.
@@ -38,7 +46,7 @@ pub(super) struct Run {
     backend: Arc<dyn Backend>,
     dim: usize,
     batches: Vec<TokenBatch>,
-    costs: Vec<u64>,
+    class: Option<Class>,
     on_failure: OnFailure,
     outcome: Mutex<Outcome>,
     done: Condvar,
@@ -59,12 +67,18 @@ enum Then {
 }
 
 impl Run {
-    /// `costs` are those of `batches`, in the scheduler's unit; vectors have `dim` values.
-    pub fn new(backend: Arc<dyn Backend>, dim: usize, batches: Vec<TokenBatch>, costs: Vec<u64>, on_failure: OnFailure) -> Self {
+    /// Vectors have `dim` values; `class` is that of submitted texts.
+    pub fn new(
+        backend: Arc<dyn Backend>,
+        dim: usize,
+        batches: Vec<TokenBatch>,
+        class: Option<Class>,
+        on_failure: OnFailure,
+    ) -> Self {
         let open = batches.len();
         let ends = batches.iter().map(|_| BatchEnd::Left(Left::Cancelled)).collect();
         let outcome = Mutex::new(Outcome { ends, open, then: Then::Nobody });
-        Self { backend, dim, batches, costs, on_failure, outcome, done: Condvar::new() }
+        Self { backend, dim, batches, class, on_failure, outcome, done: Condvar::new() }
     }
 
     /// The batches, in the order of their ends.
@@ -160,14 +174,19 @@ impl Work for Run {
         self.batches.len()
     }
 
-    fn cost(&self, batch: usize) -> u64 {
-        self.costs[batch]
+    fn class(&self) -> Option<Class> {
+        self.class
+    }
+
+    fn size(&self, batch: usize) -> BatchSize {
+        self.batches[batch].size()
     }
 
     fn run(&self, batch: usize) -> ControlFlow<()> {
+        let begun = Instant::now();
         let encoded = catch_unwind(AssertUnwindSafe(|| self.encode(&self.batches[batch])));
         let mut end = match encoded {
-            Ok(Ok(vectors)) => Some(BatchEnd::Vectors(vectors)),
+            Ok(Ok(vectors)) => Some(BatchEnd::Vectors { vectors, begun, ran: begun.elapsed() }),
             Ok(Err(error)) => Some(BatchEnd::Failed(error)),
             Err(panic) => {
                 let reason = format!("it panicked: {}", message_of(&*panic));

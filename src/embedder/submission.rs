@@ -2,7 +2,7 @@
 
 use super::run::{BatchEnd, Run};
 use crate::pooling::check_finite;
-use crate::scheduler::{Left, Submitted};
+use crate::scheduler::{Class, Left, Submitted};
 use crate::{Error, Result};
 use std::fmt;
 use std::future::Future;
@@ -18,6 +18,8 @@ pub struct SubmitSettings {
     /// Batches whose turn has not come by then are never begun: their texts give [`Error::DeadlineExceeded`]. None waits as long as it
     /// takes. A batch that has begun ends, however late. Texts are told of their deadline when the next batch ends.
     pub deadline: Option<Instant>,
+    /// Whom the texts serve: interactive ones go before bulk.
+    pub class: Class,
 }
 
 impl SubmitSettings {
@@ -25,6 +27,13 @@ impl SubmitSettings {
     #[must_use]
     pub fn with_deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Of a class.
+    #[must_use]
+    pub fn with_class(mut self, class: Class) -> Self {
+        self.class = class;
         self
     }
 }
@@ -39,6 +48,10 @@ pub struct Embedding {
     pub tokens: u32,
     /// Whether the text was longer than [`Info::max_tokens`](crate::Info::max_tokens) and was cut.
     pub truncated: bool,
+    /// From submitting the text to the begin of its batch.
+    pub queued: Duration,
+    /// The time of its batch in the executor, however many texts shared it.
+    pub ran: Duration,
 }
 
 /// Texts under way, made by [`Embedder::submit`](crate::Embedder::submit). It gives one result for each of them, in their order, once:
@@ -67,6 +80,8 @@ pub(super) struct Texts {
     pub places: Vec<usize>,
     /// Values of one vector.
     pub dim: usize,
+    /// When they were submitted.
+    pub came: Instant,
     /// From submitting to the deadline.
     pub patience: Duration,
 }
@@ -151,18 +166,21 @@ impl fmt::Debug for Submission {
 impl Texts {
     /// Each text's result, in the caller's order.
     fn results(self, run: &Run, ends: Vec<BatchEnd>) -> Vec<Result<Embedding>> {
-        let Self { each, places, dim, patience } = self;
-        let begun =
-            |known: Result<(u32, bool)>| known.map(|(tokens, truncated)| Embedding { values: Vec::new(), tokens, truncated });
+        let Self { each, places, dim, came, patience } = self;
+        let (queued, ran) = (Duration::ZERO, Duration::ZERO);
+        let begun = |known: Result<(u32, bool)>| {
+            known.map(|(tokens, truncated)| Embedding { values: Vec::new(), tokens, truncated, queued, ran })
+        };
         let mut results: Vec<Result<Embedding>> = each.into_iter().map(begun).collect();
         for (batch, end) in run.token_batches().iter().zip(ends) {
             let texts = batch.rows().iter().map(|&row| places[row]);
             match end {
-                BatchEnd::Vectors(vectors) => {
+                BatchEnd::Vectors { vectors, begun, ran } => {
+                    let queued = begun.saturating_duration_since(came);
                     for (text, vector) in texts.zip(vectors.chunks_exact(dim.max(1))) {
                         let whole = check_finite(vector, dim, &[text]).map(|()| vector.to_vec());
                         let result = std::mem::replace(&mut results[text], Err(cancelled()));
-                        results[text] = result.and_then(|known| Ok(Embedding { values: whole?, ..known }));
+                        results[text] = result.and_then(|known| Ok(Embedding { values: whole?, queued, ran, ..known }));
                     }
                 }
                 BatchEnd::Failed(source) => {

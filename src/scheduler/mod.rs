@@ -5,9 +5,12 @@
 //! scheduler does not know.
 
 mod queue;
+mod status;
 
+use crate::tokens::{BatchPlan, BatchSize};
 use queue::FairQueue;
 pub(crate) use queue::Flow;
+pub use status::{Class, QueueStatus, Waiting};
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,14 +24,26 @@ pub(crate) trait Work: Send + Sync {
     /// How many batches there are.
     fn batches(&self) -> usize;
 
-    /// What a batch costs, in the unit of all costs of this scheduler.
-    fn cost(&self, batch: usize) -> u64;
+    /// The class of submitted texts; none where a caller waits here.
+    fn class(&self) -> Option<Class>;
+
+    /// How large a batch is.
+    fn size(&self, batch: usize) -> BatchSize;
 
     /// Runs a batch; others of the same work run at the same time. `Break` gives up those that have not begun.
     fn run(&self, batch: usize) -> ControlFlow<()>;
 
     /// These batches will never begin.
     fn leave(&self, batches: Range<usize>, reason: Left);
+}
+
+/// Why work was not taken.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The system's reason, where not a single worker can be started.
+    NoThread(std::io::Error),
+    /// More tokens than `limit` would wait.
+    Full { waiting: usize, limit: usize, texts: usize, tokens: usize },
 }
 
 /// Why batches were never begun.
@@ -60,13 +75,15 @@ pub(crate) struct Submitted {
 struct Shared {
     /// Batches that run at once.
     capacity: usize,
+    /// What batches cost.
+    plan: BatchPlan,
     state: Mutex<State>,
     /// Where workers wait for a batch.
     work: Condvar,
 }
 
 struct State {
-    queue: FairQueue<Waiting>,
+    queue: FairQueue<InLine>,
     /// Places taken: turns that are held, and batches with workers or on their way to one.
     running: usize,
     /// Batches whose turn has come and that no worker has yet.
@@ -76,9 +93,11 @@ struct State {
     idle: usize,
     submitted: u64,
     closed: bool,
+    /// All but what runs.
+    status: QueueStatus,
 }
 
-enum Waiting {
+enum InLine {
     Caller(Arc<Parked>),
     Job(Job),
 }
@@ -133,8 +152,9 @@ impl Job {
 }
 
 impl Scheduler {
-    /// For an executor that runs `capacity` batches at once; at least one.
-    pub fn new(capacity: usize) -> Self {
+    /// For an executor that `plan` describes. At most `limit` tokens of submitted texts wait.
+    pub fn new(plan: BatchPlan, limit: Option<usize>) -> Self {
+        let capacity = plan.parallelism.max(1);
         let state = State {
             queue: FairQueue::new(),
             running: 0,
@@ -143,15 +163,18 @@ impl Scheduler {
             idle: 0,
             submitted: 0,
             closed: false,
+            status: QueueStatus { limit, ..QueueStatus::default() },
         };
-        Self { shared: Arc::new(Shared { capacity: capacity.max(1), state: Mutex::new(state), work: Condvar::new() }) }
+        Self { shared: Arc::new(Shared { capacity, plan, state: Mutex::new(state), work: Condvar::new() }) }
     }
 
-    /// Waits until the next batch of `flow`, which costs `cost`, may run on this thread. Allocates nothing on a thread that has waited before,
+    /// Waits until the next batch of `flow`, which has `size`, may run on this thread. Allocates nothing on a thread that has waited before,
     /// and takes one lock for a moment; giving the turn back takes it once more.
-    pub fn turn(&self, flow: &mut Flow, cost: u64) -> Turn<'_> {
+    pub fn turn(&self, flow: &mut Flow, size: BatchSize) -> Turn<'_> {
+        let (cost, run_tokens) = (self.shared.plan.cost(size), self.shared.plan.run_tokens(size));
         let mut state = self.shared.lock();
         let tag = state.queue.tag(flow, cost);
+        state.count(size, run_tokens);
         if state.running < self.shared.capacity && state.queue.is_empty() {
             state.running += 1;
             state.queue.pass(tag);
@@ -159,7 +182,7 @@ impl Scheduler {
         }
         // Where thread-local values are gone already, the thread is ending: it gets one for this wait.
         let parked = PARKED.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Parked::here()));
-        state.queue.push(Waiting::Caller(parked.clone()), tag, None);
+        state.queue.push(InLine::Caller(parked.clone()), tag, None);
         drop(state);
         parked.wait();
         Turn(&self.shared)
@@ -168,17 +191,34 @@ impl Scheduler {
     /// Puts `work`, which has at least one batch, in line for the workers. Batches that have not begun at `deadline` never will.
     ///
     /// # Errors
-    /// The system's, where not a single worker can be started.
-    pub fn submit(&self, work: Arc<dyn Work>, deadline: Option<Instant>) -> std::io::Result<Submitted> {
+    /// See [`Refused`].
+    pub fn submit(&self, work: Arc<dyn Work>, deadline: Option<Instant>) -> Result<Submitted, Refused> {
+        let (texts, tokens) = waiting(&*work, 0..work.batches());
         let mut state = self.shared.lock();
         if state.workers.is_empty() {
-            self.shared.start_worker(&mut state)?;
+            self.shared.start_worker(&mut state).map_err(Refused::NoThread)?;
+        }
+        if let Some(class) = work.class() {
+            let waiting = state.status.waiting_tokens();
+            if let Some(limit) = state.status.limit.filter(|limit| waiting.saturating_add(tokens) > *limit) {
+                state.status.rejected += texts as u64;
+                return Err(Refused::Full { waiting, limit, texts, tokens });
+            }
+            let waiting = state.status.waiting_mut(class);
+            waiting.texts += texts;
+            waiting.tokens += tokens;
         }
         let id = state.submitted;
         state.submitted += 1;
-        state.line_up(Job { id, work, next: 0, flow: Flow::default(), deadline });
+        state.line_up(Job { id, work, next: 0, flow: Flow::default(), deadline }, &self.shared.plan);
         self.shared.dispatch(state, 0);
         Ok(Submitted { shared: self.shared.clone(), id })
+    }
+
+    /// What waits, what runs, and what has been.
+    pub fn status(&self) -> QueueStatus {
+        let state = self.shared.lock();
+        QueueStatus { running: state.running, ..state.status }
     }
 
     /// Callers and jobs that wait.
@@ -195,7 +235,7 @@ impl Drop for Scheduler {
         let mut left = Vec::new();
         while let Some(waiting) = state.queue.pop() {
             // A caller holds a reference to the scheduler while it waits: there is none.
-            if let Waiting::Job(job) = waiting {
+            if let InLine::Job(job) = waiting {
                 left.push(job);
             }
         }
@@ -230,9 +270,29 @@ impl Submitted {
 
 impl State {
     /// Puts the next batch of `job` in line.
-    fn line_up(&mut self, mut job: Job) {
-        let (tag, deadline) = (self.queue.tag(&mut job.flow, job.work.cost(job.next)), job.deadline);
-        self.queue.push(Waiting::Job(job), tag, deadline);
+    fn line_up(&mut self, mut job: Job, plan: &BatchPlan) {
+        let cost = plan.cost(job.work.size(job.next));
+        let (tag, deadline) = (self.queue.tag(&mut job.flow, cost), job.deadline);
+        self.queue.push(InLine::Job(job), tag, deadline);
+    }
+
+    /// Counts a batch that runs, or will.
+    fn count(&mut self, size: BatchSize, run_tokens: usize) {
+        self.status.batches += 1;
+        self.status.texts += size.rows as u64;
+        self.status.tokens += size.tokens as u64;
+        self.status.run_tokens += run_tokens as u64;
+    }
+
+    /// What is left of `job` waits no longer.
+    fn leaves(&mut self, job: &Job, reason: Left) {
+        let Some(class) = job.work.class() else { return };
+        let (texts, tokens) = waiting(&*job.work, job.next..job.work.batches());
+        self.status.no_longer_waits(class, texts, tokens);
+        match reason {
+            Left::Expired => self.status.expired += texts as u64,
+            Left::Cancelled | Left::Broken => self.status.cancelled += texts as u64,
+        }
     }
 
     /// Takes out what can no longer begin in time.
@@ -244,7 +304,8 @@ impl State {
         let now = Instant::now();
         while let Some(waiting) = self.queue.pop_expired(now) {
             // Callers have no deadline.
-            if let Waiting::Job(job) = waiting {
+            if let InLine::Job(job) = waiting {
+                self.leaves(&job, Left::Expired);
                 expired.push(job);
             }
         }
@@ -264,12 +325,17 @@ impl Shared {
         while state.running < self.capacity {
             match state.queue.pop() {
                 None => break,
-                Some(Waiting::Caller(parked)) => parked.grant(),
-                Some(Waiting::Job(mut job)) => {
+                Some(InLine::Caller(parked)) => parked.grant(),
+                Some(InLine::Job(mut job)) => {
+                    let size = job.work.size(job.next);
+                    state.count(size, self.plan.run_tokens(size));
+                    if let Some(class) = job.work.class() {
+                        state.status.no_longer_waits(class, size.rows, size.tokens);
+                    }
                     state.ready.push_back(Batch { job: job.id, work: job.work.clone(), number: job.next });
                     job.next += 1;
                     if job.next < job.work.batches() {
-                        state.line_up(job);
+                        state.line_up(job, &self.plan);
                     }
                 }
             }
@@ -325,11 +391,19 @@ impl Shared {
 
     /// Takes what is left of a job out of the line.
     fn give_up(&self, id: u64, reason: Left) {
-        let found = self.lock().queue.remove(|waiting| matches!(waiting, Waiting::Job(job) if job.id == id));
-        if let Some(Waiting::Job(job)) = found {
+        let mut state = self.lock();
+        let found = state.queue.remove(|waiting| matches!(waiting, InLine::Job(job) if job.id == id));
+        if let Some(InLine::Job(job)) = found {
+            state.leaves(&job, reason);
+            drop(state);
             job.leave(reason);
         }
     }
+}
+
+/// Texts and tokens of these batches.
+fn waiting(work: &dyn Work, batches: Range<usize>) -> (usize, usize) {
+    batches.map(|batch| work.size(batch)).fold((0, 0), |(texts, tokens), size| (texts + size.rows, tokens + size.tokens))
 }
 
 #[cfg(test)]

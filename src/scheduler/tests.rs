@@ -61,8 +61,12 @@ impl Work for Gated {
         self.batches
     }
 
-    fn cost(&self, _: usize) -> u64 {
-        100
+    fn class(&self) -> Option<Class> {
+        Some(Class::Interactive)
+    }
+
+    fn size(&self, _: usize) -> BatchSize {
+        BatchSize::padded(1, 100)
     }
 
     fn run(&self, batch: usize) -> ControlFlow<()> {
@@ -80,6 +84,10 @@ impl Work for Gated {
     }
 }
 
+fn scheduler_of(capacity: usize) -> Scheduler {
+    Scheduler::new(BatchPlan::new(usize::MAX, usize::MAX, capacity), None)
+}
+
 fn until(holds: impl Fn() -> bool) {
     while !holds() {
         thread::yield_now();
@@ -88,7 +96,7 @@ fn until(holds: impl Fn() -> bool) {
 
 #[test]
 fn a_caller_goes_before_the_batches_that_have_not_begun() {
-    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
     for name in ["a", "b", "c"] {
         scheduler.submit(Gated::new(name, 10, &gate), None).unwrap();
     }
@@ -96,7 +104,7 @@ fn a_caller_goes_before_the_batches_that_have_not_begun() {
     gate.wait_for(8);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let _turn = scheduler.turn(&mut Flow::default(), 1);
+            let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
             gate.begun.lock().unwrap().push("caller");
         });
         until(|| scheduler.waiting() == 4);
@@ -109,7 +117,7 @@ fn a_caller_goes_before_the_batches_that_have_not_begun() {
 
 #[test]
 fn batches_past_their_deadline_never_begin() {
-    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
     let [before, late, too_late] = [("before", 2), ("late", 3), ("too late", 2)].map(|(name, n)| Gated::new(name, n, &gate));
     scheduler.submit(before.clone(), None).unwrap();
     gate.wait_for(1);
@@ -127,7 +135,7 @@ fn batches_past_their_deadline_never_begin() {
 
 #[test]
 fn what_is_given_up_never_begins() {
-    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(2), Arc::new(Gate::default()));
     let work = Gated::new("work", 10, &gate);
     let submitted = scheduler.submit(work.clone(), None).unwrap();
     gate.wait_for(2);
@@ -145,7 +153,7 @@ fn what_is_given_up_never_begins() {
 #[test]
 fn a_batch_that_breaks_off_or_panics_ends_its_job_alone() {
     for (name, runs) in [("breaks", 2), ("panics", 1)] {
-        let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+        let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
         let (work, other) = (Gated::new(name, 5, &gate), Gated::new("other", 5, &gate));
         gate.let_through(100);
         scheduler.submit(work.clone(), None).unwrap();
@@ -154,13 +162,13 @@ fn a_batch_that_breaks_off_or_panics_ends_its_job_alone() {
         until(|| !work.left().is_empty());
         assert_eq!(work.left(), [(runs..5, Left::Broken)]);
         assert_eq!(work.ended.load(Ordering::SeqCst), runs);
-        drop(scheduler.turn(&mut Flow::default(), 1));
+        drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
     }
 }
 
 #[test]
 fn dropping_it_ends_what_has_begun_and_gives_up_the_rest() {
-    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(2), Arc::new(Gate::default()));
     let work = Gated::new("work", 9, &gate);
     scheduler.submit(work.clone(), None).unwrap();
     gate.wait_for(2);
@@ -181,13 +189,13 @@ fn dropping_it_ends_what_has_begun_and_gives_up_the_rest() {
 
 #[test]
 fn a_turn_is_given_back_by_a_panic() {
-    let scheduler = Scheduler::new(1);
+    let scheduler = scheduler_of(1);
     let panics = AssertUnwindSafe(|| {
-        let _turn = scheduler.turn(&mut Flow::default(), 1);
+        let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
         panic!("within the turn");
     });
     assert!(catch_unwind(panics).is_err());
-    drop(scheduler.turn(&mut Flow::default(), 1));
+    drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
 }
 
 #[test]
@@ -208,8 +216,11 @@ fn no_more_run_at_once_than_there_are_places_whoever_comes() {
         fn batches(&self) -> usize {
             7
         }
-        fn cost(&self, batch: usize) -> u64 {
-            batch as u64 + 1
+        fn class(&self) -> Option<Class> {
+            Some(Class::Bulk)
+        }
+        fn size(&self, batch: usize) -> BatchSize {
+            BatchSize::padded(1, batch + 1)
         }
         fn run(&self, _: usize) -> ControlFlow<()> {
             Self::step(&self.running, self.capacity);
@@ -221,14 +232,14 @@ fn no_more_run_at_once_than_there_are_places_whoever_comes() {
         }
     }
     for capacity in [1, 3] {
-        let (scheduler, running) = (Scheduler::new(capacity), Arc::new(AtomicUsize::new(0)));
+        let (scheduler, running) = (scheduler_of(capacity), Arc::new(AtomicUsize::new(0)));
         thread::scope(|scope| {
             for thread in 0..8 {
                 let (scheduler, running) = (&scheduler, &running);
                 scope.spawn(move || {
                     for round in 0..200 {
                         if thread % 2 == 0 {
-                            let _turn = scheduler.turn(&mut Flow::default(), 5);
+                            let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 5));
                             Counted::step(running, capacity);
                             continue;
                         }
