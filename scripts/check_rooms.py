@@ -12,7 +12,7 @@ ORDER = [
     "setting", "progress", "error", "trace", "notice", "similarity", "digest", "shared", "files",
     "model", "tokens", "graph", "pooling", "scheduler", "executor", "cpu", "compare", "quantization",
     "cuda", "gpu", "native", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
-    "embedder",
+    "embedder", "server",
 ]
 # Not rooms: the crate's root with its facade, and the command, which sees the library from outside.
 OUTSIDE = {"lib", "main", "cli"}

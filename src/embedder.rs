@@ -249,11 +249,15 @@ impl Embedder {
     /// # Errors
     /// See [`Embedder::embed`].
     pub fn hidden_states<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<HiddenStates>> {
+        self.hidden_of(&self.tokenize(texts)?.batches, texts.len())
+    }
+
+    /// Hidden states of the `texts` texts that `batches` are made of, in the caller's order.
+    fn hidden_of(&self, batches: &[TokenBatch], texts: usize) -> Result<Vec<HiddenStates>> {
         let hidden_size = self.info.config.hidden_size;
-        let tokenized = self.tokenize(texts)?;
-        let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
+        let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts];
         let (mut hidden, mut flow) = (Vec::new(), Flow::default());
-        for batch in &tokenized.batches {
+        for batch in batches {
             hidden.resize(batch.ids().len() * hidden_size, 0.0);
             {
                 let _turn = self.scheduler.turn(&mut flow, batch.size());
@@ -288,6 +292,39 @@ impl Embedder {
             widened: std::sync::OnceLock::new(),
             plan: self.plan.clone(),
         })
+    }
+
+    /// As [`Embedder::hidden_states`] for rows that a tokenizer of this model gave.
+    #[cfg(feature = "serve")]
+    pub(crate) fn hidden_states_of_rows(&self, rows: &[Row]) -> Result<Vec<HiddenStates>> {
+        self.hidden_of(&self.tokenizer.batches(rows, 0, &self.plan)?, rows.len())
+    }
+
+    /// Runs a text of one token on the executor at once, beside whatever waits for a turn: whether the executor still works.
+    ///
+    /// # Errors
+    /// The executor's.
+    #[cfg(feature = "serve")]
+    pub(crate) fn probe(&self) -> Result<()> {
+        let row = Row { ids: vec![self.tokenizer.probe_id()], truncated: false };
+        let mut vector = vec![0.0; self.info.dim];
+        for batch in self.tokenizer.batches(&[row], 0, &self.plan)? {
+            self.backend.encode(&batch, &mut vector)?;
+            check_finite(&vector, self.info.dim, batch.rows())?;
+        }
+        Ok(())
+    }
+
+    /// The tokenizer, with the prompt in force.
+    #[cfg(feature = "serve")]
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The same model on another executor.
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn on(self, backend: Arc<dyn Backend>) -> Self {
+        Self { backend, ..self }
     }
 
     /// What waits for the executor and what runs at this moment, and counters since it was opened: those of all embedders that share it (see
@@ -384,7 +421,8 @@ impl Embedder {
         Ok((run, Some(submitted)))
     }
 
-    fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
+    /// As [`Embedder::submit`] for rows that a tokenizer of this model gave; pooling leaves out the first `skip` tokens of each.
+    pub(crate) fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
         let now = Instant::now();
         let patience = settings.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
         let (mut each, mut places, mut whole) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());

@@ -29,6 +29,8 @@ pub struct EmbedderBuilder {
     device: usize,
     lanes: Option<usize>,
     queue_tokens: Option<usize>,
+    /// Vectors of the model's full width, not scaled.
+    raw: bool,
     invariant: bool,
     #[cfg(feature = "cuda")]
     precision: Option<crate::native::Precision>,
@@ -77,6 +79,7 @@ impl EmbedderBuilder {
             device: 0,
             lanes: None,
             queue_tokens: None,
+            raw: false,
             invariant: false,
             #[cfg(feature = "cuda")]
             precision: None,
@@ -190,6 +193,13 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Leaves vectors at their full width and unscaled, whatever else was said: for callers that cut and scale them themselves, each as its request asks.
+    #[cfg(feature = "serve")]
+    pub(crate) fn raw(mut self) -> Self {
+        self.raw = true;
+        self
+    }
+
     /// Whether a text's vector is the same bits whatever shares its batch. Only the backend `cuda` can say so, which [`BackendChoice::Auto`] then means,
     /// nothing else: it then runs all texts by kernels with one order of sums, and never changes the precision. On one GPU: another kind of GPU has other
     /// kernels.
@@ -239,13 +249,14 @@ impl EmbedderBuilder {
             Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
         };
         let scaling = match (self.normalize, self.dim) {
+            _ if self.raw => Scaling::None,
             (Normalize::Auto, None) => folder.scaling(),
             (Normalize::Auto, Some(_)) if !folder.normalize => Scaling::None,
             (Normalize::Auto, Some(_)) | (Normalize::On, _) => Scaling::AfterCut,
             (Normalize::Off, _) => Scaling::None,
         };
         let width = folder.dense.last().map_or(pooling.width(folder.config.hidden_size), |dense| dense.out_features);
-        let cut = self.dim.or(folder.cut(width));
+        let cut = if self.raw { None } else { self.dim.or(folder.cut(width)) };
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, cut, scaling)?;
         let dim = head.dim;
         let tokenizer = Tokenizer::open(

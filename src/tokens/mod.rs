@@ -8,6 +8,8 @@ mod cache;
 mod compact;
 mod cost;
 mod cuts;
+#[cfg(feature = "serve")]
+mod described;
 mod loaded;
 mod one_pass;
 mod size;
@@ -19,6 +21,8 @@ mod word_piece;
 mod words;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
+#[cfg(feature = "serve")]
+pub(crate) use described::Describer;
 pub use cost::{ShapeCost, ShapeCosts};
 pub use size::{BatchSize, Layout, SizeRange};
 pub(crate) use tokenizer::{Row, without_tokens};
