@@ -17,8 +17,6 @@ mod openai;
 mod settings;
 mod state;
 mod status;
-#[cfg(all(test, feature = "cpu"))]
-mod tests;
 mod tokens;
 mod work;
 
@@ -109,9 +107,12 @@ pub enum Ended {
 pub struct Server {
     bound: Vec<Bound>,
     addresses: Vec<Address>,
-    builders: Vec<EmbedderBuilder>,
+    loaders: Vec<Loader>,
     state: Arc<State>,
 }
+
+/// Loads the model of a slot.
+type Loader = Box<dyn FnOnce() -> crate::Result<Model> + Send>;
 
 /// Stops a [`Server`], from any thread.
 #[derive(Clone)]
@@ -138,10 +139,20 @@ impl Server {
     /// # Errors
     /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model or two have one name.
     pub fn bind(addresses: &[Address], models: Vec<Served>, settings: Settings) -> Result<Self, ServeError> {
-        let (mut slots, mut builders) = (Vec::new(), Vec::new());
-        for Served { names, builder } in models {
+        let queue_tokens = settings.max_queue_tokens;
+        let load = |Served { names, builder }: Served| {
+            let name = names.first().cloned().unwrap_or_default();
+            let loader: Loader = Box::new(move || Model::load(&name, builder, queue_tokens));
+            (names, loader)
+        };
+        Self::with_loaders(addresses, models.into_iter().map(load).collect(), settings)
+    }
+
+    fn with_loaders(addresses: &[Address], models: Vec<(Vec<String>, Loader)>, settings: Settings) -> Result<Self, ServeError> {
+        let (mut slots, mut loaders) = (Vec::new(), Vec::new());
+        for (names, loader) in models {
             slots.push(Slot { names, model: OnceLock::new() });
-            builders.push(builder);
+            loaders.push(loader);
         }
         check(&slots, &settings)?;
         let metrics = Metrics::new().map_err(|error| ServeError::Setting { reason: format!("metrics: {error}") })?;
@@ -152,7 +163,7 @@ impl Server {
             known.push(listener.address().map_err(failed)?);
             bound.push(listener);
         }
-        Ok(Self { bound, addresses: known, builders, state: Arc::new(State::new(settings, slots, metrics)) })
+        Ok(Self { bound, addresses: known, loaders, state: Arc::new(State::new(settings, slots, metrics)) })
     }
 
     /// Where it listens, with the ports that were taken.
@@ -179,7 +190,7 @@ impl Server {
     }
 
     async fn serve(self) -> Result<Ended, ServeError> {
-        let Self { bound, builders, state, .. } = self;
+        let Self { bound, loaders, state, .. } = self;
         let (close, closing) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(state.settings.max_connections));
         let mut doors = JoinSet::new();
@@ -190,7 +201,7 @@ impl Server {
         let stopped = async { phase.wait_for(|&phase| phase == Phase::Draining).await.map(drop) };
         let mut stopped = std::pin::pin!(stopped);
         tokio::select! {
-            loaded = load(&state, builders) => loaded?,
+            loaded = load(&state, loaders) => loaded?,
             _ = &mut stopped => return Ok(Ended::Drained),
         }
         state.phase.send_if_modified(|phase| {
@@ -219,16 +230,16 @@ impl Server {
 }
 
 /// Opens and warms all models, each on a thread.
-async fn load(state: &Arc<State>, builders: Vec<EmbedderBuilder>) -> Result<(), ServeError> {
+async fn load(state: &Arc<State>, loaders: Vec<Loader>) -> Result<(), ServeError> {
     let mut loading = JoinSet::new();
-    for (place, builder) in builders.into_iter().enumerate() {
-        let state = state.clone();
-        loading.spawn_blocking(move || {
-            let name = &state.slots[place].names[0];
-            let loaded = Model::load(name, builder, state.settings.max_queue_tokens);
-            let model = loaded.map_err(|source| ServeError::Load { name: name.clone(), source: Box::new(source) })?;
-            log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
-            Ok((place, Arc::new(model)))
+    for (place, loader) in loaders.into_iter().enumerate() {
+        let name = state.slots[place].names[0].clone();
+        loading.spawn_blocking(move || match loader() {
+            Ok(model) => {
+                log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
+                Ok((place, Arc::new(model)))
+            }
+            Err(source) => Err(ServeError::Load { name, source: Box::new(source) }),
         });
     }
     while let Some(loaded) = loading.join_next().await {
