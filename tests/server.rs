@@ -56,7 +56,10 @@ fn embed_gives_the_librarys_vectors() {
     let cut = tiny().normalize(Normalize::Off).dim(3);
     assert_eq!(embed(json!({ "inputs": texts, "dimensions": 3, "normalize": false })), vectors(cut, &texts));
     assert_eq!(embed(json!({ "inputs": "cat", "prompt_name": "query" })), vectors(unit().prompt_name("query"), &["cat"]));
-    assert_eq!(embed(json!({ "inputs": "cat", "model": "bert" })), vectors(Embedder::builder(BERT).normalize(Normalize::On), &["cat"]));
+    assert_eq!(
+        embed(json!({ "inputs": "cat", "model": "bert" })),
+        vectors(Embedder::builder(BERT).normalize(Normalize::On), &["cat"])
+    );
     // Keys that are not known are passed over, and null means the default.
     let nulls = json!({ "inputs": "cat", "truncate": null, "prompt_name": null, "dimensions": null, "raw_scores": false });
     assert_eq!(embed(nulls), vectors(unit(), &["cat"]));
@@ -146,9 +149,7 @@ fn similarity_is_the_cosine() {
 fn tokens_are_shown_and_put_together_again() {
     let server = server(|_| {});
     let tokens = server.post("/tokenize", &json!({ "inputs": "The caté" })).ok();
-    let token = |id: u32, text: &str, place: Option<(usize, usize)>| {
-        json!({ "id": id, "text": text, "special": place.is_none(), "start": place.map(|p| p.0), "stop": place.map(|p| p.1) })
-    };
+    let token = |id: u32, text: &str, place: Option<(usize, usize)>| json!({ "id": id, "text": text, "special": place.is_none(), "start": place.map(|p| p.0), "stop": place.map(|p| p.1) });
     // The accent is stripped by the normaliser; its place in the text is two bytes long.
     let expected = [
         token(2, "[CLS]", None),
@@ -254,7 +255,14 @@ fn bad_input_is_answered_in_both_dialects() {
         validation("too many dimensions", r#"{"INPUT": "a", "dimensions": 9}"#, "1 to 8"),
         validation("an unknown prompt", r#"{"INPUT": "a", "prompt_name": "nosuch"}"#, "query"),
         validation("a prompt before ids", r#"{"INPUT": [2, 8], "prompt_name": "query"}"#, "token ids"),
-        fault("an unknown model", r#"{"INPUT": "a", "model": "nosuch"}"#, 404, "Validation", "model_not_found", "`nosuch` does not exist"),
+        fault(
+            "an unknown model",
+            r#"{"INPUT": "a", "model": "nosuch"}"#,
+            404,
+            "Validation",
+            "model_not_found",
+            "`nosuch` does not exist",
+        ),
         malformed("half a body", r#"{"INPUT": "#, "not JSON"),
         malformed("no body", "", "not JSON"),
         malformed("a lone surrogate", r#"{"INPUT": "\ud800"}"#, "not JSON"),
@@ -271,11 +279,16 @@ fn bad_input_is_answered_in_both_dialects() {
             headers: vec![("content-encoding", "gzip")],
             ..fault("a packed body", r#"{"INPUT": "a"}"#, 415, "Validation", "unsupported_media_type", "gzip")
         },
-        Fault { headers: vec![("x-priority", "high")], ..validation("an unknown class", r#"{"INPUT": "a"}"#, "interactive and bulk") },
+        Fault {
+            headers: vec![("x-priority", "high")],
+            ..validation("an unknown class", r#"{"INPUT": "a"}"#, "interactive and bulk")
+        },
     ];
     for Fault { what, body, headers, status, native, openai, says } in faults {
         for (path, key) in [("/embed", "inputs"), ("/embed_all", "inputs"), ("/v1/embeddings", "input")] {
-            if path == "/embed_all" && what.contains("dimensions") || path == "/embed_all" && (what.contains("wrong") || what.contains("negative")) {
+            if path == "/embed_all" && what.contains("dimensions")
+                || path == "/embed_all" && (what.contains("wrong") || what.contains("negative"))
+            {
                 continue; // It has no such key.
             }
             let body = replace(&body, b"INPUT", key.as_bytes());
@@ -401,7 +414,9 @@ fn what_the_server_tells_of_itself() {
 #[test]
 fn pages_of_other_origins_may_read_where_they_are_named() {
     let head = |origin: &str| {
-        format!("OPTIONS /embed HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: {origin}\r\naccess-control-request-method: POST\r\n\r\n")
+        format!(
+            "OPTIONS /embed HTTP/1.1\r\nhost: a\r\nconnection: close\r\norigin: {origin}\r\naccess-control-request-method: POST\r\n\r\n"
+        )
     };
     let all = server(|settings| settings.api_keys = vec!["k".into()]);
     assert_eq!(all.send(&head("http://a.b"), b"").header("access-control-allow-origin"), Some("*"));
@@ -413,7 +428,8 @@ fn pages_of_other_origins_may_read_where_they_are_named() {
 /// A request whose body is not all there: it is under way, and waits.
 fn half_sent(server: &Running, body: &str) -> std::net::TcpStream {
     let mut stream = server.connect();
-    let head = format!("POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&body.as_bytes()[..1]).unwrap();
     until(|| active(server) > 0);
@@ -572,7 +588,8 @@ fn servers_that_cannot_be_are_refused() {
     let mut settings = Settings::default();
     settings.api_keys = vec![String::new()];
     assert!(bind(vec![served("a", BERT)], settings).contains("key is empty"));
-    let missing = Server::bind(&[], vec![served("tiny", tiny_folder()), served("gone", "tests/fixtures/nosuch")], Settings::default());
+    let missing =
+        Server::bind(&[], vec![served("tiny", tiny_folder()), served("gone", "tests/fixtures/nosuch")], Settings::default());
     let error = missing.unwrap().run().unwrap_err();
     assert!(matches!(&error, ServeError::Load { name, .. } if name == "gone"), "{error}");
 }

@@ -183,7 +183,8 @@ impl Args {
             let ip = of_environment.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
             return Ok(Address::Tcp(SocketAddr::new(ip, self.port)));
         };
-        let found = (host.as_str(), self.port).to_socket_addrs().with_context(|| format!("--hostname {host} is no address"))?.next();
+        let found =
+            (host.as_str(), self.port).to_socket_addrs().with_context(|| format!("--hostname {host} is no address"))?.next();
         found.map(Address::Tcp).with_context(|| format!("--hostname {host} has no address"))
     }
 

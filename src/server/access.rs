@@ -88,7 +88,11 @@ fn admit(state: &State, request: &Request, arrived: Instant) -> Result<Admitted,
     }
     let permit = state.requests.clone().try_acquire_owned().map_err(|_| {
         let most = state.settings.max_concurrent_requests;
-        Failure::new(Kind::Overloaded, "concurrent_requests", format!("{most} requests are under way, as many as may be; try again later"))
+        Failure::new(
+            Kind::Overloaded,
+            "concurrent_requests",
+            format!("{most} requests are under way, as many as may be; try again later"),
+        )
     })?;
     state.metrics.active.inc();
     Ok(Admitted { call, _permit: Some(permit), _active: Some(Active(state.metrics.active.clone())) })
@@ -169,7 +173,9 @@ impl Open<'_> {
         }
         if let Some(failure) = failure {
             self.count_failure(failure.reason);
-            if matches!(failure.kind, Kind::Overloaded | Kind::Unhealthy | Kind::TooLarge | Kind::Timeout) && *self.method == Method::POST {
+            if matches!(failure.kind, Kind::Overloaded | Kind::Unhealthy | Kind::TooLarge | Kind::Timeout)
+                && *self.method == Method::POST
+            {
                 metrics.rejected.with_label_values(&[failure.reason]).inc();
             }
         }

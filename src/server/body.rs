@@ -24,9 +24,14 @@ impl<T: DeserializeOwned> FromRequest<Arc<State>> for Json<T> {
         check_type(request.headers())?;
         let limit = state.settings.payload_limit;
         let too_large = || {
-            Failure::new(Kind::TooLarge, "payload_limit", format!("the body has more than {limit} bytes; send fewer inputs at a time"))
+            Failure::new(
+                Kind::TooLarge,
+                "payload_limit",
+                format!("the body has more than {limit} bytes; send fewer inputs at a time"),
+            )
         };
-        let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let announced =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
@@ -84,7 +89,8 @@ pub(super) async fn answer<T: Serialize + Send + 'static>(
 ) -> Result<Response, Failure> {
     let write = move || serde_json::to_vec(&value);
     let written = if numbers > MANY { work::aside(state, write).await? } else { write() };
-    let bytes = written.map_err(|error| Failure::new(Kind::Backend, "backend", format!("the answer cannot be written: {error}")))?;
+    let bytes =
+        written.map_err(|error| Failure::new(Kind::Backend, "backend", format!("the answer cannot be written: {error}")))?;
     let mut response = ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response();
     if let Some(usage) = usage {
         response.extensions_mut().insert(usage);

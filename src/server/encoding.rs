@@ -40,7 +40,9 @@ impl Encoding {
             "ubinary" => Ok(Self::Ubinary),
             "int8" | "uint8" => Err(Failure::validation(
                 "encoding_format",
-                format!("`{name}` needs calibrated ranges of the values, which this server cannot take yet; ask for float, base64, binary or ubinary"),
+                format!(
+                    "`{name}` needs calibrated ranges of the values, which this server cannot take yet; ask for float, base64, binary or ubinary"
+                ),
             )),
             _ => Err(Failure::validation(
                 "encoding_format",

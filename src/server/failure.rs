@@ -165,7 +165,8 @@ impl From<crate::Error> for Failure {
             Error::Setting { setting: Setting::PromptName, .. } => Self::validation("prompt_name", message),
             Error::Setting { .. } => Self::validation("input", message),
             Error::Overloaded { tokens, limit, .. } if tokens > limit => {
-                let message = format!("the request has {tokens} tokens, and at most {limit} may wait; send fewer texts at a time");
+                let message =
+                    format!("the request has {tokens} tokens, and at most {limit} may wait; send fewer texts at a time");
                 Self { reason: "queue_tokens", ..Self::validation("input", message) }
             }
             Error::Overloaded { waiting, limit, .. } => {

@@ -17,6 +17,8 @@ mod openai;
 mod settings;
 mod state;
 mod status;
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
 mod tokens;
 mod work;
 
@@ -243,7 +245,8 @@ async fn load(state: &Arc<State>, loaders: Vec<Loader>) -> Result<(), ServeError
         });
     }
     while let Some(loaded) = loading.join_next().await {
-        let panicked = |error| ServeError::Runtime { source: std::io::Error::other(format!("a model's loading broke off: {error}")) };
+        let panicked =
+            |error| ServeError::Runtime { source: std::io::Error::other(format!("a model's loading broke off: {error}")) };
         let (place, model) = loaded.map_err(panicked)??;
         enter(state, place, model);
     }

@@ -142,7 +142,9 @@ impl Model {
             let row = row.map_err(|error| about(param, error))?;
             if row.truncated && !reading.truncate {
                 let most = tokenizer.max_tokens();
-                let message = format!("`{param}` of index {index} (from 0) has more than {most} tokens; shorten it, or let it be cut (`truncate`)");
+                let message = format!(
+                    "`{param}` of index {index} (from 0) has more than {most} tokens; shorten it, or let it be cut (`truncate`)"
+                );
                 return Err(Failure::validation(param, message));
             }
             // Which of the prompt's tokens are left is not known then.

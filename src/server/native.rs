@@ -7,9 +7,9 @@ use super::model::{Reading, Side};
 use super::state::State;
 use super::work::{self, Call, Usage};
 use crate::Similarity;
+use axum::Extension;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use axum::Extension;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -160,7 +160,8 @@ pub(super) async fn embed_all(
     let (rows, mut usage) = work::rows(&state, model, inputs, reading).await?;
     let (numbers, most) = (rows.tokens() * model.embedder.info().config.hidden_size, state.settings.max_response_values);
     if numbers > most {
-        let message = format!("the answer would have {numbers} numbers, at most {most} are given at a time; send fewer or shorter inputs");
+        let message =
+            format!("the answer would have {numbers} numbers, at most {most} are given at a time; send fewer or shorter inputs");
         return Err(Failure { reason: "response_limit", ..Failure::validation("inputs", message) });
     }
     let began = std::time::Instant::now();

@@ -48,7 +48,8 @@ pub(super) async fn tokenize(
     let prompt = model.prompt(request.prompt_name.as_deref())?;
     let tokenize = move || -> LibraryResult<_> {
         let describer = model.describer()?;
-        let tokens = |(index, text): (usize, &String)| describer.tokens(index, &format!("{prompt}{text}"), request.add_special_tokens);
+        let tokens =
+            |(index, text): (usize, &String)| describer.tokens(index, &format!("{prompt}{text}"), request.add_special_tokens);
         texts.iter().enumerate().map(tokens).collect::<LibraryResult<Vec<_>>>()
     };
     let tokens = work::aside(&state, tokenize).await??;

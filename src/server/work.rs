@@ -70,12 +70,7 @@ pub(super) fn check_count(state: &State, count: usize, param: &'static str) -> R
 ///
 /// # Errors
 /// As [`Model::rows`], and [`check_counts`].
-pub(super) async fn rows(
-    state: &State,
-    model: &Arc<Model>,
-    inputs: Inputs,
-    reading: Reading,
-) -> Result<(Rows, Usage), Failure> {
+pub(super) async fn rows(state: &State, model: &Arc<Model>, inputs: Inputs, reading: Reading) -> Result<(Rows, Usage), Failure> {
     check_counts(state, &inputs, reading.param)?;
     let began = Instant::now();
     let mut usage = Usage {
@@ -113,8 +108,7 @@ pub(super) async fn embed(
     state.metrics.embed_count.inc_by(inputs.items.len() as u64);
     let (rows, mut usage) = rows(state, model, inputs, reading).await?;
     let class = call.class.unwrap_or(if usage.inputs > QUESTIONS { Class::Bulk } else { Class::Interactive });
-    let settings =
-        SubmitSettings::default().with_deadline(call.arrived + state.settings.request_timeout).with_class(class);
+    let settings = SubmitSettings::default().with_deadline(call.arrived + state.settings.request_timeout).with_class(class);
     let submission = model.embedder.submit_rows(rows.rows.into_iter().map(Ok).collect(), rows.skip, settings);
     let results = submission.map_err(|error| failed(model, error))?.await;
     let label = if class == Class::Bulk { "bulk" } else { "interactive" };
