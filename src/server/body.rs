@@ -88,7 +88,7 @@ pub(super) async fn answer<T: Serialize + Send + 'static>(
     usage: Option<Usage>,
 ) -> Result<Response, Failure> {
     let write = move || serde_json::to_vec(&value);
-    let written = if numbers > MANY { work::aside(state, write).await? } else { write() };
+    let written = if numbers > MANY { work::aside(&state.helpers, write).await? } else { write() };
     let bytes =
         written.map_err(|error| Failure::new(Kind::Backend, "backend", format!("the answer cannot be written: {error}")))?;
     let mut response = ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response();

@@ -1,7 +1,7 @@
 //! TEI's own routes that give vectors: /embed and its aliases, /embed_all, /similarity.
 
 use super::body::{self, Json};
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use super::inputs::Inputs;
 use super::model::{Reading, Side};
 use super::state::State;
@@ -12,6 +12,7 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Of /embed, /, /invocations.
 #[derive(Debug, Deserialize)]
@@ -152,6 +153,7 @@ pub(super) async fn similarity(
 /// POST /embed_all: `[[[f32]]]`, the hidden state of every token of every input. They are no vectors of the text: neither pooled nor scaled.
 pub(super) async fn embed_all(
     Shared(state): Shared<Arc<State>>,
+    Extension(call): Extension<Call>,
     Json(request): Json<EmbedAllRequest>,
 ) -> Result<Response, Failure> {
     let EmbedAllRequest { inputs, truncate, truncation_direction, prompt_name, model } = request;
@@ -164,9 +166,14 @@ pub(super) async fn embed_all(
             format!("the answer would have {numbers} numbers, at most {most} are given at a time; send fewer or shorter inputs");
         return Err(Failure { reason: "response_limit", ..Failure::validation("inputs", message) });
     }
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let runner = model.clone();
-    let states = work::aside(&state, move || runner.embedder.hidden_states_of_rows(&rows.rows)).await?;
+    let run = work::aside(&state.direct, move || runner.embedder.hidden_states_of_rows(&rows.rows));
+    // It is not submitted, so that the deadline is looked at here.
+    let deadline = call.arrived + state.settings.request_timeout;
+    let late =
+        |_| Failure::new(Kind::Overloaded, "deadline", "the deadline passed before the states were there; try again later");
+    let states = tokio::time::timeout_at(deadline.into(), run).await.map_err(late)??;
     let states = states.map_err(|error| work::failed(model, error))?;
     model.health.proved();
     usage.inference = began.elapsed();

@@ -52,7 +52,7 @@ pub(super) async fn tokenize(
             |(index, text): (usize, &String)| describer.tokens(index, &format!("{prompt}{text}"), request.add_special_tokens);
         texts.iter().enumerate().map(tokens).collect::<LibraryResult<Vec<_>>>()
     };
-    let tokens = work::aside(&state, tokenize).await??;
+    let tokens = work::aside(&state.helpers, tokenize).await??;
     let numbers = tokens.iter().map(Vec::len).sum();
     body::answer(&state, tokens, numbers, None).await
 }
@@ -70,7 +70,7 @@ pub(super) async fn decode(Shared(state): Shared<Arc<State>>, Json(request): Jso
         let texts = rows.iter().enumerate().map(|(index, ids)| describer.decode(index, ids, request.skip_special_tokens));
         texts.collect::<LibraryResult<Vec<String>>>()
     };
-    let texts = work::aside(&state, decode).await?;
+    let texts = work::aside(&state.helpers, decode).await?;
     // The ids are not under `input`.
     let texts = texts.map_err(|error| Failure { param: Some("ids"), ..Failure::from(error) })?;
     body::answer(&state, texts, 0, None).await

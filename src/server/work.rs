@@ -1,12 +1,13 @@
 //! A request's inputs to vectors: checked, tokenised, submitted and awaited.
 
-use super::failure::Failure;
+use super::failure::{Failure, Kind};
 use super::inputs::{Inputs, Item};
 use super::model::{Model, Reading, Rows, Shape};
 use super::state::State;
 use crate::{Class, SubmitSettings};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Inputs whose bytes are fewer than these are tokenised at once, which takes some milliseconds at most; others beside the runtime's threads.
 const SHORT: usize = 16 * 1024;
@@ -86,7 +87,7 @@ pub(super) async fn rows(state: &State, model: &Arc<Model>, inputs: Inputs, read
         model.rows(&inputs, &reading)?
     } else {
         let model = model.clone();
-        aside(state, move || model.rows(&inputs, &reading)).await??
+        aside(&state.helpers, move || model.rows(&inputs, &reading)).await??
     };
     (usage.tokens, usage.tokenization) = (rows.tokens(), began.elapsed());
     rows.rows.iter().for_each(|row| state.metrics.input_length.observe(row.ids.len() as f64));
@@ -125,14 +126,16 @@ pub(super) async fn embed(
     Ok((vectors, usage))
 }
 
-/// Runs `work`, which takes more than some milliseconds, beside the runtime's own threads; as many at a time as there are cores.
+/// Runs `work`, which takes more than some milliseconds, beside the runtime's own threads; as many at a time as `places` has permits.
 ///
 /// # Errors
 /// A panic of `work`.
-pub(super) async fn aside<T: Send + 'static>(state: &State, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    use super::failure::Kind;
+pub(super) async fn aside<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
     let broken = |what: String| Failure::new(Kind::Backend, "backend", what);
-    let permit = state.helpers.clone().acquire_owned().await.map_err(|error| broken(error.to_string()))?;
+    let permit = places.clone().acquire_owned().await.map_err(|error| broken(error.to_string()))?;
     let done = tokio::task::spawn_blocking(move || {
         // Kept until the work is done, also where nobody waits for it any more.
         let _permit = permit;
@@ -144,7 +147,7 @@ pub(super) async fn aside<T: Send + 'static>(state: &State, work: impl FnOnce() 
 /// `error` of the executor: one that may be more than this request's is looked into.
 pub(super) fn failed(model: &Model, error: crate::Error) -> Failure {
     let failure = Failure::from(error);
-    if failure.kind == super::failure::Kind::Backend {
+    if failure.kind == Kind::Backend {
         model.health.suspect();
     }
     failure

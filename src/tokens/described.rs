@@ -49,18 +49,18 @@ impl Describer {
             .inner
             .encode(text, add_special_tokens)
             .map_err(|error| Error::Text { text: index, reason: error.to_string() })?;
-        let places = encoding.get_offsets().iter().zip(encoding.get_special_tokens_mask());
-        let named = encoding.get_ids().iter().zip(encoding.get_tokens());
-        let describe = |((&id, name), (&(start, stop), &special)): ((&u32, &String), (&(usize, usize), &u32))| {
-            if special == 1 {
+        let describe = |place: usize| {
+            let (id, name) = (encoding.get_ids()[place], &encoding.get_tokens()[place]);
+            if encoding.get_special_tokens_mask()[place] == 1 {
                 return DescribedToken { id, text: name.clone(), special: true, start: None, stop: None };
             }
+            let (start, stop) = encoding.get_offsets()[place];
             // A token of bytes may lie within a character.
             let bytes = text.as_bytes().get(start..stop).unwrap_or_default();
             let text = String::from_utf8_lossy(bytes).into_owned();
             DescribedToken { id, text, special: false, start: Some(start), stop: Some(stop) }
         };
-        Ok(named.zip(places).map(describe).collect())
+        Ok((0..encoding.len()).map(describe).collect())
     }
 
     /// The text that `ids` stand for. Ids that the vocabulary does not have are an error: the library leaves them out.
