@@ -44,6 +44,8 @@ pub mod pooling;
 mod progress;
 pub mod quantization;
 mod scheduler;
+#[cfg(all(feature = "serve", not(unix)))]
+compile_error!("the feature `serve` needs Unix: it listens on Unix sockets, too");
 #[cfg(feature = "serve")]
 pub mod server;
 mod setting;

@@ -398,7 +398,8 @@ fn what_the_server_tells_of_itself() {
     server.post("/embed", &json!({ "inputs": [] }));
     let metrics = String::from_utf8(server.get("/metrics").body).unwrap();
     for line in [
-        "te_request_count{method=\"batch\"} 1",
+        "te_request_count{method=\"batch\"} 2",
+        "te_request_success{method=\"batch\"} 1",
         "te_request_count{method=\"single\"} 2",
         "te_request_success{method=\"single\"} 2",
         "te_request_failure{err=\"empty\"} 1",

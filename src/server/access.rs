@@ -163,9 +163,6 @@ impl Open<'_> {
         self.ended = true;
         let metrics = &self.state.metrics;
         if let Some(usage) = usage {
-            let method = if usage.listed { "batch" } else { "single" };
-            metrics.request_count.with_label_values(&[method]).inc();
-            metrics.request_success.with_label_values(&[method]).inc();
             metrics.request_duration.observe(self.arrived.elapsed().as_secs_f64());
             metrics.tokenization_duration.observe(usage.tokenization.as_secs_f64());
             metrics.queue_duration.observe(usage.queue.as_secs_f64());

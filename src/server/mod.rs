@@ -1,7 +1,7 @@
 //! The HTTP server: TEI's and OpenAI's routes for models that are loaded once and shared by all requests.
 //!
-//! A request's way: [`listen`] (connection) -> [`access`] (key, limits, log) -> [`body`] (JSON) -> [`native`], [`openai`] or [`tokens`] (what is asked)
-//! -> [`work`] (ids, submission, vectors) -> [`body`] (JSON). What goes wrong is a [`failure::Failure`], which the front door writes in the route's dialect.
+//! A request's way: `listen` (connection) -> `access` (key, limits, log) -> `body` (JSON) -> `native`, `openai` or `tokens` (what is asked)
+//! -> `work` (ids, submission, vectors) -> `body` (JSON). What goes wrong is a `failure::Failure`, which the front door writes in the route's dialect.
 
 mod access;
 mod body;

@@ -175,7 +175,7 @@ pub(super) async fn embed_all(
         |_| Failure::new(Kind::Overloaded, "deadline", "the deadline passed before the states were there; try again later");
     let states = tokio::time::timeout_at(deadline.into(), run).await.map_err(late)??;
     let states = states.map_err(|error| work::failed(model, error))?;
-    model.health.proved();
+    work::succeeded(&state, model, &usage);
     usage.inference = began.elapsed();
     let all: Vec<Vec<Vec<f32>>> =
         states.iter().map(|text| text.values.chunks_exact(text.hidden_size.max(1)).map(<[f32]>::to_vec).collect()).collect();

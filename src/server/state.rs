@@ -87,7 +87,8 @@ impl State {
         };
         let slot = slot.ok_or_else(|| {
             let known: Vec<&str> = self.slots.iter().flat_map(|slot| &slot.names).map(String::as_str).collect();
-            let name: String = name.unwrap_or_default().chars().take(200).collect();
+            // It goes into a line of the log.
+            let name: String = name.unwrap_or_default().chars().take(200).flat_map(char::escape_debug).collect();
             let message = format!("The model `{name}` does not exist; there are: {}", known.join(", "));
             Failure { param: Some("model"), ..Failure::new(Kind::UnknownModel, "model", message) }
         })?;

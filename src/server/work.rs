@@ -72,6 +72,8 @@ pub(super) fn check_count(state: &State, count: usize, param: &'static str) -> R
 /// # Errors
 /// As [`Model::rows`], and [`check_counts`].
 pub(super) async fn rows(state: &State, model: &Arc<Model>, inputs: Inputs, reading: Reading) -> Result<(Rows, Usage), Failure> {
+    state.metrics.request_count.with_label_values(&[method(inputs.listed)]).inc();
+    state.metrics.embed_count.inc_by(inputs.items.len() as u64);
     check_counts(state, &inputs, reading.param)?;
     let began = Instant::now();
     let mut usage = Usage {
@@ -106,7 +108,6 @@ pub(super) async fn embed(
     reading: Reading,
     shape: Shape,
 ) -> Result<(Vec<Vec<f32>>, Usage), Failure> {
-    state.metrics.embed_count.inc_by(inputs.items.len() as u64);
     let (rows, mut usage) = rows(state, model, inputs, reading).await?;
     let class = call.class.unwrap_or(if usage.inputs > QUESTIONS { Class::Bulk } else { Class::Interactive });
     let settings = SubmitSettings::default().with_deadline(call.arrived + state.settings.request_timeout).with_class(class);
@@ -122,8 +123,19 @@ pub(super) async fn embed(
         usage.inference += embedding.ran / usage.inputs as u32;
         vectors.push(model.finish(&embedding.values, shape)?);
     }
-    model.health.proved();
+    succeeded(state, model, &usage);
     Ok((vectors, usage))
+}
+
+/// Counts what was given, and takes it for a proof that the executor works.
+pub(super) fn succeeded(state: &State, model: &Model, usage: &Usage) {
+    model.health.proved();
+    state.metrics.request_success.with_label_values(&[method(usage.listed)]).inc();
+}
+
+/// TEI's label for requests of one input and of a list.
+fn method(listed: bool) -> &'static str {
+    if listed { "batch" } else { "single" }
 }
 
 /// Runs `work`, which takes more than some milliseconds, beside the runtime's own threads; as many at a time as `places` has permits.
