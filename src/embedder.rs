@@ -9,6 +9,7 @@ mod run;
 mod submission;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
+mod texts;
 #[cfg(feature = "cuda")]
 mod widening;
 
@@ -19,16 +20,18 @@ pub use submission::{Embedding, Submission, SubmitSettings};
 use crate::executor::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
-use crate::scheduler::{Class, Flow, QueueStatus, Refused, Scheduler, Submitted};
+use crate::scheduler::{Flow, Full, NewTexts, QueueStatus, Refused, Scheduler};
+#[cfg(feature = "serve")]
+use crate::tokens::batches_from_ids;
 use crate::tokens::{BatchPlan, Row, TokenBatch, Tokenized, Tokenizer, without_tokens};
 use crate::trace;
 use crate::{Error, Result, Similarity};
-use run::{BatchEnd, OnFailure, Run};
+use run::{BatchEnd, Run};
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use submission::Texts;
+use texts::{Job, Texts};
 
 thread_local! {
     /// The batch of single rows of ids, refilled at every call. Taken, not borrowed: reading a row may run a call of its own.
@@ -66,7 +69,7 @@ pub struct Embedder {
     prompts: Prompts,
     backend: Arc<dyn Backend>,
     /// One for all embedders of the executor.
-    scheduler: Arc<Scheduler>,
+    scheduler: Arc<Scheduler<Texts>>,
     #[cfg(feature = "cuda")]
     gpu: Option<Gpu>,
     /// [`Embedder::info`] from the moment on when values overflowed fp16.
@@ -297,7 +300,7 @@ impl Embedder {
     /// As [`Embedder::hidden_states`] for rows that a tokenizer of this model gave.
     #[cfg(feature = "serve")]
     pub(crate) fn hidden_states_of_rows(&self, rows: &[Row]) -> Result<Vec<HiddenStates>> {
-        self.hidden_of(&self.tokenizer.batches(rows, 0, &self.plan)?, rows.len())
+        self.hidden_of(&batches_from_ids(rows, self.info.config.vocab_size, 0, &self.plan)?, rows.len())
     }
 
     /// Runs a text of one token on the executor at once, beside whatever waits for a turn: whether the executor still works.
@@ -308,7 +311,7 @@ impl Embedder {
     pub(crate) fn probe(&self) -> Result<()> {
         let row = Row { ids: vec![self.tokenizer.probe_id()], truncated: false };
         let mut vector = vec![0.0; self.info.dim];
-        for batch in self.tokenizer.batches(&[row], 0, &self.plan)? {
+        for batch in batches_from_ids(&[row], self.info.config.vocab_size, 0, &self.plan)? {
             self.backend.encode(&batch, &mut vector)?;
             check_finite(&vector, self.info.dim, batch.rows())?;
         }
@@ -375,14 +378,17 @@ impl Embedder {
             put_in_order(batch, &vectors, dim, out);
             return Ok(());
         }
-        let (run, _) = self.run(batches, OnFailure::EndCall, None, None)?;
+        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches));
+        if !run.token_batches().is_empty() {
+            self.scheduler.run(run.clone()).map_err(|error| self.no_thread(&error))?;
+        }
         let mut failure = None;
         for (batch, end) in run.token_batches().iter().zip(run.wait()) {
             match end {
-                BatchEnd::Vectors { vectors, .. } => put_in_order(batch, &vectors, dim, out),
+                BatchEnd::Vectors(vectors) => put_in_order(batch, &vectors, dim, out),
                 BatchEnd::Failed(error) => failure = failure.or(Some(error)),
                 // Behind the one that failed.
-                BatchEnd::Left(_) => {}
+                BatchEnd::NotBegun => {}
             }
         }
         failure.map_or(Ok(()), Err)
@@ -399,44 +405,27 @@ impl Embedder {
         check_finite(out, self.info.dim, batch.rows())
     }
 
-    /// Hands `batches` to the scheduler's workers.
-    fn run(
-        &self,
-        batches: Vec<TokenBatch>,
-        on_failure: OnFailure,
-        class: Option<Class>,
-        deadline: Option<Instant>,
-    ) -> Result<(Arc<Run>, Option<Submitted>)> {
-        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches, class, on_failure));
-        if run.is_done() {
-            return Ok((run, None));
-        }
-        let submitted = self.scheduler.submit(run.clone(), deadline).map_err(|refused| match refused {
-            Refused::NoThread(error) => Error::Backend {
-                backend: self.info.backend,
-                reason: format!("the system gives no thread to run batches on: {error}"),
-            },
-            Refused::Full { waiting, limit, texts, tokens } => Error::Overloaded { waiting, limit, texts, tokens },
-        })?;
-        Ok((run, Some(submitted)))
-    }
-
     /// As [`Embedder::submit`] for rows that a tokenizer of this model gave; pooling leaves out the first `skip` tokens of each.
     pub(crate) fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
-        let now = Instant::now();
-        let patience = settings.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
-        let (mut each, mut places, mut whole) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
-        for (text, row) in rows.into_iter().enumerate() {
-            each.push(row.map(|row| {
-                let known = (row.ids.len() as u32, row.truncated);
-                places.push(text);
-                whole.push(row);
-                known
-            }));
+        let SubmitSettings { deadline, class } = settings;
+        let came = Instant::now();
+        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(came));
+        let job = Job { dim: self.info.dim, vocab_size: self.info.config.vocab_size, skip, came, patience };
+        let texts = Arc::new(Texts::new(self.backend.clone(), job, rows));
+        if texts.is_done() {
+            return Ok(Submission::new(texts, None));
         }
-        let batches = self.tokenizer.batches(&whole, skip, &self.plan)?;
-        let (run, submitted) = self.run(batches, OnFailure::GoOn, Some(settings.class), settings.deadline)?;
-        Ok(Submission::new(run, Texts { each, places, dim: self.info.dim, came: now, patience }, submitted))
+        let new = NewTexts { owner: texts.clone(), class, group: skip, came, deadline, lengths: texts.lengths() };
+        let submitted = self.scheduler.submit(new).map_err(|refused| match refused {
+            Refused::NoThread(error) => self.no_thread(&error),
+            Refused::Full(Full { waiting, limit, texts, tokens }) => Error::Overloaded { waiting, limit, texts, tokens },
+        })?;
+        Ok(Submission::new(texts, Some(submitted)))
+    }
+
+    fn no_thread(&self, error: &std::io::Error) -> Error {
+        let reason = format!("the system gives no thread to run batches on: {error}");
+        Error::Backend { backend: self.info.backend, reason }
     }
 }
 

@@ -8,16 +8,30 @@ mod counting;
 mod scheduler;
 
 use counting::allocations;
-use scheduler::{Flow, Scheduler};
+use scheduler::{Flow, Left, LineSettings, Part, Scheduler, Texts};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use trt_embed::tokens;
 use trt_embed::tokens::{BatchPlan, BatchSize};
 
+/// Nothing is submitted.
+struct Nothing;
+
+impl Texts for Nothing {
+    fn run(_: Vec<Part<Arc<Self>>>) {}
+    fn leave(&self, _: &[u32], _: Left) {}
+}
+
 #[test]
 fn a_turn_allocates_nothing_whether_it_waits_or_not() {
-    let scheduler = Scheduler::new(BatchPlan::new(1, 512, 1), None);
+    let scheduler = Scheduler::<Nothing>::new(LineSettings {
+        plan: BatchPlan::new(1, 512, 1),
+        queue_tokens: None,
+        overtakings: 4,
+        linger: Duration::ZERO,
+    });
     let turns = |count: usize| {
         for tokens in 1..=count {
             drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, tokens)));

@@ -4,13 +4,17 @@ use super::{BackendChoice, ChosenBackend, Embedder, Info, Normalize, auto};
 use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{LineSettings, Scheduler};
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::BuildSettings;
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
 use crate::{Error, Progress, Result, Setting};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// See [`EmbedderBuilder::overtakings`].
+const OVERTAKINGS: usize = 4;
 
 /// Settings of an [`Embedder`].
 #[derive(Clone)]
@@ -31,6 +35,8 @@ pub struct EmbedderBuilder {
     queue_tokens: Option<usize>,
     /// Vectors of the model's full width, not scaled.
     raw: bool,
+    overtakings: Option<usize>,
+    linger: Duration,
     invariant: bool,
     #[cfg(feature = "cuda")]
     precision: Option<crate::native::Precision>,
@@ -80,6 +86,8 @@ impl EmbedderBuilder {
             lanes: None,
             queue_tokens: None,
             raw: false,
+            overtakings: None,
+            linger: Duration::ZERO,
             invariant: false,
             #[cfg(feature = "cuda")]
             precision: None,
@@ -200,6 +208,23 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Most batches of interactive texts, those of synchronous calls included, that are begun one after another while a
+    /// [`Bulk`](crate::Class::Bulk) text waits: the bulk text whose turn it is in its class is overtaken so many times at most, then the next
+    /// batch is bulk's. 4 where not set; with 0 bulk goes first.
+    #[must_use]
+    pub fn overtakings(mut self, batches: usize) -> Self {
+        self.overtakings = Some(batches);
+        self
+    }
+
+    /// How long a submitted text may wait for others to share its batch though the executor has a free place; not at all where not set. Under load
+    /// texts gather while batches run, so that this helps few: it trades the latency of a lone text for fewer batches.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
     /// Whether a text's vector is the same bits whatever shares its batch. Only the backend `cuda` can say so, which [`BackendChoice::Auto`] then means,
     /// nothing else: it then runs all texts by kernels with one order of sums, and never changes the precision. On one GPU: another kind of GPU has other
     /// kernels.
@@ -308,7 +333,12 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
-            scheduler: Arc::new(Scheduler::new(plan.clone(), self.queue_tokens)),
+            scheduler: Arc::new(Scheduler::new(LineSettings {
+                plan: plan.clone(),
+                queue_tokens: self.queue_tokens,
+                overtakings: self.overtakings.unwrap_or(OVERTAKINGS),
+                linger: self.linger,
+            })),
             #[cfg(feature = "cuda")]
             gpu: executor.gpu,
             #[cfg(feature = "cuda")]

@@ -1,6 +1,8 @@
 //! Calls and submissions on an executor that counts: nothing is timed.
 
 use super::*;
+use crate::Class;
+use crate::scheduler::LineSettings;
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
@@ -105,7 +107,12 @@ fn embedder(fake: &Arc<Fake>) -> Embedder {
     Embedder {
         info: Info { dim: DIM, limits, backend: fake.name(), ..real.info },
         backend: fake.clone(),
-        scheduler: Arc::new(Scheduler::new(BatchPlan::new(ROWS, usize::MAX, limits.parallelism), Some(QUEUE_TOKENS))),
+        scheduler: Arc::new(Scheduler::new(LineSettings {
+            plan: BatchPlan::new(ROWS, usize::MAX, limits.parallelism),
+            queue_tokens: Some(QUEUE_TOKENS),
+            overtakings: 2,
+            linger: Duration::ZERO,
+        })),
         // Every batch is full: what matters here is how many there are.
         plan: BatchPlan::new(ROWS, usize::MAX, 1),
         ..real

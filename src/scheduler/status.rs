@@ -38,7 +38,7 @@ pub struct QueueStatus {
     pub expired: u64,
     /// Submitted texts that were never begun because they were given up.
     pub cancelled: u64,
-    /// Batches of interactive texts that went before bulk texts which had come earlier.
+    /// Batches of interactive texts, those of synchronous calls included, that were begun while bulk texts waited.
     pub overtakings: u64,
 }
 
@@ -58,13 +58,26 @@ impl QueueStatus {
         self.interactive.tokens.saturating_add(self.bulk.tokens)
     }
 
+    pub(super) fn comes(&mut self, class: Class, texts: usize, tokens: usize) {
+        let waiting = self.waiting_mut(class);
+        waiting.texts += texts;
+        waiting.tokens += tokens;
+    }
+
     pub(super) fn no_longer_waits(&mut self, class: Class, texts: usize, tokens: usize) {
         let waiting = self.waiting_mut(class);
         waiting.texts -= texts;
         waiting.tokens -= tokens;
     }
 
-    pub(super) fn waiting_mut(&mut self, class: Class) -> &mut Waiting {
+    pub(super) fn waiting(&self, class: Class) -> Waiting {
+        match class {
+            Class::Interactive => self.interactive,
+            Class::Bulk => self.bulk,
+        }
+    }
+
+    fn waiting_mut(&mut self, class: Class) -> &mut Waiting {
         match class {
             Class::Interactive => &mut self.interactive,
             Class::Bulk => &mut self.bulk,

@@ -231,8 +231,10 @@ fn an_executor_that_fails_or_hangs_makes_the_server_unready_until_it_works_again
 fn a_busy_executor_is_asked_beside_its_queue() {
     let fake = Fake::new(0);
     let server = serve(&fake, |_| {});
-    let (first, second) = (server.ask(20), server.ask(21));
-    until(|| fake.begun() == [20] && server.queue().interactive.texts == 1);
+    let first = server.ask(20);
+    until(|| fake.begun() == [20]);
+    let second = server.ask(21);
+    until(|| server.queue().interactive.texts == 1);
     // Both wait, and the watchdog does not: its failure is seen.
     fake.change(|doing| doing.probe = Probe::Fails);
     until(|| !server.handle.is_ready());

@@ -322,11 +322,6 @@ impl Tokenizer {
         Ok(Row { ids: row.to_vec(), truncated: false })
     }
 
-    /// Cuts `rows`, which [`Tokenizer::rows`] or [`Tokenizer::row_of_ids`] gave, into batches. `skip`: see [`TokenBatch::skip`].
-    pub(crate) fn batches(&self, rows: &[Row], skip: u32, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
-        batches_from_ids(rows, self.settings.vocab_size, skip, plan)
-    }
-
     /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a tokenizer
     /// that is served in one pass (WordPiece, byte-level BPE, Unigram behind Metaspace) nothing is allocated where `ids` and the thread have done as much before.
     ///
