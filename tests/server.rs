@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::sync::LazyLock;
 use std::time::Duration;
 use tempfile::TempDir;
-use trt_embed::server::{Address, Ended, ServeError, Server, Settings};
+use trt_embed::server::{Address, Ended, ServeError, Served, Server, Settings};
 use trt_embed::{BackendChoice, Embedder, EmbedderBuilder, Normalize, Similarity};
 
 const BERT: &str = "tests/fixtures/bert";
@@ -28,7 +28,12 @@ fn tiny_folder() -> &'static str {
 
 /// The library with the first model.
 fn tiny() -> EmbedderBuilder {
-    Embedder::builder(tiny_folder()).backend(BackendChoice::Cpu)
+    library(tiny_folder())
+}
+
+/// As [`served`] has it.
+fn library(folder: &str) -> EmbedderBuilder {
+    Embedder::builder(folder).backend(BackendChoice::Cpu).batch_size(1)
 }
 
 /// A server of `tiny` and, as another model, `bert`.
@@ -56,10 +61,7 @@ fn embed_gives_the_librarys_vectors() {
     let cut = tiny().normalize(Normalize::Off).dim(3);
     assert_eq!(embed(json!({ "inputs": texts, "dimensions": 3, "normalize": false })), vectors(cut, &texts));
     assert_eq!(embed(json!({ "inputs": "cat", "prompt_name": "query" })), vectors(unit().prompt_name("query"), &["cat"]));
-    assert_eq!(
-        embed(json!({ "inputs": "cat", "model": "bert" })),
-        vectors(Embedder::builder(BERT).normalize(Normalize::On), &["cat"])
-    );
+    assert_eq!(embed(json!({ "inputs": "cat", "model": "bert" })), vectors(library(BERT).normalize(Normalize::On), &["cat"]));
     // Keys that are not known are passed over, and null means the default.
     let nulls = json!({ "inputs": "cat", "truncate": null, "prompt_name": null, "dimensions": null, "raw_scores": false });
     assert_eq!(embed(nulls), vectors(unit(), &["cat"]));
@@ -70,6 +72,22 @@ fn embed_gives_the_librarys_vectors() {
     let predictions = server.post("/vertex", &instances).ok();
     assert_eq!(rows(&predictions["predictions"][0]), vectors(unit(), &["cat"]));
     assert_eq!(rows(&predictions["predictions"][1]), vectors(unit().dim(3), &texts));
+}
+
+#[test]
+fn texts_that_share_batches_have_the_librarys_vectors() {
+    let model = Served { names: vec!["bert".into()], builder: Embedder::builder(BERT).backend(BackendChoice::Cpu) };
+    let server = start(vec![model], Settings::default());
+    let texts: Vec<String> =
+        (1..=32).map(|words| vec!["the cat sat on a mat"; words % 7 + 1].join(" ") + &".".repeat(words)).collect();
+    let expected: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let expected = vectors(library(BERT).normalize(Normalize::On), &expected);
+    let got = rows(&server.post("/embed", &json!({ "inputs": texts })).ok());
+    assert_eq!(got.len(), expected.len());
+    for (got, expected) in got.iter().zip(&expected) {
+        // Sums are ordered otherwise: unit vectors of 40 values, some tens of roundings.
+        assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 100.0 * f32::EPSILON), "{got:?} {expected:?}");
+    }
 }
 
 #[test]

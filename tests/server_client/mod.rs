@@ -26,8 +26,9 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// Texts run one by one: on the CPU the last bits of a vector depend on what shares its batch, and that is the queue's choice.
 pub fn served(name: &str, folder: &str) -> Served {
-    Served { names: vec![name.into()], builder: Embedder::builder(folder).backend(BackendChoice::Cpu) }
+    Served { names: vec![name.into()], builder: Embedder::builder(folder).backend(BackendChoice::Cpu).batch_size(1) }
 }
 
 /// A server on a free port of loopback, once it is ready.
