@@ -3,7 +3,7 @@
 
 #[path = "common/counting.rs"]
 mod counting;
-#[allow(dead_code)] // jobs are not looked at
+#[allow(dead_code, unused_imports)] // what is submitted is not looked at
 #[path = "../src/scheduler/mod.rs"]
 mod scheduler;
 

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 const WINDOW: usize = 512;
 /// How long after the last interactive text bulk batches stay bounded.
 const ABOUT: Duration = Duration::from_secs(1);
-/// How many times what interactive texts have cost since the last one a bulk batch may cost: bulk keeps six parts of seven.
-const BULK_SHARE: f64 = 6.0;
+/// How many times what interactive texts have cost since the last bulk batch the next one may cost: so that interactive texts which come back
+/// after each bulk batch leave twelve parts of thirteen to bulk.
+const BULK_SHARE: f64 = 12.0;
 
 /// How the line is kept.
 #[derive(Debug, Clone)]

@@ -15,6 +15,11 @@ fn settings(plan: BatchPlan) -> LineSettings {
     LineSettings { plan, queue_tokens: None, overtakings: OVERTAKINGS, linger: Duration::ZERO }
 }
 
+fn with_costs(mut plan: BatchPlan, costs: Vec<ShapeCost>) -> BatchPlan {
+    plan.costs = Some(Arc::new(ShapeCosts::new(costs)));
+    plan
+}
+
 fn measured() -> BatchPlan {
     let bucket = |rows, seq, micros| ShapeCost {
         range: SizeRange::padded((rows, seq), (rows, seq)),
@@ -23,14 +28,13 @@ fn measured() -> BatchPlan {
     };
     let wide = ShapeCost { range: SizeRange::padded((1, 1), (16, 512)), min_micros: 600.0, max_micros: 9000.0 };
     let costs = vec![bucket(1, 32, 410.0), bucket(1, 128, 490.0), bucket(8, 64, 700.0), bucket(32, 128, 1900.0), wide];
-    BatchPlan { costs: Some(Arc::new(ShapeCosts::new(costs))), ..BatchPlan::new(32, usize::MAX, 2) }
+    with_costs(BatchPlan::new(32, usize::MAX, 2), costs)
 }
 
 fn packed() -> BatchPlan {
     let (min, max) = (BatchSize::padded(1, 1), BatchSize { rows: 64, longest: 512, tokens: 4096 });
     let range = SizeRange { layout: Layout::Packed, min, max };
-    let costs = ShapeCosts::new(vec![ShapeCost { range, min_micros: 200.0, max_micros: 4000.0 }]);
-    BatchPlan { costs: Some(Arc::new(costs)), ..BatchPlan::new(64, 4096, 1) }
+    with_costs(BatchPlan::new(64, 4096, 1), vec![ShapeCost { range, min_micros: 200.0, max_micros: 4000.0 }])
 }
 
 fn plans() -> [BatchPlan; 3] {
@@ -56,7 +60,7 @@ fn owners(pack: &[Part<usize>]) -> Vec<usize> {
 #[test]
 fn texts_of_many_callers_share_a_batch_of_neighbours_in_length() {
     let (now, mut line) = (Instant::now(), Numbers::new(settings(BatchPlan::new(16, 1024, 1))));
-    for (owner, length) in [20, 200, 21, 22, 210, 20].into_iter().enumerate() {
+    for (owner, length) in [20, 200, 21, 22, 205, 20].into_iter().enumerate() {
         line.submit(texts(owner, Class::Interactive, now, &[length])).unwrap();
     }
     // Whose turn it is goes first; the others in the order of the line.
@@ -66,7 +70,7 @@ fn texts_of_many_callers_share_a_batch_of_neighbours_in_length() {
     assert_eq!(owners(&pack(&mut line, now)), [1, 4]);
     assert!(matches!(line.next(now, 1), Next::Nothing));
     let status = line.status();
-    assert_eq!((status.batches, status.texts, status.tokens, status.run_tokens), (2, 6, 493, 4 * 22 + 2 * 210));
+    assert_eq!((status.batches, status.texts, status.tokens, status.run_tokens), (2, 6, 488, 4 * 22 + 2 * 205));
 }
 
 #[test]
@@ -109,7 +113,7 @@ fn bulk_batches_are_bounded_while_interactive_texts_are_about() {
     assert_eq!(rows(pack(&mut line, now)), 64);
     line.submit(texts(1, Class::Interactive, now, &[10])).unwrap();
     assert_eq!(owners(&pack(&mut line, now)), [1]);
-    // Nine tenths of the best throughput take some 1300 us.
+    // Twelve times what the interactive text cost are some 2500 us, of the 4000 that a full batch takes.
     let bounded = rows(pack(&mut line, now));
     assert!((16..48).contains(&bounded), "{bounded}");
     now += ABOUT;

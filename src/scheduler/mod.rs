@@ -10,8 +10,7 @@ mod queue;
 mod status;
 
 use crate::tokens::BatchSize;
-pub(crate) use line::{Full, LineSettings, NewTexts, Part};
-use line::{Line, Next};
+pub(crate) use line::{Full, Line, LineSettings, NewTexts, Next, Part};
 pub(crate) use queue::Flow;
 pub use status::{Class, QueueStatus, Waiting};
 use std::collections::VecDeque;

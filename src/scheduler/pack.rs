@@ -3,11 +3,12 @@
 use crate::tokens::{BatchPlan, BatchSize};
 use std::ops::Range;
 
-/// What a batch costs an executor without measured times beside the tokens that it runs, in tokens: joining rows pays where it pads less than
-/// this. On the CPU, MiniLM's single text takes some 0.4 ms that do not depend on its length, as long as 16 tokens do.
-const OVERHEAD: f64 = 16.0;
+/// What a batch is taken to cost beside the tokens that it runs, in tokens, on an executor without measured times: joining rows pays where it
+/// pads less than this. Assumed, not measured; it is little, for batches of 256 and of 512 tokens run equally fast on the CPU
+/// (benches/RESULTS.md).
+const OVERHEAD: f64 = 8.0;
 /// Part of the best throughput that a bounded batch must reach.
-const ECONOMICAL: f64 = 0.9;
+const ECONOMICAL: f64 = 0.95;
 /// Points of a range of shapes that are looked at.
 const STEPS: usize = 64;
 
@@ -30,10 +31,10 @@ pub(super) fn cost(plan: &BatchPlan, size: BatchSize) -> Option<f64> {
 }
 
 /// Which rows of these lengths, longest first and at least one, run together with row `lead`: of the groups of neighbours that are tried, the one
-/// that costs least beside what its rows cost one by one. So a batch grows while that pays.
+/// that saves most beside its rows one by one. So a batch grows while that pays.
 pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: Budget) -> Range<usize> {
     let alone = |length: usize| cost(plan, BatchSize::padded(1, length.max(1)));
-    // Up to each row: the tokens, and the cost one by one. Rows that do not fit at all run alone.
+    // Up to each row: the tokens, and the cost one by one. Rows that the executor cannot run save nothing.
     let (mut tokens, mut singly) = (vec![0], vec![0.0]);
     let mut last = (usize::MAX, None);
     for &length in lengths {
@@ -41,9 +42,9 @@ pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: B
             last = (length, alone(length));
         }
         tokens.push(tokens[tokens.len() - 1] + length);
-        singly.push(singly[singly.len() - 1] + last.1.unwrap_or(f64::INFINITY));
+        singly.push(singly[singly.len() - 1] + last.1.unwrap_or(0.0));
     }
-    let mut best = (1.0, lead..lead + 1);
+    let mut best = (0.0, lead..lead + 1);
     // Longer rows than the lead make the batch wider: few, then many.
     let above = (0..usize::BITS).map(|bit| 1 << bit).take_while(|&rows| rows < lead).chain([lead]);
     for first in [0].into_iter().chain(above).map(|above| lead - above) {
@@ -58,9 +59,9 @@ pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: B
             let end = first + rows;
             let size = BatchSize { rows, longest, tokens: tokens[end] - tokens[first] };
             let Some(together) = cost(plan, size).filter(|&cost| cost <= budget.cost) else { continue };
-            let ratio = together / (singly[end] - singly[first]);
-            if ratio < best.0 || (ratio == best.0 && rows > best.1.len()) {
-                best = (ratio, first..end);
+            let saved = singly[end] - singly[first] - together;
+            if saved > best.0 || (saved == best.0 && rows > best.1.len()) {
+                best = (saved, first..end);
             }
         }
     }
