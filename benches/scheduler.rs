@@ -76,7 +76,7 @@ struct Executor {
 impl Rule for Ours {
     fn come(&mut self, now: Micros, number: usize, request: &Request) {
         let came = self.start + Duration::from_micros(now);
-        let lengths = request.lengths.clone();
+        let lengths = request.lengths.clone().into();
         let texts = NewTexts { owner: number, class: request.class, group: 0, came, deadline: None, lengths };
         self.line.submit(texts).expect("the line has no bound");
     }

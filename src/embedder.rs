@@ -415,7 +415,7 @@ impl Embedder {
         if texts.is_done() {
             return Ok(Submission::new(texts, None));
         }
-        let new = NewTexts { owner: texts.clone(), class, group: skip, came, deadline, lengths: texts.lengths() };
+        let new = NewTexts { owner: texts.clone(), class, group: skip, came, deadline, lengths: texts.lengths().into() };
         let submitted = self.scheduler.submit(new).map_err(|refused| match refused {
             Refused::NoThread(error) => self.no_thread(&error),
             Refused::Full(Full { waiting, limit, texts, tokens }) => Error::Overloaded { waiting, limit, texts, tokens },

@@ -42,7 +42,15 @@ pub(crate) struct NewTexts<T> {
     /// They are never begun then or later.
     pub deadline: Option<Instant>,
     /// Tokens of each.
-    pub lengths: Vec<u32>,
+    pub lengths: Lengths,
+}
+
+/// Tokens of texts, sorted before the line is locked.
+#[derive(Debug, Clone)]
+pub(crate) struct Lengths {
+    /// Tokens and place of each, longest first, equal ones in the order of their owner.
+    sorted: Vec<(u32, u32)>,
+    tokens: usize,
 }
 
 /// Some texts of one owner, by their places among those that it submitted.
@@ -113,6 +121,15 @@ struct Texts<T> {
 /// A text of the window: its tokens, the rank of its caller, and its place among the texts of that caller that wait.
 type Candidate = (Reverse<u32>, usize, usize);
 
+impl From<Vec<u32>> for Lengths {
+    fn from(lengths: Vec<u32>) -> Self {
+        let tokens = lengths.iter().map(|&length| length as usize).sum();
+        let mut sorted: Vec<(u32, u32)> = lengths.into_iter().zip(0..).collect();
+        sorted.sort_by_key(|&(length, _)| Reverse(length));
+        Self { sorted, tokens }
+    }
+}
+
 impl<T> Texts<T> {
     fn tokens(&self) -> usize {
         self.waiting.iter().map(|&(tokens, _)| tokens as usize).sum()
@@ -179,20 +196,16 @@ impl<C, T: Clone> Line<C, T> {
     /// # Errors
     /// [`Full`].
     pub fn submit(&mut self, texts: NewTexts<T>) -> Result<u64, Full> {
-        let NewTexts { owner, class, group, came, deadline, lengths } = texts;
-        let tokens = lengths.iter().map(|&length| length as usize).sum::<usize>();
+        let NewTexts { owner, class, group, came, deadline, lengths: Lengths { sorted, tokens } } = texts;
         let waiting = self.status.waiting_tokens();
         if let Some(limit) = self.settings.queue_tokens.filter(|&limit| waiting.saturating_add(tokens) > limit) {
-            self.status.rejected += lengths.len() as u64;
-            return Err(Full { waiting, limit, texts: lengths.len(), tokens });
+            self.status.rejected += sorted.len() as u64;
+            return Err(Full { waiting, limit, texts: sorted.len(), tokens });
         }
-        let mut rows: Vec<(u32, u32)> = lengths.into_iter().zip(0..).collect();
-        // Equal ones in the order of their owner.
-        rows.sort_by_key(|&(length, _)| Reverse(length));
-        self.status.comes(class, rows.len(), tokens);
+        self.status.comes(class, sorted.len(), tokens);
         let id = self.submitted;
         self.submitted += 1;
-        let texts = Texts { id, owner, group, came, deadline, waiting: rows.into() };
+        let texts = Texts { id, owner, group, came, deadline, waiting: sorted.into() };
         self.line_up(class, texts, Flow::default());
         if class == Class::Interactive {
             self.last_interactive = self.last_interactive.max(Some(came));

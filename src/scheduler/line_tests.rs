@@ -42,7 +42,7 @@ fn plans() -> [BatchPlan; 3] {
 }
 
 fn texts(owner: usize, class: Class, came: Instant, lengths: &[u32]) -> NewTexts<usize> {
-    NewTexts { owner, class, group: 0, came, deadline: None, lengths: lengths.to_vec() }
+    NewTexts { owner, class, group: 0, came, deadline: None, lengths: lengths.to_vec().into() }
 }
 
 /// The next batch, which must be of texts.

@@ -106,7 +106,7 @@ fn scheduler<T: Texts + 'static>(capacity: usize, linger: Duration) -> Scheduler
 /// So many texts of 100 tokens.
 fn texts<T>(owner: &Arc<T>, count: usize, deadline: Option<Instant>) -> NewTexts<Arc<T>> {
     let class = Class::Interactive;
-    NewTexts { owner: owner.clone(), class, group: 0, came: Instant::now(), deadline, lengths: vec![100; count] }
+    NewTexts { owner: owner.clone(), class, group: 0, came: Instant::now(), deadline, lengths: vec![100; count].into() }
 }
 
 /// The texts of a new one.
