@@ -282,7 +282,7 @@ impl Embedder {
     /// # Errors
     /// [`Error::Setting`] for a name that the model does not have; [`Error::Tokenizer`].
     pub fn with_prompt_name(&self, name: &str) -> Result<Self> {
-        let prompt = if name.is_empty() { None } else { builder::prompt_by_name(&self.prompts, name)? };
+        let prompt = self.prompt_named(name)?;
         Ok(Self {
             tokenizer: self.tokenizer.with_prompt(prompt.clone())?,
             info: Info { prompt, ..self.info.clone() },
@@ -295,6 +295,14 @@ impl Embedder {
             widened: std::sync::OnceLock::new(),
             plan: self.plan.clone(),
         })
+    }
+
+    /// The prompt of this name; none where the name is empty.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a name that the model does not have.
+    pub(crate) fn prompt_named(&self, name: &str) -> Result<Option<String>> {
+        if name.is_empty() { Ok(None) } else { builder::prompt_by_name(&self.prompts, name) }
     }
 
     /// As [`Embedder::hidden_states`] for rows that a tokenizer of this model gave.

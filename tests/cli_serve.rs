@@ -83,6 +83,16 @@ impl Serving {
         stream
     }
 
+    /// A request that is under way until the rest of its body, 16 bytes behind `{`, is sent.
+    fn half_a_request(&self) -> TcpStream {
+        let mut stream = self.connect();
+        stream
+            .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
+            .unwrap();
+        while !self.get("/metrics").contains("trt_embed_active_requests 1") {}
+        stream
+    }
+
     /// Status line, headers and body of the answer.
     fn send(&self, request: &str) -> String {
         let mut stream = self.connect();
@@ -117,17 +127,11 @@ fn signals_end_the_server_when_its_work_is_done() {
         let mut serving = start(&place, &["-m", "model"], |_| {}).ready();
         assert!(serving.get("/health").starts_with("HTTP/1.1 200 "));
         // A request whose body is not all there is under way.
-        let (request, rest) = (
-            "POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{",
-            "\"inputs\": \"cat\"}",
-        );
-        let mut stream = serving.connect();
-        stream.write_all(request.as_bytes()).unwrap();
-        while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+        let mut stream = serving.half_a_request();
         serving.signal(signal);
         serving.line("ending what is under way; another one ends at once");
         assert!(serving.get("/health/ready").starts_with("HTTP/1.1 503 "));
-        stream.write_all(rest.as_bytes()).unwrap();
+        stream.write_all(br#""inputs": "cat"}"#).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert_eq!(body(&answer)[0].as_array().unwrap().len(), cli_model::HIDDEN);
@@ -139,21 +143,13 @@ fn signals_end_the_server_when_its_work_is_done() {
 fn work_that_does_not_end_is_cut_off_and_told() {
     let place = Place::new();
     let mut serving = start(&place, &["-m", "model", "--shutdown-timeout", "0.1"], |_| {}).ready();
-    let mut stream = serving.connect();
-    stream
-        .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
-        .unwrap();
-    while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+    let _stream = serving.half_a_request();
     serving.signal(Signal::SIGTERM);
     serving.line("1 requests were cut off after 0.1 s of --shutdown-timeout");
     assert_eq!(serving.status(), Some(1));
 
     let mut serving = start(&place, &["-m", "model"], |_| {}).ready();
-    let mut stream = serving.connect();
-    stream
-        .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
-        .unwrap();
-    while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+    let _stream = serving.half_a_request();
     serving.signal(Signal::SIGTERM);
     serving.line("another one ends at once");
     serving.signal(Signal::SIGTERM);

@@ -97,15 +97,8 @@ impl Work for Run {
     }
 
     fn run(&self, batch: usize) -> ControlFlow<()> {
-        let encoded = catch_unwind(AssertUnwindSafe(|| self.encode(&self.batches[batch])));
-        let mut end = Some(match encoded {
-            Ok(Ok(vectors)) => BatchEnd::Vectors(vectors),
-            Ok(Err(error)) => BatchEnd::Failed(error),
-            Err(panic) => {
-                let reason = format!("it panicked: {}", message_of(&*panic));
-                BatchEnd::Failed(Error::Backend { backend: self.backend.name(), reason })
-            }
-        });
+        let encoded = guarded(&*self.backend, || self.encode(&self.batches[batch]));
+        let mut end = Some(encoded.map_or_else(BatchEnd::Failed, BatchEnd::Vectors));
         let breaks = matches!(end, Some(BatchEnd::Failed(_)));
         self.end(batch..batch + 1, || end.take().unwrap_or(BatchEnd::NotBegun));
         if breaks { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -114,6 +107,14 @@ impl Work for Run {
     fn leave(&self, batches: Range<usize>, _: Left) {
         self.end(batches, || BatchEnd::NotBegun);
     }
+}
+
+/// What `work` gives on `backend`, of which a panic is a failure like any other.
+pub(super) fn guarded<T>(backend: &dyn Backend, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason = format!("it panicked: {}", message_of(&*panic));
+        Err(Error::Backend { backend: backend.name(), reason })
+    })
 }
 
 /// What a panic says.

@@ -1,6 +1,6 @@
 //! Texts that were submitted, as the scheduler has them run: batches of the texts of many submissions, and what came of each text.
 
-use super::run::message_of;
+use super::run::{guarded, message_of};
 use super::submission::Embedding;
 use crate::executor::Backend;
 use crate::pooling::check_finite;
@@ -176,7 +176,7 @@ impl scheduler::Texts for Texts {
             numbered.flat_map(|(part, texts)| texts.texts.iter().map(move |&text| (part, text))).collect();
         order.sort_by_key(|&(part, text)| Reverse(pack[part].owner.rows[text as usize].ids.len()));
         let begun = Instant::now();
-        let encoded = catch_unwind(AssertUnwindSafe(|| -> Result<Vec<f32>> {
+        let encoded = guarded(&*any.backend, || {
             let rows: Vec<&[u32]> = order.iter().map(|&(part, text)| &*pack[part].owner.rows[text as usize].ids).collect();
             let mut batch = TokenBatch::default();
             batch.refill(&rows, any.job.vocab_size, any.job.skip)?;
@@ -184,27 +184,22 @@ impl scheduler::Texts for Texts {
             let _range = trace::range("encode batch");
             any.backend.encode(&batch, &mut vectors)?;
             Ok(vectors)
-        }));
+        });
         let ran = begun.elapsed();
-        let failed = |source: Error| {
-            let source = Arc::new(source);
-            for part in &pack {
-                let failure = || Error::Batch { texts: order.len(), source: source.clone() };
-                part.owner.end(part.texts.iter().map(|&text| (text, Err(failure()))));
-            }
-        };
         match encoded {
-            Ok(Ok(vectors)) => {
+            Ok(vectors) => {
                 let mut ends: Vec<Vec<(u32, Result<Embedding>)>> = pack.iter().map(|_| Vec::new()).collect();
                 for (&(part, text), vector) in order.iter().zip(vectors.chunks_exact(any.job.dim.max(1))) {
                     ends[part].push((text, pack[part].owner.whole(text, vector, begun, ran)));
                 }
                 pack.iter().zip(ends).for_each(|(part, ends)| part.owner.end(ends));
             }
-            Ok(Err(error)) => failed(error),
-            Err(panic) => {
-                let reason = format!("it panicked: {}", message_of(&*panic));
-                failed(Error::Backend { backend: any.backend.name(), reason });
+            Err(error) => {
+                let source = Arc::new(error);
+                for part in &pack {
+                    let failure = || Error::Batch { texts: order.len(), source: source.clone() };
+                    part.owner.end(part.texts.iter().map(|&text| (text, Err(failure()))));
+                }
             }
         }
     }

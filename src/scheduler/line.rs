@@ -359,7 +359,6 @@ impl<C, T: Clone> Line<C, T> {
         let InLine::Texts(texts) = queue.at_mut(turn.place) else { return Next::Nothing };
         let (part, tokens) = take(texts, at, count);
         pack.insert(0, part);
-        emptied.sort_unstable_by_key(|&place| Reverse(place));
         let (entry, start) = queue.take(turn, cost);
         // Taking it out has put the last entry at its place.
         let moved = queue.len();

@@ -162,7 +162,7 @@ impl Model {
     fn tokenizer(&self, reading: &Reading) -> Result<Tokenizer> {
         let tokenizer = match &reading.prompt_name {
             None => self.embedder.tokenizer().clone(),
-            Some(name) => self.embedder.with_prompt_name(name)?.tokenizer().clone(),
+            Some(name) => self.embedder.tokenizer().with_prompt(self.embedder.prompt_named(name)?)?,
         };
         Ok(match reading.side {
             None => tokenizer,
@@ -177,7 +177,7 @@ impl Model {
     pub fn prompt(&self, name: Option<&str>) -> Result<String> {
         let prompt = match name {
             None => self.embedder.info().prompt.clone(),
-            Some(name) => self.embedder.with_prompt_name(name)?.info().prompt.clone(),
+            Some(name) => self.embedder.prompt_named(name)?,
         };
         Ok(prompt.unwrap_or_default())
     }

@@ -21,7 +21,7 @@ pub(super) struct EmbedRequest {
     truncate: Option<bool>,
     truncation_direction: Option<Side>,
     prompt_name: Option<String>,
-    #[serde(default = "yes")]
+    #[serde(default = "body::yes")]
     normalize: bool,
     dimensions: Option<usize>,
     /// Not TEI's, which has one model.
@@ -68,10 +68,6 @@ pub(super) struct VertexRequest {
 #[derive(Serialize)]
 struct VertexResponse {
     predictions: Vec<Vec<Vec<f32>>>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// How texts under `inputs` are read.

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub helpers: Arc<Semaphore>,
     /// One for each request that runs on the executor from such a thread, apart from those: an executor that hangs holds up nothing else.
     pub direct: Arc<Semaphore>,
+    /// Of this machine: so many texts are tokenised at a time.
+    pub cores: usize,
     /// SHA-256 of the keys, so that all comparisons are of one length.
     keys: Vec<[u8; 32]>,
     /// Seconds since 1970 of the start.
@@ -53,6 +55,7 @@ impl State {
             requests: Arc::new(Semaphore::new(settings.max_concurrent_requests)),
             helpers: Arc::new(Semaphore::new(cores)),
             direct: Arc::new(Semaphore::new(cores)),
+            cores,
             keys: settings.api_keys.iter().map(|key| Sha256::digest(key).into()).collect(),
             phase: watch::Sender::new(Phase::Loading),
             started: since.map_or(0, |since| since.as_secs()),

@@ -45,11 +45,9 @@ pub(super) async fn info(Shared(state): Shared<Arc<State>>, Query(query): Query<
     let model = state.model(query.model.as_deref())?;
     let info = model.embedder.info();
     let pooling = info.pooling.modes.iter().map(|mode| mode.name()).collect::<Vec<_>>().join(",");
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let answer = Info {
         model_id: info.model.clone(),
         model_sha: None,
-
         model_dtype: (info.backend == "cpu").then_some("float32"),
         served_model_name: model.name.clone(),
         model_type: BTreeMap::from([("embedding", BTreeMap::from([("pooling", pooling)]))]),
@@ -59,7 +57,7 @@ pub(super) async fn info(Shared(state): Shared<Arc<State>>, Query(query): Query<
         max_batch_requests: info.limits.max_batch,
         max_client_batch_size: state.settings.max_client_batch_size,
         auto_truncate: state.settings.auto_truncate,
-        tokenization_workers: cores,
+        tokenization_workers: state.cores,
         version: env!("CARGO_PKG_VERSION"),
         sha: None,
         docker_label: None,

@@ -125,6 +125,14 @@ fn serve(fake: &Arc<Fake>, change: impl FnOnce(&mut Settings)) -> Running {
     running
 }
 
+/// As [`serve`], with row 20 on the executor; and the connection that waits for its vector.
+fn serve_busy(fake: &Arc<Fake>, change: impl FnOnce(&mut Settings)) -> (Running, TcpStream) {
+    let server = serve(fake, change);
+    let running = server.ask(20);
+    until(|| fake.begun() == [20]);
+    (server, running)
+}
+
 fn until(holds: impl Fn() -> bool) {
     let began = Instant::now();
     while !holds() {
@@ -230,9 +238,7 @@ fn an_executor_that_fails_or_hangs_makes_the_server_unready_until_it_works_again
 #[test]
 fn a_busy_executor_is_asked_beside_its_queue() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |_| {});
-    let first = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, first) = serve_busy(&fake, |_| {});
     let second = server.ask(21);
     until(|| server.queue().interactive.texts == 1);
     // Both wait, and the watchdog does not: its failure is seen.
@@ -263,9 +269,7 @@ fn what_the_executor_does_wrong_is_an_error_and_never_a_vector() {
 #[test]
 fn work_of_clients_that_went_away_is_never_run() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |_| {});
-    let first = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, first) = serve_busy(&fake, |_| {});
     let gone = server.ask(21);
     until(|| server.queue().interactive.texts == 1);
     drop(gone);
@@ -279,9 +283,7 @@ fn work_of_clients_that_went_away_is_never_run() {
 #[test]
 fn a_full_queue_is_told_at_once() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |settings| settings.max_queue_tokens = 4);
-    let running = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, running) = serve_busy(&fake, |settings| settings.max_queue_tokens = 4);
     let waiting = [server.ask(21), server.ask(22)];
     until(|| server.queue().interactive.tokens == 4);
     assert_eq!(error_type(read(server.ask(23))), (429, "Overloaded".into()));
@@ -296,9 +298,7 @@ fn a_full_queue_is_told_at_once() {
 #[test]
 fn what_waits_beyond_its_deadline_is_given_up() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |settings| settings.request_timeout = Duration::from_millis(50));
-    let running = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, running) = serve_busy(&fake, |settings| settings.request_timeout = Duration::from_millis(50));
     let late = server.ask(21);
     until(|| server.queue().interactive.texts == 1);
     std::thread::sleep(Duration::from_millis(60));
@@ -312,9 +312,7 @@ fn what_waits_beyond_its_deadline_is_given_up() {
 #[test]
 fn a_server_that_is_stopped_waits_for_its_executor() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |_| {});
-    let first = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, first) = serve_busy(&fake, |_| {});
     server.handle.stop();
     assert_eq!(error_type(read(server.ask(21))), (503, "Unhealthy".into()));
     fake.change(|doing| doing.gate = usize::MAX);
@@ -326,9 +324,7 @@ fn a_server_that_is_stopped_waits_for_its_executor() {
 #[test]
 fn requests_go_into_the_class_they_ask_for_or_that_their_size_says() {
     let fake = Fake::new(0);
-    let server = serve(&fake, |_| {});
-    let _running = server.ask(20);
-    until(|| fake.begun() == [20]);
+    let (server, _running) = serve_busy(&fake, |_| {});
     let rows = |count: usize| json!({ "inputs": vec![[30, 7]; count] });
     let with_class = |class: &str| post("/embed", &rows(1)).replacen("host: a", &format!("host: a\r\nx-priority: {class}"), 1);
     let _asked = [server.open(&with_class("bulk")), server.open(&with_class("interactive"))];

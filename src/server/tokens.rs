@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Debug, Deserialize)]
 pub(super) struct TokenizeRequest {
     inputs: Texts,
-    #[serde(default = "yes")]
+    #[serde(default = "body::yes")]
     add_special_tokens: bool,
     prompt_name: Option<String>,
     model: Option<String>,
@@ -25,13 +25,9 @@ pub(super) struct TokenizeRequest {
 #[derive(Debug, Deserialize)]
 pub(super) struct DecodeRequest {
     ids: Rows,
-    #[serde(default = "yes")]
+    #[serde(default = "body::yes")]
     skip_special_tokens: bool,
     model: Option<String>,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// POST /tokenize: every token of every text, uncut. Places count bytes in the text with its prompt.
