@@ -100,6 +100,8 @@ DEVICE u32 blocks_of_cluster() {
     return blocks;
 }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// For what is no memory of this thread's: the compiler fences the whole GPU at a release.
+DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // ---- bulk copies
@@ -725,14 +727,14 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         if (S::CLUSTER == 1) {
             arrive(READY, THREADS);
         } else {
-            cluster_arrive();
+            cluster_arrive_relaxed(); // barriers_are_made is their release
         }
         if (threadIdx.x == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
         __syncwarp();
         if (S::CLUSTER > 1) cluster_wait();
         if (threadIdx.x == 0) load_stages(l, at, tiles, block);
     } else {
-        if (S::CLUSTER > 1) cluster_arrive();
+        if (S::CLUSTER > 1) cluster_arrive_relaxed();
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         if (S::CLUSTER == 1) {
             meet(READY, THREADS);
@@ -895,8 +897,8 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         }
     }
     __syncwarp();
-    // No block leaves while another may still read its sums.
-    cluster_arrive();
+    // No block leaves while another may still read its sums; what was read has come.
+    cluster_arrive_relaxed();
     cluster_wait();
 }
 
