@@ -2,7 +2,7 @@
 //! `cargo run --release --example submit -- models/all-MiniLM-L6-v2`
 
 use std::time::{Duration, Instant};
-use trt_embed::{Embedder, SubmitSettings};
+use trt_embed::{Class, Embedder, SubmitSettings};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let model = std::env::args().nth(1).ok_or("usage: submit MODEL")?;
@@ -10,9 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // Returns at once: the job's batches run on threads of the embedder.
     let documents: Vec<String> = (0..2000).map(|number| format!("Document {number} is about many things.")).collect();
-    let job = embedder.submit(&documents, SubmitSettings::default())?;
+    let job = embedder.submit(&documents, SubmitSettings::default().with_class(Class::Bulk))?;
 
-    // The question waits for the batches that run, and for one more at most.
+    // The question goes before the job: it waits for a batch that runs.
     let deadline = Instant::now() + Duration::from_secs(2);
     let question = embedder.submit(&["What is it about?"], SubmitSettings::default().with_deadline(deadline))?;
     for result in question.wait() {

@@ -12,12 +12,13 @@ ORDER = [
     "setting", "progress", "error", "trace", "notice", "similarity", "digest", "shared", "files",
     "model", "tokens", "graph", "pooling", "scheduler", "executor", "cpu", "compare", "quantization",
     "cuda", "gpu", "native", "tensorrt::library", "tensorrt::engine_file", "tensorrt::encoder", "tensorrt::make", "tensorrt",
-    "embedder",
+    "embedder", "server",
 ]
 # Not rooms: the crate's root with its facade, and the command, which sees the library from outside.
 OUTSIDE = {"lib", "main", "cli"}
 # Names that the crate's root gives to what lies in a room.
-ROOT_NAMES = {"Error": "error", "Result": "error", "Similarity": "similarity", "Progress": "progress", "NoProgress": "progress", "Setting": "setting"}
+ROOT_NAMES = {"Error": "error", "Result": "error", "Similarity": "similarity", "Progress": "progress", "NoProgress": "progress", "Setting": "setting",
+              "Class": "scheduler", "QueueStatus": "scheduler", "BackendChoice": "embedder", "Embedder": "embedder", "EmbedderBuilder": "embedder", "SubmitSettings": "embedder"}
 SPLIT = {"tensorrt"}
 
 

@@ -9,6 +9,7 @@ mod run;
 mod submission;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
+mod texts;
 #[cfg(feature = "cuda")]
 mod widening;
 
@@ -19,16 +20,18 @@ pub use submission::{Embedding, Submission, SubmitSettings};
 use crate::executor::{Backend, Limits};
 use crate::model::{EncoderConfig, Prompts};
 use crate::pooling::{Pooling, check_finite, check_output};
-use crate::scheduler::{Flow, Scheduler, Submitted};
+use crate::scheduler::{Flow, Full, NewTexts, QueueStatus, Refused, Scheduler};
+#[cfg(feature = "serve")]
+use crate::tokens::batches_from_ids;
 use crate::tokens::{BatchPlan, Row, TokenBatch, Tokenized, Tokenizer, without_tokens};
 use crate::trace;
 use crate::{Error, Result, Similarity};
-use run::{BatchEnd, OnFailure, Run};
+use run::{BatchEnd, Run};
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use submission::Texts;
+use texts::{Job, Texts};
 
 thread_local! {
     /// The batch of single rows of ids, refilled at every call. Taken, not borrowed: reading a row may run a call of its own.
@@ -66,7 +69,7 @@ pub struct Embedder {
     prompts: Prompts,
     backend: Arc<dyn Backend>,
     /// One for all embedders of the executor.
-    scheduler: Arc<Scheduler>,
+    scheduler: Arc<Scheduler<Texts>>,
     #[cfg(feature = "cuda")]
     gpu: Option<Gpu>,
     /// [`Embedder::info`] from the moment on when values overflowed fp16.
@@ -212,6 +215,7 @@ impl Embedder {
     /// ```
     ///
     /// # Errors
+    /// [`Error::Overloaded`], at once, where with these texts more tokens would wait than [`EmbedderBuilder::queue_tokens`];
     /// [`Error::Backend`] where the system gives no thread to run them. What is wrong with a text is that text's result.
     pub fn submit<T: AsRef<str> + Sync>(&self, texts: &[T], settings: SubmitSettings) -> Result<Submission> {
         let rows = {
@@ -248,14 +252,18 @@ impl Embedder {
     /// # Errors
     /// See [`Embedder::embed`].
     pub fn hidden_states<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<HiddenStates>> {
+        self.hidden_of(&self.tokenize(texts)?.batches, texts.len())
+    }
+
+    /// Hidden states of the `texts` texts that `batches` are made of, in the caller's order.
+    fn hidden_of(&self, batches: &[TokenBatch], texts: usize) -> Result<Vec<HiddenStates>> {
         let hidden_size = self.info.config.hidden_size;
-        let tokenized = self.tokenize(texts)?;
-        let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts.len()];
+        let mut states = vec![HiddenStates { values: Vec::new(), tokens: 0, hidden_size }; texts];
         let (mut hidden, mut flow) = (Vec::new(), Flow::default());
-        for batch in &tokenized.batches {
+        for batch in batches {
             hidden.resize(batch.ids().len() * hidden_size, 0.0);
             {
-                let _turn = self.scheduler.turn(&mut flow, self.cost(batch));
+                let _turn = self.scheduler.turn(&mut flow, batch.size());
                 self.backend.hidden(batch, &mut hidden)?;
             }
             let ends = batch.starts().windows(2);
@@ -287,6 +295,45 @@ impl Embedder {
             widened: std::sync::OnceLock::new(),
             plan: self.plan.clone(),
         })
+    }
+
+    /// As [`Embedder::hidden_states`] for rows that a tokenizer of this model gave.
+    #[cfg(feature = "serve")]
+    pub(crate) fn hidden_states_of_rows(&self, rows: &[Row]) -> Result<Vec<HiddenStates>> {
+        self.hidden_of(&batches_from_ids(rows, self.info.config.vocab_size, 0, &self.plan)?, rows.len())
+    }
+
+    /// Runs a text of one token on the executor at once, beside whatever waits for a turn: whether the executor still works.
+    ///
+    /// # Errors
+    /// The executor's.
+    #[cfg(feature = "serve")]
+    pub(crate) fn probe(&self) -> Result<()> {
+        let row = Row { ids: vec![self.tokenizer.probe_id()], truncated: false };
+        let mut vector = vec![0.0; self.info.dim];
+        for batch in batches_from_ids(&[row], self.info.config.vocab_size, 0, &self.plan)? {
+            self.backend.encode(&batch, &mut vector)?;
+            check_finite(&vector, self.info.dim, batch.rows())?;
+        }
+        Ok(())
+    }
+
+    /// The tokenizer, with the prompt in force.
+    #[cfg(feature = "serve")]
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The same model on another executor.
+    #[cfg(all(test, feature = "serve"))]
+    pub(crate) fn on(self, backend: Arc<dyn Backend>) -> Self {
+        Self { backend, ..self }
+    }
+
+    /// What waits for the executor and what runs at this moment, and counters since it was opened: those of all embedders that share it (see
+    /// [`Embedder::with_prompt_name`]).
+    pub fn queue(&self) -> QueueStatus {
+        self.scheduler.status()
     }
 
     /// What this embedder is made of.
@@ -331,14 +378,17 @@ impl Embedder {
             put_in_order(batch, &vectors, dim, out);
             return Ok(());
         }
-        let (run, _) = self.run(batches, OnFailure::EndCall, None)?;
+        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches));
+        if !run.token_batches().is_empty() {
+            self.scheduler.run(run.clone()).map_err(|error| self.no_thread(&error))?;
+        }
         let mut failure = None;
         for (batch, end) in run.token_batches().iter().zip(run.wait()) {
             match end {
                 BatchEnd::Vectors(vectors) => put_in_order(batch, &vectors, dim, out),
                 BatchEnd::Failed(error) => failure = failure.or(Some(error)),
                 // Behind the one that failed.
-                BatchEnd::Left(_) => {}
+                BatchEnd::NotBegun => {}
             }
         }
         failure.map_or(Ok(()), Err)
@@ -347,7 +397,7 @@ impl Embedder {
     /// Runs `batch` on this thread when its turn has come, into `out`, `[batch, dim]`, in the batch's row order.
     fn encode_in_turn(&self, batch: &TokenBatch, flow: &mut Flow, out: &mut [f32]) -> Result<()> {
         {
-            let _turn = self.scheduler.turn(flow, self.cost(batch));
+            let _turn = self.scheduler.turn(flow, batch.size());
             let _range = trace::range("encode batch");
             self.backend.encode(batch, out)?;
         }
@@ -355,46 +405,27 @@ impl Embedder {
         check_finite(out, self.info.dim, batch.rows())
     }
 
-    /// Hands `batches` to the scheduler's workers.
-    fn run(
-        &self,
-        batches: Vec<TokenBatch>,
-        on_failure: OnFailure,
-        deadline: Option<Instant>,
-    ) -> Result<(Arc<Run>, Option<Submitted>)> {
-        let costs: Vec<u64> = batches.iter().map(|batch| self.cost(batch)).collect();
-        let run = Arc::new(Run::new(self.backend.clone(), self.info.dim, batches, costs, on_failure));
-        if run.is_done() {
-            return Ok((run, None));
+    /// As [`Embedder::submit`] for rows that a tokenizer of this model gave; pooling leaves out the first `skip` tokens of each.
+    pub(crate) fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
+        let SubmitSettings { deadline, class } = settings;
+        let came = Instant::now();
+        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(came));
+        let job = Job { dim: self.info.dim, vocab_size: self.info.config.vocab_size, skip, came, patience };
+        let texts = Arc::new(Texts::new(self.backend.clone(), job, rows));
+        if texts.is_done() {
+            return Ok(Submission::new(texts, None));
         }
-        let submitted = self.scheduler.submit(run.clone(), deadline).map_err(|error| Error::Backend {
-            backend: self.info.backend,
-            reason: format!("the system gives no thread to run batches on: {error}"),
+        let new = NewTexts { owner: texts.clone(), class, group: skip, came, deadline, lengths: texts.lengths().into() };
+        let submitted = self.scheduler.submit(new).map_err(|refused| match refused {
+            Refused::NoThread(error) => self.no_thread(&error),
+            Refused::Full(Full { waiting, limit, texts, tokens }) => Error::Overloaded { waiting, limit, texts, tokens },
         })?;
-        Ok((run, Some(submitted)))
+        Ok(Submission::new(texts, Some(submitted)))
     }
 
-    fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
-        let now = Instant::now();
-        let patience = settings.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
-        let (mut each, mut places, mut whole) = (Vec::with_capacity(rows.len()), Vec::new(), Vec::new());
-        for (text, row) in rows.into_iter().enumerate() {
-            each.push(row.map(|row| {
-                let known = (row.ids.len() as u32, row.truncated);
-                places.push(text);
-                whole.push(row);
-                known
-            }));
-        }
-        let batches = self.tokenizer.batches(&whole, skip, &self.plan)?;
-        let (run, submitted) = self.run(batches, OnFailure::GoOn, settings.deadline)?;
-        Ok(Submission::new(run, Texts { each, places, dim: self.info.dim, patience }, submitted))
-    }
-
-    /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included.
-    fn cost(&self, batch: &TokenBatch) -> u64 {
-        let measured = self.plan.costs.as_ref().and_then(|costs| costs.cheapest(batch.size()));
-        measured.map_or((batch.batch() * batch.longest()) as u64, |(_, micros)| micros as u64).max(1)
+    fn no_thread(&self, error: &std::io::Error) -> Error {
+        let reason = format!("the system gives no thread to run batches on: {error}");
+        Error::Backend { backend: self.info.backend, reason }
     }
 }
 

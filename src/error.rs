@@ -449,6 +449,21 @@ pub enum Error {
         /// From submitting the text to its deadline.
         patience: Duration,
     },
+    /// More tokens wait for the executor than may; nothing of what was submitted was taken.
+    #[error(
+        "{waiting} tokens wait for the executor and {texts} texts of {tokens} tokens came; at most {limit} tokens may wait. Submit again \
+         when fewer wait{}, or raise queue_tokens", too_much(*tokens, *limit)
+    )]
+    Overloaded {
+        /// Tokens that wait.
+        waiting: usize,
+        /// Most tokens that may wait.
+        limit: usize,
+        /// Texts that were submitted.
+        texts: usize,
+        /// Their tokens.
+        tokens: usize,
+    },
     /// The caller asked to stop.
     #[error("{what} was cancelled")]
     Cancelled {
@@ -459,6 +474,11 @@ pub enum Error {
 
 fn pointed_to(size: Option<u64>) -> String {
     size.map_or_else(String::new, |size| format!(" to a file of {size} bytes"))
+}
+
+/// What is added where nothing of that size can ever be taken.
+fn too_much(tokens: usize, limit: usize) -> &'static str {
+    if tokens > limit { ", fewer texts at a time" } else { "" }
 }
 
 /// The precisions that hold more than `precision`, which is too narrow.

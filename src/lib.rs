@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (runs models on NVIDIA GPUs by this crate's own kernels),
-//! `tensorrt` (builds TensorRT engines and runs them there), `nvtx` (names the stages of a call in Nsight's timelines).
+//! `tensorrt` (builds TensorRT engines and runs them there), `serve` (the HTTP server), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -44,6 +44,10 @@ pub mod pooling;
 mod progress;
 pub mod quantization;
 mod scheduler;
+#[cfg(all(feature = "serve", not(unix)))]
+compile_error!("the feature `serve` needs Unix: it listens on Unix sockets, too");
+#[cfg(feature = "serve")]
+pub mod server;
 mod setting;
 mod shared;
 mod similarity;
@@ -83,5 +87,6 @@ pub use embedder::{
 };
 pub use error::{Error, Result};
 pub use progress::{NoProgress, Progress};
+pub use scheduler::{Class, QueueStatus, Waiting};
 pub use setting::Setting;
 pub use similarity::Similarity;

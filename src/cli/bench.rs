@@ -181,6 +181,7 @@ pub fn run(args: Args) -> Result<()> {
         backend: info.backend,
         threads: args
             .model
+            .executor
             .threads
             .map_or_else(|| std::thread::available_parallelism().map_or(1, NonZeroUsize::get), NonZeroUsize::get),
         load_s,

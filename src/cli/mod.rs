@@ -14,6 +14,7 @@ mod embed;
 mod export;
 mod input;
 mod inspect;
+mod logging;
 mod message;
 mod mix;
 mod npy;
@@ -21,6 +22,8 @@ mod output;
 mod profile;
 mod progress;
 mod resume;
+#[cfg(feature = "serve")]
+mod serve;
 mod settings;
 mod signals;
 mod similarity;
@@ -54,12 +57,13 @@ Exit status: 0 success, 1 a fault of the input or while running, 2 wrong usage, 
 (130 Ctrl-C, 143 SIGTERM).";
 
 /// The features, and whether this binary was built with them.
-const BUILT_IN: [(&str, bool); 6] = [
+const BUILT_IN: [(&str, bool); 7] = [
     ("cli", true),
     ("cpu", cfg!(feature = "cpu")),
     ("hub", cfg!(feature = "hub")),
     ("cuda", cfg!(feature = "cuda")),
     ("tensorrt", cfg!(feature = "tensorrt")),
+    ("serve", cfg!(feature = "serve")),
     ("nvtx", cfg!(feature = "nvtx")),
 ];
 
@@ -81,7 +85,22 @@ enum Verb {
     Bench(bench::Args),
     Profile(profile::Args),
     Doctor(doctor::Args),
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     Completions(completions::Args),
+}
+
+impl Verb {
+    /// How this verb logs.
+    fn logging(&self) -> logging::Style {
+        match self {
+            #[cfg(feature = "serve")]
+            Self::Serve(args) if args.json_output => logging::Style::ServiceJson,
+            #[cfg(feature = "serve")]
+            Self::Serve(_) => logging::Style::Service,
+            _ => logging::Style::Command,
+        }
+    }
 }
 
 /// A fault of the command line itself: exit status 2.
@@ -99,13 +118,7 @@ impl std::error::Error for Usage {}
 /// Parses the command line, runs the verb and turns its end into an exit status.
 pub fn run() -> ExitCode {
     let args = Args::parse();
-    let level = match args.verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    logging::install(args.verbose, args.verb.logging());
     signals::install();
 
     let ended = match args.verb {
@@ -118,6 +131,8 @@ pub fn run() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Profile(args) => profile::run(args),
         Verb::Doctor(args) => doctor::run(args),
+        #[cfg(feature = "serve")]
+        Verb::Serve(args) => serve::run(*args),
         Verb::Completions(args) => completions::run(args, &mut Args::command()),
     };
     match ended {

@@ -15,6 +15,13 @@ pub struct ModelArgs {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`.
     #[arg(short, long, env = "TRT_EMBED_MODEL", value_name = "MODEL")]
     pub model: String,
+    #[command(flatten)]
+    pub executor: ExecutorArgs,
+}
+
+/// What runs a model, and in what pieces.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ExecutorArgs {
     /// What runs the model. `auto` takes the best that this build and this machine have and that serves the model (cuda, then TensorRT, then the CPU),
     /// and says which, and why no better one. What overflows fp16 it runs in bf16, unless --cuda-precision is given.
     #[arg(long, env = "TRT_EMBED_BACKEND", value_enum, default_value_t = Backend::Auto)]
@@ -141,7 +148,7 @@ pub enum PoolingArg {
     #[value(name = "weightedmean")]
     WeightedMean,
     /// The last token
-    #[value(name = "lasttoken")]
+    #[value(name = "lasttoken", alias = "last-token")]
     LastToken,
 }
 
@@ -184,17 +191,18 @@ impl PoolingArg {
     }
 }
 
-impl VectorArgs {
-    /// The modes asked for, none for `auto`.
-    fn modes(&self) -> Result<Option<Vec<PoolingMode>>> {
-        if self.pooling == [PoolingArg::Auto] {
-            return Ok(None);
-        }
-        let modes: Option<Vec<PoolingMode>> = self.pooling.iter().map(|arg| arg.mode()).collect();
-        match modes {
-            Some(modes) => Ok(Some(modes)),
-            None => Err(super::Usage("--pooling: `auto` stands alone; leave it out to name modes".into()).into()),
-        }
+/// The modes that `--pooling` asks for, none for `auto`.
+///
+/// # Errors
+/// `auto` beside a mode.
+pub fn modes(pooling: &[PoolingArg]) -> Result<Option<Vec<PoolingMode>>> {
+    if pooling == [PoolingArg::Auto] {
+        return Ok(None);
+    }
+    let modes: Option<Vec<PoolingMode>> = pooling.iter().map(|arg| arg.mode()).collect();
+    match modes {
+        Some(modes) => Ok(Some(modes)),
+        None => Err(super::Usage("--pooling: `auto` stands alone; leave it out to name modes".into()).into()),
     }
 }
 
@@ -203,33 +211,7 @@ impl VectorArgs {
 /// # Errors
 /// Usage faults, and whatever [`trt_embed::EmbedderBuilder::build`] finds wrong.
 pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> {
-    let mut builder = Embedder::builder(&model.model).progress(progress::downloads()).backend(model.backend.choice());
-    builder = builder.device(model.device);
-    if let Some(file) = &model.engine {
-        builder = builder.engine(file);
-    }
-    if let Some(lanes) = model.lanes {
-        builder = builder.lanes(lanes.get());
-    }
-    if let Some(precision) = model.engine_precision {
-        builder = with_precision(builder, precision)?;
-    }
-    if let Some(precision) = model.cuda_precision {
-        builder = with_cuda_precision(builder, precision)?;
-    }
-    builder = builder.invariant(model.invariant);
-    if let Some(threads) = model.threads {
-        builder = builder.threads(threads.get());
-    }
-    if let Some(tokens) = model.max_tokens {
-        builder = builder.max_tokens(tokens.get());
-    }
-    if let Some(rows) = model.batch_size {
-        builder = builder.batch_size(rows.get());
-    }
-    if let Some(tokens) = model.batch_tokens {
-        builder = builder.batch_tokens(tokens.get());
-    }
+    let mut builder = builder(&model.model, &model.executor)?.progress(progress::downloads());
     if let Some(vector) = vector {
         builder = builder.normalize(match vector.normalize {
             NormalizeArg::Auto => Normalize::Auto,
@@ -244,7 +226,7 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
         if let Some(dim) = vector.dim {
             builder = builder.dim(dim.get());
         }
-        if let Some(modes) = vector.modes()? {
+        if let Some(modes) = modes(&vector.pooling)? {
             builder = builder.pooling(&modes);
         }
     }
@@ -252,6 +234,41 @@ pub fn open(model: &ModelArgs, vector: Option<&VectorArgs>) -> Result<Embedder> 
     let embedder = builder.build();
     bar.finish_and_clear();
     Ok(embedder?)
+}
+
+/// Settings of the embedder of `source`, a folder or a hub id.
+///
+/// # Errors
+/// Usage faults.
+pub fn builder(source: &str, executor: &ExecutorArgs) -> Result<EmbedderBuilder> {
+    let mut builder = Embedder::builder(source).backend(executor.backend.choice());
+    builder = builder.device(executor.device);
+    if let Some(file) = &executor.engine {
+        builder = builder.engine(file);
+    }
+    if let Some(lanes) = executor.lanes {
+        builder = builder.lanes(lanes.get());
+    }
+    if let Some(precision) = executor.engine_precision {
+        builder = with_precision(builder, precision)?;
+    }
+    if let Some(precision) = executor.cuda_precision {
+        builder = with_cuda_precision(builder, precision)?;
+    }
+    builder = builder.invariant(executor.invariant);
+    if let Some(threads) = executor.threads {
+        builder = builder.threads(threads.get());
+    }
+    if let Some(tokens) = executor.max_tokens {
+        builder = builder.max_tokens(tokens.get());
+    }
+    if let Some(rows) = executor.batch_size {
+        builder = builder.batch_size(rows.get());
+    }
+    if let Some(tokens) = executor.batch_tokens {
+        builder = builder.batch_tokens(tokens.get());
+    }
+    Ok(builder)
 }
 
 #[cfg(feature = "tensorrt")]
@@ -292,7 +309,7 @@ pub fn open_folder(name: &str) -> Result<ModelFolder> {
 /// Says on stderr what `--backend auto` chose.
 pub fn say_backend(model: &ModelArgs, embedder: &Embedder) {
     let info = embedder.info();
-    say_choice(model.backend, info.backend, info.backend_reason.as_deref());
+    say_choice(model.executor.backend, info.backend, info.backend_reason.as_deref());
     if let Some(engine) = &info.engine {
         log::info!("engine: {}", engine.display());
     }

@@ -9,12 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a signal finds.
 struct State {
-    /// Set by the first signal where the verb can be asked to stop.
-    stop: Option<Arc<AtomicBool>>,
+    /// How the first signal asks, where the verb can be asked to stop.
+    stop: Option<Stop>,
     /// Why a verb that could be asked at other times cannot be now; in brackets behind the signal's name.
     reason: String,
     /// What an interrupted run leaves on purpose; said last.
     kept: String,
+}
+
+/// How a verb is asked to stop.
+enum Stop {
+    /// By setting this.
+    Flag(Arc<AtomicBool>),
+    /// By calling this; nothing is left of it after that.
+    #[cfg_attr(not(feature = "serve"), allow(dead_code))]
+    Call(Option<Box<dyn FnOnce() + Send>>),
 }
 
 static STATE: Mutex<State> = Mutex::new(State { stop: None, reason: String::new(), kept: String::new() });
@@ -24,7 +33,7 @@ static STATUS: AtomicU8 = AtomicU8::new(0);
 
 /// The state of a verb that can be asked to stop, until this is dropped.
 #[must_use]
-#[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // builds alone can be asked
+#[cfg_attr(not(any(feature = "tensorrt", feature = "serve")), allow(dead_code))] // builds and the server alone can be asked
 pub struct Stoppable;
 
 impl Drop for Stoppable {
@@ -39,7 +48,14 @@ impl Drop for Stoppable {
 #[cfg_attr(not(feature = "tensorrt"), allow(dead_code))]
 pub fn stop_with(flag: Option<Arc<AtomicBool>>, reason: String) -> Stoppable {
     let mut state = state();
-    (state.stop, state.reason) = (flag, reason);
+    (state.stop, state.reason) = (flag.map(Stop::Flag), reason);
+    Stoppable
+}
+
+/// Lets the first signal call `call`.
+#[cfg(feature = "serve")]
+pub fn stop_by(call: impl FnOnce() + Send + 'static) -> Stoppable {
+    state().stop = Some(Stop::Call(Some(Box::new(call))));
     Stoppable
 }
 
@@ -109,11 +125,18 @@ fn ignored_by(status: &str, signal: u32) -> bool {
 fn arrived(name: &str, number: u8) {
     let status = 128 + number;
     STATUS.store(status, Ordering::SeqCst);
-    let state = state();
-    if let Some(stop) = &state.stop
-        && !stop.swap(true, Ordering::SeqCst)
-    {
-        return say(&format!("{name}: stopping at the next step; another one ends at once"));
+    let mut state = state();
+    match &mut state.stop {
+        Some(Stop::Flag(stop)) if !stop.swap(true, Ordering::SeqCst) => {
+            return say(&format!("{name}: stopping at the next step; another one ends at once"));
+        }
+        Some(Stop::Call(call)) => {
+            if let Some(call) = call.take() {
+                call();
+                return say(&format!("{name}: ending what is under way; another one ends at once"));
+            }
+        }
+        _ => {}
     }
     // From here on nothing is committed any more: what is said is true.
     let discarded = trt_embed::files::discard_unfinished();

@@ -4,13 +4,17 @@ use super::{BackendChoice, ChosenBackend, Embedder, Info, Normalize, auto};
 use crate::executor::Backend;
 use crate::model::{ModelFolder, Prompts};
 use crate::pooling::{Head, Pooling, PoolingMode, Scaling};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{LineSettings, Scheduler};
 #[cfg(feature = "tensorrt")]
 use crate::tensorrt::BuildSettings;
 use crate::tokens::{BatchPlan, Tokenizer, TokenizerSettings};
 use crate::{Error, Progress, Result, Setting};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// See [`EmbedderBuilder::overtakings`].
+const OVERTAKINGS: usize = 4;
 
 /// Settings of an [`Embedder`].
 #[derive(Clone)]
@@ -28,6 +32,11 @@ pub struct EmbedderBuilder {
     engine: Option<PathBuf>,
     device: usize,
     lanes: Option<usize>,
+    queue_tokens: Option<usize>,
+    /// Vectors of the model's full width, not scaled.
+    raw: bool,
+    overtakings: Option<usize>,
+    linger: Duration,
     invariant: bool,
     #[cfg(feature = "cuda")]
     precision: Option<crate::native::Precision>,
@@ -75,6 +84,10 @@ impl EmbedderBuilder {
             engine: None,
             device: 0,
             lanes: None,
+            queue_tokens: None,
+            raw: false,
+            overtakings: None,
+            linger: Duration::ZERO,
             invariant: false,
             #[cfg(feature = "cuda")]
             precision: None,
@@ -179,6 +192,39 @@ impl EmbedderBuilder {
         self
     }
 
+    /// Most tokens of submitted texts that wait for the executor, both classes together; as many as come where not set. [`Embedder::submit`]
+    /// then gives [`Error::Overloaded`] at once where more would wait; texts that would be more than that by themselves are always refused. A
+    /// token that waits takes some 4 bytes of memory. Synchronous calls are not counted: each holds up its own thread.
+    #[must_use]
+    pub fn queue_tokens(mut self, tokens: usize) -> Self {
+        self.queue_tokens = Some(tokens);
+        self
+    }
+
+    /// Leaves vectors at their full width and unscaled, whatever else was said: for callers that cut and scale them themselves, each as its request asks.
+    #[cfg(feature = "serve")]
+    pub(crate) fn raw(mut self) -> Self {
+        self.raw = true;
+        self
+    }
+
+    /// Most batches of interactive texts, those of synchronous calls included, that are begun one after another while a
+    /// [`Bulk`](crate::Class::Bulk) text waits: the bulk text whose turn it is in its class is overtaken so many times at most, then the next
+    /// batch is bulk's. 4 where not set; with 0 bulk goes first.
+    #[must_use]
+    pub fn overtakings(mut self, batches: usize) -> Self {
+        self.overtakings = Some(batches);
+        self
+    }
+
+    /// How long a submitted text may wait for others to share its batch though the executor has a free place; not at all where not set. Under load
+    /// texts gather while batches run, so that this helps few: it trades the latency of a lone text for fewer batches.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
     /// Whether a text's vector is the same bits whatever shares its batch. Only the backend `cuda` can say so, which [`BackendChoice::Auto`] then means,
     /// nothing else: it then runs all texts by kernels with one order of sums, and never changes the precision. On one GPU: another kind of GPU has other
     /// kernels.
@@ -228,13 +274,14 @@ impl EmbedderBuilder {
             Some(modes) => Pooling::new(modes.iter().copied(), folder.pooling.include_prompt)?,
         };
         let scaling = match (self.normalize, self.dim) {
+            _ if self.raw => Scaling::None,
             (Normalize::Auto, None) => folder.scaling(),
             (Normalize::Auto, Some(_)) if !folder.normalize => Scaling::None,
             (Normalize::Auto, Some(_)) | (Normalize::On, _) => Scaling::AfterCut,
             (Normalize::Off, _) => Scaling::None,
         };
         let width = folder.dense.last().map_or(pooling.width(folder.config.hidden_size), |dense| dense.out_features);
-        let cut = self.dim.or(folder.cut(width));
+        let cut = if self.raw { None } else { self.dim.or(folder.cut(width)) };
         let head = Head::new(pooling.clone(), folder.dense.clone(), folder.config.hidden_size, cut, scaling)?;
         let dim = head.dim;
         let tokenizer = Tokenizer::open(
@@ -286,7 +333,12 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
-            scheduler: Arc::new(Scheduler::new(limits.parallelism)),
+            scheduler: Arc::new(Scheduler::new(LineSettings {
+                plan: plan.clone(),
+                queue_tokens: self.queue_tokens,
+                overtakings: self.overtakings.unwrap_or(OVERTAKINGS),
+                linger: self.linger,
+            })),
             #[cfg(feature = "cuda")]
             gpu: executor.gpu,
             #[cfg(feature = "cuda")]

@@ -1,24 +1,14 @@
-//! A call's batches as work for the scheduler, and what came of each.
+//! The batches of a call that waits as work for the scheduler, and what came of each.
 
 use crate::executor::Backend;
 use crate::pooling::check_finite;
 use crate::scheduler::{Left, Work};
-use crate::tokens::TokenBatch;
+use crate::tokens::{BatchSize, TokenBatch};
 use crate::{Error, Result, trace};
 use std::any::Any;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
-
-/// What a failure means for the other batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OnFailure {
-    /// The first one ends the call; a vector that is not finite is one.
-    EndCall,
-    /// Each batch stands for itself. Whether vectors are finite is seen where they are read.
-    GoOn,
-}
 
 /// How a batch ended.
 pub(super) enum BatchEnd {
@@ -27,19 +17,14 @@ pub(super) enum BatchEnd {
     /// The executor's failure; a panic of the executor is one.
     Failed(Error),
     /// It was never begun.
-    Left(Left),
+    NotBegun,
 }
-
-/// Called with the end of each batch, once all have ended.
-pub(super) type Callback = Box<dyn FnOnce(&Run, Vec<BatchEnd>) + Send>;
 
 /// See the module.
 pub(super) struct Run {
     backend: Arc<dyn Backend>,
     dim: usize,
     batches: Vec<TokenBatch>,
-    costs: Vec<u64>,
-    on_failure: OnFailure,
     outcome: Mutex<Outcome>,
     done: Condvar,
 }
@@ -48,33 +33,19 @@ struct Outcome {
     ends: Vec<BatchEnd>,
     /// Batches that have not ended.
     open: usize,
-    then: Then,
-}
-
-/// Who is told when all batches have ended, besides those that wait.
-enum Then {
-    Nobody,
-    Wake(Waker),
-    Call(Callback),
 }
 
 impl Run {
-    /// `costs` are those of `batches`, in the scheduler's unit; vectors have `dim` values.
-    pub fn new(backend: Arc<dyn Backend>, dim: usize, batches: Vec<TokenBatch>, costs: Vec<u64>, on_failure: OnFailure) -> Self {
+    /// Vectors have `dim` values.
+    pub fn new(backend: Arc<dyn Backend>, dim: usize, batches: Vec<TokenBatch>) -> Self {
         let open = batches.len();
-        let ends = batches.iter().map(|_| BatchEnd::Left(Left::Cancelled)).collect();
-        let outcome = Mutex::new(Outcome { ends, open, then: Then::Nobody });
-        Self { backend, dim, batches, costs, on_failure, outcome, done: Condvar::new() }
+        let ends = batches.iter().map(|_| BatchEnd::NotBegun).collect();
+        Self { backend, dim, batches, outcome: Mutex::new(Outcome { ends, open }), done: Condvar::new() }
     }
 
     /// The batches, in the order of their ends.
     pub fn token_batches(&self) -> &[TokenBatch] {
         &self.batches
-    }
-
-    /// Whether all batches have ended.
-    pub fn is_done(&self) -> bool {
-        self.lock().open == 0
     }
 
     /// Waits until all batches have ended. The ends are given once.
@@ -86,66 +57,27 @@ impl Run {
         std::mem::take(&mut outcome.ends)
     }
 
-    /// The ends, where all batches have ended; else `waker` is woken when they have.
-    pub fn poll(&self, waker: &Waker) -> Option<Vec<BatchEnd>> {
-        let mut outcome = self.lock();
-        if outcome.open == 0 {
-            return Some(std::mem::take(&mut outcome.ends));
-        }
-        match &mut outcome.then {
-            Then::Wake(known) => known.clone_from(waker),
-            then => *then = Then::Wake(waker.clone()),
-        }
-        None
-    }
-
-    /// Calls `callback` when all batches have ended, on the thread that ends the last of them; at once where they have.
-    pub fn then(&self, callback: Callback) {
-        let mut outcome = self.lock();
-        if outcome.open > 0 {
-            outcome.then = Then::Call(callback);
-            return;
-        }
-        let ends = std::mem::take(&mut outcome.ends);
-        drop(outcome);
-        callback(self, ends);
-    }
-
     fn encode(&self, batch: &TokenBatch) -> Result<Vec<f32>> {
         let mut vectors = vec![0.0; batch.batch() * self.dim];
         {
             let _range = trace::range("encode batch");
             self.backend.encode(batch, &mut vectors)?;
         }
-        if self.on_failure == OnFailure::EndCall {
-            let _range = trace::range("finite check");
-            check_finite(&vectors, self.dim, batch.rows())?;
-        }
+        let _range = trace::range("finite check");
+        check_finite(&vectors, self.dim, batch.rows())?;
         Ok(vectors)
     }
 
-    /// Takes down how the batches of a range ended, and tells who waits when they were the last.
+    /// Takes down how the batches of a range ended, and wakes who waits when they were the last.
     fn end(&self, batches: Range<usize>, mut how: impl FnMut() -> BatchEnd) {
         let mut outcome = self.lock();
         for end in &mut outcome.ends[batches.clone()] {
             *end = how();
         }
         outcome.open -= batches.len();
-        if outcome.open > 0 {
-            return;
-        }
-        let then = std::mem::replace(&mut outcome.then, Then::Nobody);
-        let ends = if matches!(then, Then::Call(_)) { std::mem::take(&mut outcome.ends) } else { Vec::new() };
-        drop(outcome);
-        self.done.notify_all();
-        // This may be anybody's thread: what is called here must not unwind into it.
-        let told = catch_unwind(AssertUnwindSafe(|| match then {
-            Then::Nobody => {}
-            Then::Wake(waker) => waker.wake(),
-            Then::Call(callback) => callback(self, ends),
-        }));
-        if let Err(panic) = told {
-            log::error!("a submission's callback panicked: {}", message_of(&*panic));
+        if outcome.open == 0 {
+            drop(outcome);
+            self.done.notify_all();
         }
     }
 
@@ -160,32 +92,32 @@ impl Work for Run {
         self.batches.len()
     }
 
-    fn cost(&self, batch: usize) -> u64 {
-        self.costs[batch]
+    fn size(&self, batch: usize) -> BatchSize {
+        self.batches[batch].size()
     }
 
     fn run(&self, batch: usize) -> ControlFlow<()> {
         let encoded = catch_unwind(AssertUnwindSafe(|| self.encode(&self.batches[batch])));
-        let mut end = match encoded {
-            Ok(Ok(vectors)) => Some(BatchEnd::Vectors(vectors)),
-            Ok(Err(error)) => Some(BatchEnd::Failed(error)),
+        let mut end = Some(match encoded {
+            Ok(Ok(vectors)) => BatchEnd::Vectors(vectors),
+            Ok(Err(error)) => BatchEnd::Failed(error),
             Err(panic) => {
                 let reason = format!("it panicked: {}", message_of(&*panic));
-                Some(BatchEnd::Failed(Error::Backend { backend: self.backend.name(), reason }))
+                BatchEnd::Failed(Error::Backend { backend: self.backend.name(), reason })
             }
-        };
-        let breaks = self.on_failure == OnFailure::EndCall && matches!(end, Some(BatchEnd::Failed(_)));
-        self.end(batch..batch + 1, || end.take().unwrap_or(BatchEnd::Left(Left::Broken)));
+        });
+        let breaks = matches!(end, Some(BatchEnd::Failed(_)));
+        self.end(batch..batch + 1, || end.take().unwrap_or(BatchEnd::NotBegun));
         if breaks { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    fn leave(&self, batches: Range<usize>, reason: Left) {
-        self.end(batches, || BatchEnd::Left(reason));
+    fn leave(&self, batches: Range<usize>, _: Left) {
+        self.end(batches, || BatchEnd::NotBegun);
     }
 }
 
 /// What a panic says.
-fn message_of(panic: &(dyn Any + Send)) -> &str {
+pub(super) fn message_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }

@@ -1,6 +1,8 @@
 //! Calls and submissions on an executor that counts: nothing is timed.
 
 use super::*;
+use crate::Class;
+use crate::scheduler::LineSettings;
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::pin;
@@ -17,6 +19,8 @@ const ROWS: usize = 64;
 const FAILS: u32 = 200;
 const PANICS: u32 = 201;
 const NAN: u32 = 202;
+/// Tokens that may wait.
+const QUEUE_TOKENS: usize = 100_000;
 /// How long a batch waits for its gate.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -103,7 +107,12 @@ fn embedder(fake: &Arc<Fake>) -> Embedder {
     Embedder {
         info: Info { dim: DIM, limits, backend: fake.name(), ..real.info },
         backend: fake.clone(),
-        scheduler: Arc::new(Scheduler::new(limits.parallelism)),
+        scheduler: Arc::new(Scheduler::new(LineSettings {
+            plan: BatchPlan::new(ROWS, usize::MAX, limits.parallelism),
+            queue_tokens: Some(QUEUE_TOKENS),
+            overtakings: 2,
+            linger: Duration::ZERO,
+        })),
         // Every batch is full: what matters here is how many there are.
         plan: BatchPlan::new(ROWS, usize::MAX, 1),
         ..real
@@ -182,6 +191,34 @@ fn each_text_has_its_own_result_in_order() {
 }
 
 #[test]
+fn what_would_make_the_line_too_long_is_refused_at_once() {
+    let fake = Fake::closed(1);
+    let embedder = embedder(&fake);
+    let submit = |count, class| embedder.submit_ids(&rows(10, count), SubmitSettings::default().with_class(class));
+    let first = submit(ROWS, Class::Interactive).unwrap();
+    fake.wait_for(1);
+    let second = submit(ROWS, Class::Bulk).unwrap();
+    let third = submit(QUEUE_TOKENS / 2 - ROWS - 1, Class::Interactive).unwrap();
+    let error = submit(2, Class::Bulk).unwrap_err();
+    assert!(
+        matches!(error, Error::Overloaded { waiting, limit: QUEUE_TOKENS, texts: 2, tokens: 4 } if waiting == QUEUE_TOKENS - 2),
+        "{error}"
+    );
+    assert!(submit(1 + QUEUE_TOKENS / 2, Class::Bulk).unwrap_err().to_string().contains("fewer texts at a time"));
+    let status = embedder.queue();
+    assert_eq!((status.bulk.texts, status.bulk.tokens, status.waiting_tokens()), (ROWS, 2 * ROWS, QUEUE_TOKENS - 2));
+    assert_eq!((status.running, status.batches, status.rejected), (1, 1, 2 + 1 + QUEUE_TOKENS as u64 / 2));
+    third.cancel();
+    assert_eq!(embedder.queue().interactive, Default::default());
+    fake.let_through(100);
+    let queued = |submission: Submission| submission.wait().into_iter().map(|result| result.unwrap().queued).min().unwrap();
+    assert!(queued(first) < queued(second));
+    let status = embedder.queue();
+    assert_eq!((status.waiting_tokens(), status.tokens, status.run_tokens), (0, 4 * ROWS as u64, 4 * ROWS as u64));
+    assert_eq!((status.texts, status.cancelled), (2 * ROWS as u64, (QUEUE_TOKENS / 2 - ROWS - 1) as u64));
+}
+
+#[test]
 fn an_executors_failure_is_that_of_the_texts_of_its_batch() {
     for (bad, said) in [(FAILS, "id 200, first is 200"), (PANICS, "it panicked: id 201")] {
         let embedder = embedder(&Fake::open(2));
@@ -224,8 +261,9 @@ fn of_several_failures_a_call_tells_the_first_batch_s_and_begins_no_more() {
 fn expired_and_cancelled_texts_are_never_run() {
     let fake = Fake::closed(1);
     let embedder = embedder(&fake);
-    let submit =
-        |id, batches: usize, deadline| embedder.submit_ids(&rows(id, batches * ROWS), SubmitSettings { deadline }).unwrap();
+    let submit = |id, batches: usize, deadline| {
+        embedder.submit_ids(&rows(id, batches * ROWS), SubmitSettings { deadline, ..SubmitSettings::default() }).unwrap()
+    };
     let (running, deadline) = (submit(10, 3, None), Instant::now() + Duration::from_millis(2));
     fake.wait_for(1);
     let (late, given_up) = (submit(11, 2, Some(deadline)), submit(12, 2, None));

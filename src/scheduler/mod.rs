@@ -1,13 +1,18 @@
-//! Who runs when. Callers and jobs take turns at one executor, as many at once as it has places; which of them is next, [`queue`] says.
+//! Who runs when. Callers, jobs and texts take turns at one executor, as many batches at once as it has places; what is begun next, [`line`] says.
 //!
-//! A caller with one batch runs it on its own thread when its turn comes ([`Scheduler::turn`]). Jobs of several batches are run by worker
-//! threads ([`Scheduler::submit`]), which start when there is something for them and end with the scheduler. What a batch is, the
-//! scheduler does not know.
+//! A caller with one batch runs it on its own thread when its turn comes ([`Scheduler::turn`]). Jobs of several batches ([`Scheduler::run`]) and
+//! texts, which share batches ([`Scheduler::submit`]), are run by worker threads, which start when there is something for them and end with
+//! the scheduler.
 
+mod line;
+mod pack;
 mod queue;
+mod status;
 
-use queue::FairQueue;
+use crate::tokens::BatchSize;
+pub(crate) use line::{Full, Line, LineSettings, NewTexts, Next, Part};
 pub(crate) use queue::Flow;
+pub use status::{Class, QueueStatus, Waiting};
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +26,8 @@ pub(crate) trait Work: Send + Sync {
     /// How many batches there are.
     fn batches(&self) -> usize;
 
-    /// What a batch costs, in the unit of all costs of this scheduler.
-    fn cost(&self, batch: usize) -> u64;
+    /// How large a batch is.
+    fn size(&self, batch: usize) -> BatchSize;
 
     /// Runs a batch; others of the same work run at the same time. `Break` gives up those that have not begun.
     fn run(&self, batch: usize) -> ControlFlow<()>;
@@ -31,55 +36,74 @@ pub(crate) trait Work: Send + Sync {
     fn leave(&self, batches: Range<usize>, reason: Left);
 }
 
-/// Why batches were never begun.
+/// Texts that were submitted together. `run` and `leave` are called from any thread, without a lock held.
+pub(crate) trait Texts: Send + Sync + Sized {
+    /// Runs a batch of the texts of one or several submissions; others of the same submissions run at the same time.
+    fn run(pack: Vec<Part<Arc<Self>>>);
+
+    /// These texts will never begin.
+    fn leave(&self, texts: &[u32], reason: Left);
+}
+
+/// Why something was never begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
-    /// The deadline passed before their turn came.
+    /// The deadline passed before its turn came.
     Expired,
-    /// The caller gave them up, or the scheduler ended.
+    /// The caller gave it up, or the scheduler ended.
     Cancelled,
-    /// A batch before them broke off.
+    /// A batch before it broke off.
     Broken,
 }
 
+/// Why texts were not taken.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// The system's reason, where not a single worker can be started.
+    NoThread(std::io::Error),
+    /// More tokens would wait than may.
+    Full(Full),
+}
+
 /// See the module. Dropping it gives up what has not begun, and waits for what has.
-pub(crate) struct Scheduler {
-    shared: Arc<Shared>,
+pub(crate) struct Scheduler<T: Texts + 'static> {
+    shared: Arc<Shared<T>>,
 }
 
 /// A place at the executor, given back when dropped.
-pub(crate) struct Turn<'a>(&'a Arc<Shared>);
+pub(crate) struct Turn<'a, T: Texts + 'static>(&'a Arc<Shared<T>>);
 
-/// A job that was submitted.
-#[derive(Clone)]
-pub(crate) struct Submitted {
-    shared: Arc<Shared>,
+/// Texts that were submitted.
+pub(crate) struct Submitted<T: Texts + 'static> {
+    shared: Arc<Shared<T>>,
     id: u64,
 }
 
-struct Shared {
+struct Shared<T: Texts + 'static> {
     /// Batches that run at once.
     capacity: usize,
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     /// Where workers wait for a batch.
     work: Condvar,
 }
 
-struct State {
-    queue: FairQueue<Waiting>,
+struct State<T: Texts> {
+    line: Line<Caller, Arc<T>>,
     /// Places taken: turns that are held, and batches with workers or on their way to one.
     running: usize,
     /// Batches whose turn has come and that no worker has yet.
-    ready: VecDeque<Batch>,
+    ready: VecDeque<Batch<T>>,
     workers: Vec<JoinHandle<()>>,
     /// Workers that wait, or are about to look for work for the first time.
     idle: usize,
-    submitted: u64,
+    /// When a worker must look at the line again, where it lingers.
+    look_at: Option<Instant>,
+    jobs: u64,
     closed: bool,
 }
 
-enum Waiting {
-    Caller(Arc<Parked>),
+enum Caller {
+    Thread(Arc<Parked>),
     Job(Job),
 }
 
@@ -89,13 +113,11 @@ struct Job {
     work: Arc<dyn Work>,
     next: usize,
     flow: Flow,
-    deadline: Option<Instant>,
 }
 
-struct Batch {
-    job: u64,
-    work: Arc<dyn Work>,
-    number: usize,
+enum Batch<T> {
+    OfJob { job: u64, work: Arc<dyn Work>, number: usize },
+    OfTexts(Vec<Part<Arc<T>>>),
 }
 
 /// A thread that waits for its turn.
@@ -132,77 +154,102 @@ impl Job {
     }
 }
 
-impl Scheduler {
-    /// For an executor that runs `capacity` batches at once; at least one.
-    pub fn new(capacity: usize) -> Self {
+impl<T: Texts + 'static> Scheduler<T> {
+    /// For the executor that the settings describe.
+    pub fn new(settings: LineSettings) -> Self {
+        let capacity = settings.plan.parallelism.max(1);
         let state = State {
-            queue: FairQueue::new(),
+            line: Line::new(settings),
             running: 0,
             ready: VecDeque::new(),
             workers: Vec::new(),
             idle: 0,
-            submitted: 0,
+            look_at: None,
+            jobs: 0,
             closed: false,
         };
-        Self { shared: Arc::new(Shared { capacity: capacity.max(1), state: Mutex::new(state), work: Condvar::new() }) }
+        Self { shared: Arc::new(Shared { capacity, state: Mutex::new(state), work: Condvar::new() }) }
     }
 
-    /// Waits until the next batch of `flow`, which costs `cost`, may run on this thread. Allocates nothing on a thread that has waited before,
-    /// and takes one lock for a moment; giving the turn back takes it once more.
-    pub fn turn(&self, flow: &mut Flow, cost: u64) -> Turn<'_> {
+    /// Waits until the next batch of `flow`, of `size`, may run on this thread. Allocates nothing on a thread that has waited before, and takes one
+    /// lock for a moment; giving the turn back takes it once more.
+    pub fn turn(&self, flow: &mut Flow, size: BatchSize) -> Turn<'_, T> {
         let mut state = self.shared.lock();
-        let tag = state.queue.tag(flow, cost);
-        if state.running < self.shared.capacity && state.queue.is_empty() {
+        if state.running < self.shared.capacity && state.line.is_empty() {
             state.running += 1;
-            state.queue.pass(tag);
+            state.line.pass(flow, size);
             return Turn(&self.shared);
         }
         // Where thread-local values are gone already, the thread is ending: it gets one for this wait.
         let parked = PARKED.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Parked::here()));
-        state.queue.push(Waiting::Caller(parked.clone()), tag, None);
-        drop(state);
+        state.line.wait(size, *flow, |next| {
+            *flow = next;
+            Caller::Thread(parked.clone())
+        });
+        if state.running < self.shared.capacity {
+            // Only texts that linger let a place be free.
+            self.shared.dispatch(state, 0);
+        } else {
+            drop(state);
+        }
         parked.wait();
         Turn(&self.shared)
     }
 
-    /// Puts `work`, which has at least one batch, in line for the workers. Batches that have not begun at `deadline` never will.
+    /// Puts `work`, which has at least one batch, in line for the workers.
     ///
     /// # Errors
     /// The system's, where not a single worker can be started.
-    pub fn submit(&self, work: Arc<dyn Work>, deadline: Option<Instant>) -> std::io::Result<Submitted> {
+    pub fn run(&self, work: Arc<dyn Work>) -> std::io::Result<()> {
         let mut state = self.shared.lock();
-        if state.workers.is_empty() {
-            self.shared.start_worker(&mut state)?;
-        }
-        let id = state.submitted;
-        state.submitted += 1;
-        state.line_up(Job { id, work, next: 0, flow: Flow::default(), deadline });
+        self.shared.need_worker(&mut state)?;
+        let id = state.jobs;
+        state.jobs += 1;
+        state.line_up(Job { id, work, next: 0, flow: Flow::default() });
+        self.shared.dispatch(state, 0);
+        Ok(())
+    }
+
+    /// Puts `texts`, at least one, in line for the workers.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub fn submit(&self, texts: NewTexts<Arc<T>>) -> Result<Submitted<T>, Refused> {
+        let mut state = self.shared.lock();
+        self.shared.need_worker(&mut state).map_err(Refused::NoThread)?;
+        let id = state.line.submit(texts).map_err(Refused::Full)?;
         self.shared.dispatch(state, 0);
         Ok(Submitted { shared: self.shared.clone(), id })
     }
 
-    /// Callers and jobs that wait.
+    /// What waits, what runs, and what has been.
+    pub fn status(&self) -> QueueStatus {
+        let state = self.shared.lock();
+        QueueStatus { running: state.running, ..state.line.status() }
+    }
+
+    /// Callers, jobs and submissions that wait.
     #[cfg(test)]
     pub fn waiting(&self) -> usize {
-        self.shared.lock().queue.len()
+        self.shared.lock().line.len()
     }
 }
 
-impl Drop for Scheduler {
+impl<T: Texts + 'static> Drop for Scheduler<T> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
-        let mut left = Vec::new();
-        while let Some(waiting) = state.queue.pop() {
-            // A caller holds a reference to the scheduler while it waits: there is none.
-            if let Waiting::Job(job) = waiting {
-                left.push(job);
-            }
-        }
+        let (callers, texts) = state.line.drain();
         let workers = std::mem::take(&mut state.workers);
         drop(state);
         self.shared.work.notify_all();
-        left.into_iter().for_each(|job| job.leave(Left::Cancelled));
+        for caller in callers {
+            // A thread holds a reference to the scheduler while it waits: there is none.
+            if let Caller::Job(job) = caller {
+                job.leave(Left::Cancelled);
+            }
+        }
+        leave(texts, Left::Cancelled);
         for worker in workers {
             // The last owner may be what a worker has just called; that worker ends by itself.
             if worker.thread().id() != thread::current().id() {
@@ -213,7 +260,7 @@ impl Drop for Scheduler {
     }
 }
 
-impl Drop for Turn<'_> {
+impl<T: Texts + 'static> Drop for Turn<'_, T> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.running -= 1;
@@ -221,61 +268,58 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Submitted {
-    /// Gives up the batches that have not begun.
+impl<T: Texts + 'static> Submitted<T> {
+    /// Gives up the texts that have not begun.
     pub fn cancel(&self) {
-        self.shared.give_up(self.id, Left::Cancelled);
+        let gone = self.shared.lock().line.cancel(self.id);
+        leave(gone, Left::Cancelled);
     }
 }
 
-impl State {
+impl<T: Texts> State<T> {
     /// Puts the next batch of `job` in line.
-    fn line_up(&mut self, mut job: Job) {
-        let (tag, deadline) = (self.queue.tag(&mut job.flow, job.work.cost(job.next)), job.deadline);
-        self.queue.push(Waiting::Job(job), tag, deadline);
-    }
-
-    /// Takes out what can no longer begin in time.
-    fn take_expired(&mut self) -> Vec<Job> {
-        let mut expired = Vec::new();
-        if self.queue.is_empty() {
-            return expired;
-        }
-        let now = Instant::now();
-        while let Some(waiting) = self.queue.pop_expired(now) {
-            // Callers have no deadline.
-            if let Waiting::Job(job) = waiting {
-                expired.push(job);
-            }
-        }
-        expired
+    fn line_up(&mut self, job: Job) {
+        let size = job.work.size(job.next);
+        self.line.wait(size, job.flow, |flow| Caller::Job(Job { flow, ..job }));
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl<T: Texts + 'static> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         // Nothing panics while it is locked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the free places to those whose turn it is. `workers_here` is 1 where a worker calls, which takes a batch that is ready itself.
-    fn dispatch(self: &Arc<Self>, mut state: MutexGuard<'_, State>, workers_here: usize) {
-        let expired = state.take_expired();
+    fn dispatch(self: &Arc<Self>, mut state: MutexGuard<'_, State<T>>, workers_here: usize) {
+        if state.line.is_empty() && state.ready.is_empty() {
+            state.look_at = None;
+            return;
+        }
+        let now = Instant::now();
+        let expired = state.line.expire(now);
+        state.look_at = None;
         while state.running < self.capacity {
-            match state.queue.pop() {
-                None => break,
-                Some(Waiting::Caller(parked)) => parked.grant(),
-                Some(Waiting::Job(mut job)) => {
-                    state.ready.push_back(Batch { job: job.id, work: job.work.clone(), number: job.next });
+            let free = self.capacity - state.running;
+            match state.line.next(now, free) {
+                Next::Nothing => break,
+                Next::Wait(until) => {
+                    state.look_at = Some(until);
+                    break;
+                }
+                Next::Caller(Caller::Thread(parked)) => parked.grant(),
+                Next::Caller(Caller::Job(mut job)) => {
+                    state.ready.push_back(Batch::OfJob { job: job.id, work: job.work.clone(), number: job.next });
                     job.next += 1;
                     if job.next < job.work.batches() {
                         state.line_up(job);
                     }
                 }
+                Next::Pack(pack) => state.ready.push_back(Batch::OfTexts(pack)),
             }
             state.running += 1;
         }
-        let wanted = state.ready.len().saturating_sub(workers_here);
+        let wanted = (state.ready.len() + usize::from(state.look_at.is_some())).saturating_sub(workers_here);
         (0..wanted.min(state.idle)).for_each(|_| self.work.notify_one());
         for _ in state.idle..wanted {
             // Those that there are will do the work where the system gives no more.
@@ -284,10 +328,14 @@ impl Shared {
             }
         }
         drop(state);
-        expired.into_iter().for_each(|job| job.leave(Left::Expired));
+        leave(expired, Left::Expired);
     }
 
-    fn start_worker(self: &Arc<Self>, state: &mut State) -> std::io::Result<()> {
+    fn need_worker(self: &Arc<Self>, state: &mut State<T>) -> std::io::Result<()> {
+        if state.workers.is_empty() { self.start_worker(state) } else { Ok(()) }
+    }
+
+    fn start_worker(self: &Arc<Self>, state: &mut State<T>) -> std::io::Result<()> {
         let shared = self.clone();
         let worker = thread::Builder::new().name("trt-embed".into()).spawn(move || shared.run_batches())?;
         state.workers.push(worker);
@@ -300,22 +348,28 @@ impl Shared {
         let mut state = self.lock();
         state.idle -= 1;
         loop {
-            let Some(Batch { job, work, number }) = state.ready.pop_front() else {
+            let Some(batch) = state.ready.pop_front() else {
                 if state.closed {
                     return;
                 }
-                state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                state.idle -= 1;
+                state = self.wait_for_work(state);
                 continue;
             };
             drop(state);
             // Work answers for its executor's panics. One in what it calls at its end must not take the worker's place with it.
-            let ended = catch_unwind(AssertUnwindSafe(|| work.run(number))).unwrap_or(ControlFlow::Break(()));
-            if ended.is_break() {
-                self.give_up(job, Left::Broken);
+            match batch {
+                Batch::OfTexts(pack) => {
+                    if catch_unwind(AssertUnwindSafe(|| T::run(pack))).is_err() {
+                        log::error!("a batch of submitted texts panicked after it ran");
+                    }
+                }
+                Batch::OfJob { job, work, number } => {
+                    let ended = catch_unwind(AssertUnwindSafe(|| work.run(number))).unwrap_or(ControlFlow::Break(()));
+                    if ended.is_break() {
+                        self.give_up(job);
+                    }
+                }
             }
-            drop(work);
             state = self.lock();
             state.running -= 1;
             self.dispatch(state, 1);
@@ -323,13 +377,33 @@ impl Shared {
         }
     }
 
-    /// Takes what is left of a job out of the line.
-    fn give_up(&self, id: u64, reason: Left) {
-        let found = self.lock().queue.remove(|waiting| matches!(waiting, Waiting::Job(job) if job.id == id));
-        if let Some(Waiting::Job(job)) = found {
-            job.leave(reason);
+    /// Waits until there may be something to do, at most as long as the line lingers.
+    fn wait_for_work<'a>(self: &'a Arc<Self>, mut state: MutexGuard<'a, State<T>>) -> MutexGuard<'a, State<T>> {
+        let patience = state.look_at.map(|until| until.saturating_duration_since(Instant::now()));
+        if patience.is_some_and(|patience| patience.is_zero()) {
+            self.dispatch(state, 1);
+            return self.lock();
+        }
+        state.idle += 1;
+        state = match patience {
+            None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(patience) => self.work.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0,
+        };
+        state.idle -= 1;
+        state
+    }
+
+    /// Takes what is left of a job out of the line: a batch of it broke off.
+    fn give_up(&self, id: u64) {
+        let found = self.lock().line.remove(|caller| matches!(caller, Caller::Job(job) if job.id == id));
+        if let Some(Caller::Job(job)) = found {
+            job.leave(Left::Broken);
         }
     }
+}
+
+fn leave<T: Texts>(parts: impl IntoIterator<Item = Part<Arc<T>>>, reason: Left) {
+    parts.into_iter().for_each(|part| part.owner.leave(&part.texts, reason));
 }
 
 #[cfg(test)]

@@ -41,6 +41,13 @@ pub(super) struct Tag {
     cost: u64,
 }
 
+/// Whose turn it is: a place in the queue, good until the queue is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub place: usize,
+    overdue: bool,
+}
+
 struct Entry<K> {
     key: K,
     tag: Tag,
@@ -49,6 +56,13 @@ struct Entry<K> {
     order: u64,
     /// What had been served when it came.
     served_before: u64,
+}
+
+impl Flow {
+    /// The next batch starts at `start` at the earliest.
+    pub(super) fn after(start: u64) -> Self {
+        Self { next_start: start }
+    }
 }
 
 impl<K> FairQueue<K> {
@@ -62,7 +76,6 @@ impl<K> FairQueue<K> {
     }
 
     /// How many entries wait.
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -70,7 +83,6 @@ impl<K> FairQueue<K> {
     /// The start tag of the next batch of `flow`, which costs `cost`.
     pub fn tag(&self, flow: &mut Flow, cost: u64) -> Tag {
         let start = self.clock.max(flow.next_start);
-        // With classes, the cost would be divided by the weight of the flow's class here.
         flow.next_start = start.saturating_add(cost);
         Tag { start, cost }
     }
@@ -83,43 +95,106 @@ impl<K> FairQueue<K> {
 
     /// As [`FairQueue::push`] and [`FairQueue::pop`] at once, for an entry that need not wait because nothing does.
     pub fn pass(&mut self, tag: Tag) {
-        self.serve(tag, false);
+        self.serve(tag.start, tag.cost, false);
     }
 
     /// Takes out what runs next.
+    #[cfg(test)]
     pub fn pop(&mut self) -> Option<K> {
-        let overdue = self.overdue().filter(|_| !self.after_overdue || self.waiting.len() == 1);
-        let place = overdue.or_else(|| self.least())?;
-        let Entry { key, tag, .. } = self.waiting.swap_remove(place);
-        self.serve(tag, overdue.is_some());
-        Some(key)
+        let turn = self.turn()?;
+        let cost = self.waiting[turn.place].tag.cost;
+        Some(self.take(turn, cost).0)
     }
 
-    /// Takes out an entry whose deadline is `now` or before.
-    pub fn pop_expired(&mut self, now: Instant) -> Option<K> {
-        let place = self.waiting.iter().position(|entry| entry.deadline.is_some_and(|deadline| deadline <= now))?;
-        Some(self.waiting.swap_remove(place).key)
+    /// What runs next.
+    pub fn turn(&self) -> Option<Turn> {
+        let overdue = self.overdue().filter(|_| !self.after_overdue || self.waiting.len() == 1);
+        let place = overdue.or_else(|| self.least())?;
+        Some(Turn { place, overdue: overdue.is_some() })
+    }
+
+    /// Takes out the entry whose turn it is, which is served for `cost`; and its start tag.
+    pub fn take(&mut self, turn: Turn, cost: u64) -> (K, u64) {
+        let Entry { key, tag, .. } = self.waiting.swap_remove(turn.place);
+        self.serve(tag.start, cost, turn.overdue);
+        (key, tag.start)
+    }
+
+    /// The entry at `place`.
+    pub fn at(&self, place: usize) -> &K {
+        &self.waiting[place].key
+    }
+
+    /// The entry at `place`, which may be changed, but for its tag.
+    pub fn at_mut(&mut self, place: usize) -> &mut K {
+        &mut self.waiting[place].key
+    }
+
+    /// What the entry at `place` costs.
+    pub fn cost_at(&self, place: usize) -> u64 {
+        self.waiting[place].tag.cost
+    }
+
+    /// The places of at most `most` entries that are `wanted`, those of the least tags, in their order.
+    pub fn first(&self, most: usize, wanted: impl Fn(&K) -> bool) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.waiting.len()).filter(|&place| wanted(&self.waiting[place].key)).collect();
+        if places.len() > most {
+            places.select_nth_unstable_by_key(most, |&place| self.order(place));
+            places.truncate(most);
+        }
+        places.sort_unstable_by_key(|&place| self.order(place));
+        places
+    }
+
+    /// The entry at `place` had `cost` of what was served to another, and waits on.
+    pub fn charge(&mut self, place: usize, cost: u64) {
+        let entry = &mut self.waiting[place];
+        entry.tag.start = entry.tag.start.saturating_add(cost);
+        entry.served_before = self.served;
+    }
+
+    /// Takes out the entry at `place`; the last entry has that place then.
+    pub fn remove_at(&mut self, place: usize) -> K {
+        self.waiting.swap_remove(place).key
+    }
+
+    /// Takes out all whose deadline is `now` or before.
+    pub fn take_expired(&mut self, now: Instant) -> Vec<K> {
+        let mut expired = Vec::new();
+        let mut place = 0;
+        while let Some(entry) = self.waiting.get(place) {
+            if entry.deadline.is_some_and(|deadline| deadline <= now) {
+                expired.push(self.remove_at(place));
+            } else {
+                place += 1;
+            }
+        }
+        expired
     }
 
     /// Takes out the first entry found that is `wanted`.
     pub fn remove(&mut self, wanted: impl Fn(&K) -> bool) -> Option<K> {
         let place = self.waiting.iter().position(|entry| wanted(&entry.key))?;
-        Some(self.waiting.swap_remove(place).key)
+        Some(self.remove_at(place))
     }
 
-    fn serve(&mut self, tag: Tag, overdue: bool) {
+    fn serve(&mut self, start: u64, cost: u64, overdue: bool) {
         // An overdue entry is served out of turn: those of lesser tags still stand before it on the clock.
         if !overdue {
-            self.clock = self.clock.max(tag.start);
+            self.clock = self.clock.max(start);
         }
-        self.served = self.served.saturating_add(tag.cost);
+        self.served = self.served.saturating_add(cost);
         self.after_overdue = overdue;
     }
 
     /// The place of the entry with the least tag.
     fn least(&self) -> Option<usize> {
-        let key = |entry: &Entry<K>| (entry.tag.start, entry.tag.start.saturating_add(entry.tag.cost), entry.order);
-        (0..self.waiting.len()).min_by_key(|&place| key(&self.waiting[place]))
+        (0..self.waiting.len()).min_by_key(|&place| self.order(place))
+    }
+
+    fn order(&self, place: usize) -> (u64, u64, u64) {
+        let Entry { tag, order, .. } = &self.waiting[place];
+        (tag.start, tag.start.saturating_add(tag.cost), *order)
     }
 
     /// The place of the overdue entry that came first.

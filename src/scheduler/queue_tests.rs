@@ -116,7 +116,7 @@ fn what_is_past_its_deadline_comes_out_by_itself() {
         let tag = queue.tag(&mut Flow::default(), 1);
         queue.push(key, tag, deadline);
     }
-    let mut expired: Vec<_> = std::iter::from_fn(|| queue.pop_expired(now)).collect();
+    let mut expired = queue.take_expired(now);
     expired.sort_unstable();
     assert_eq!(expired, [1, 3]);
     assert_eq!(queue.remove(|&key| key == 2), Some(2));

@@ -1,11 +1,13 @@
 //! Turns and jobs with threads, counted and never timed.
 
 use super::*;
+use crate::tokens::BatchPlan;
 use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::time::Duration;
 
-/// Batches that pass through a gate and write down what becomes of them.
+/// Batches, of a job or of one text each, that pass through a gate and write down what becomes of them.
+#[derive(Debug)]
 struct Gated {
     name: &'static str,
     batches: usize,
@@ -15,7 +17,7 @@ struct Gated {
 }
 
 /// Lets so many batches through, and keeps the names of those that have begun.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Gate {
     open: Mutex<usize>,
     opened: Condvar,
@@ -61,8 +63,8 @@ impl Work for Gated {
         self.batches
     }
 
-    fn cost(&self, _: usize) -> u64 {
-        100
+    fn size(&self, _: usize) -> BatchSize {
+        BatchSize::padded(1, 100)
     }
 
     fn run(&self, batch: usize) -> ControlFlow<()> {
@@ -80,6 +82,38 @@ impl Work for Gated {
     }
 }
 
+impl Texts for Gated {
+    fn run(pack: Vec<Part<Arc<Self>>>) {
+        assert_eq!((pack.len(), pack[0].texts.len()), (1, 1));
+        _ = Work::run(&*pack[0].owner, pack[0].texts[0] as usize);
+    }
+
+    fn leave(&self, texts: &[u32], reason: Left) {
+        Work::leave(self, texts[0] as usize..texts[0] as usize + texts.len(), reason);
+    }
+}
+
+/// Without jobs of texts.
+fn scheduler_of(capacity: usize) -> Scheduler<Gated> {
+    scheduler(capacity, Duration::ZERO)
+}
+
+/// Every text is a batch.
+fn scheduler<T: Texts + 'static>(capacity: usize, linger: Duration) -> Scheduler<T> {
+    Scheduler::new(LineSettings { plan: BatchPlan::new(1, usize::MAX, capacity), queue_tokens: None, overtakings: 4, linger })
+}
+
+/// So many texts of 100 tokens.
+fn texts<T>(owner: &Arc<T>, count: usize, deadline: Option<Instant>) -> NewTexts<Arc<T>> {
+    let class = Class::Interactive;
+    NewTexts { owner: owner.clone(), class, group: 0, came: Instant::now(), deadline, lengths: vec![100; count].into() }
+}
+
+/// The texts of a new one.
+fn gated(name: &'static str, count: usize, gate: &Arc<Gate>) -> NewTexts<Arc<Gated>> {
+    texts(&Gated::new(name, count, gate), count, None)
+}
+
 fn until(holds: impl Fn() -> bool) {
     while !holds() {
         thread::yield_now();
@@ -88,15 +122,15 @@ fn until(holds: impl Fn() -> bool) {
 
 #[test]
 fn a_caller_goes_before_the_batches_that_have_not_begun() {
-    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
     for name in ["a", "b", "c"] {
-        scheduler.submit(Gated::new(name, 10, &gate), None).unwrap();
+        scheduler.submit(gated(name, 10, &gate)).unwrap();
     }
     gate.let_through(7);
     gate.wait_for(8);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let _turn = scheduler.turn(&mut Flow::default(), 1);
+            let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
             gate.begun.lock().unwrap().push("caller");
         });
         until(|| scheduler.waiting() == 4);
@@ -109,15 +143,15 @@ fn a_caller_goes_before_the_batches_that_have_not_begun() {
 
 #[test]
 fn batches_past_their_deadline_never_begin() {
-    let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
     let [before, late, too_late] = [("before", 2), ("late", 3), ("too late", 2)].map(|(name, n)| Gated::new(name, n, &gate));
-    scheduler.submit(before.clone(), None).unwrap();
+    scheduler.submit(texts(&before, 2, None)).unwrap();
     gate.wait_for(1);
     // One that is over already, and one that is over while it waits.
-    scheduler.submit(too_late.clone(), Some(Instant::now())).unwrap();
+    scheduler.submit(texts(&too_late, 2, Some(Instant::now()))).unwrap();
     assert_eq!(too_late.left(), [(0..2, Left::Expired)]);
     let deadline = Instant::now() + Duration::from_millis(2);
-    scheduler.submit(late.clone(), Some(deadline)).unwrap();
+    scheduler.submit(texts(&late, 3, Some(deadline))).unwrap();
     until(|| Instant::now() > deadline);
     gate.let_through(100);
     until(|| before.ended.load(Ordering::SeqCst) == 2);
@@ -127,9 +161,9 @@ fn batches_past_their_deadline_never_begin() {
 
 #[test]
 fn what_is_given_up_never_begins() {
-    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
+    let (scheduler, gate) = (scheduler_of(2), Arc::new(Gate::default()));
     let work = Gated::new("work", 10, &gate);
-    let submitted = scheduler.submit(work.clone(), None).unwrap();
+    let submitted = scheduler.submit(texts(&work, 10, None)).unwrap();
     gate.wait_for(2);
     submitted.cancel();
     submitted.cancel();
@@ -145,25 +179,26 @@ fn what_is_given_up_never_begins() {
 #[test]
 fn a_batch_that_breaks_off_or_panics_ends_its_job_alone() {
     for (name, runs) in [("breaks", 2), ("panics", 1)] {
-        let (scheduler, gate) = (Scheduler::new(1), Arc::new(Gate::default()));
+        let (scheduler, gate) = (scheduler_of(1), Arc::new(Gate::default()));
         let (work, other) = (Gated::new(name, 5, &gate), Gated::new("other", 5, &gate));
         gate.let_through(100);
-        scheduler.submit(work.clone(), None).unwrap();
-        scheduler.submit(other.clone(), None).unwrap();
+        scheduler.run(work.clone()).unwrap();
+        scheduler.run(other.clone()).unwrap();
         until(|| other.ended.load(Ordering::SeqCst) == 5);
         until(|| !work.left().is_empty());
         assert_eq!(work.left(), [(runs..5, Left::Broken)]);
         assert_eq!(work.ended.load(Ordering::SeqCst), runs);
-        drop(scheduler.turn(&mut Flow::default(), 1));
+        drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
     }
 }
 
 #[test]
 fn dropping_it_ends_what_has_begun_and_gives_up_the_rest() {
-    let (scheduler, gate) = (Scheduler::new(2), Arc::new(Gate::default()));
-    let work = Gated::new("work", 9, &gate);
-    scheduler.submit(work.clone(), None).unwrap();
+    let (scheduler, gate) = (scheduler_of(2), Arc::new(Gate::default()));
+    let (work, job) = (Gated::new("work", 9, &gate), Gated::new("job", 3, &gate));
+    scheduler.submit(texts(&work, 9, None)).unwrap();
     gate.wait_for(2);
+    scheduler.run(job.clone()).unwrap();
     let (dropped, is_dropped) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
@@ -175,19 +210,47 @@ fn dropping_it_ends_what_has_begun_and_gives_up_the_rest() {
         gate.let_through(100);
         is_dropped.recv().unwrap();
     });
-    assert_eq!(work.left(), [(2..9, Left::Cancelled)]);
+    assert_eq!((work.left(), job.left()), (vec![(2..9, Left::Cancelled)], vec![(0..3, Left::Cancelled)]));
     assert_eq!(work.ended.load(Ordering::SeqCst), 2);
 }
 
 #[test]
 fn a_turn_is_given_back_by_a_panic() {
-    let scheduler = Scheduler::new(1);
+    let scheduler = scheduler_of(1);
     let panics = AssertUnwindSafe(|| {
-        let _turn = scheduler.turn(&mut Flow::default(), 1);
+        let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1));
         panic!("within the turn");
     });
     assert!(catch_unwind(panics).is_err());
-    drop(scheduler.turn(&mut Flow::default(), 1));
+    drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
+}
+
+#[test]
+fn texts_that_linger_run_when_their_time_has_come_or_a_batch_is_full() {
+    struct Packed(Mutex<Vec<usize>>);
+    impl Texts for Packed {
+        fn run(pack: Vec<Part<Arc<Self>>>) {
+            let count = pack.iter().map(|part| part.texts.len()).sum();
+            pack[0].owner.0.lock().unwrap().push(count);
+        }
+        fn leave(&self, _: &[u32], _: Left) {}
+    }
+    let plan = BatchPlan::new(3, usize::MAX, 1);
+    let settings = |linger| LineSettings { plan: plan.clone(), queue_tokens: None, overtakings: 4, linger };
+    let packs = Arc::new(Packed(Mutex::default()));
+    let ran = |batches: &[usize]| until(|| *packs.0.lock().unwrap() == batches);
+    let scheduler = Scheduler::new(settings(Duration::from_millis(20)));
+    let one = || scheduler.submit(texts(&packs, 1, None)).unwrap();
+    one();
+    ran(&[1]);
+    // A caller that waits itself is not held up.
+    let scheduler = Scheduler::new(settings(Duration::from_secs(3600)));
+    let one = || scheduler.submit(texts(&packs, 1, None)).unwrap();
+    (0..2).for_each(|_| _ = one());
+    drop(scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 1)));
+    assert_eq!(scheduler.status().waiting_tokens(), 200);
+    one();
+    ran(&[1, 3]);
 }
 
 #[test]
@@ -208,8 +271,8 @@ fn no_more_run_at_once_than_there_are_places_whoever_comes() {
         fn batches(&self) -> usize {
             7
         }
-        fn cost(&self, batch: usize) -> u64 {
-            batch as u64 + 1
+        fn size(&self, batch: usize) -> BatchSize {
+            BatchSize::padded(1, batch + 1)
         }
         fn run(&self, _: usize) -> ControlFlow<()> {
             Self::step(&self.running, self.capacity);
@@ -220,23 +283,36 @@ fn no_more_run_at_once_than_there_are_places_whoever_comes() {
             self.left.fetch_sub(batches.len(), Ordering::SeqCst);
         }
     }
-    for capacity in [1, 3] {
-        let (scheduler, running) = (Scheduler::new(capacity), Arc::new(AtomicUsize::new(0)));
+    impl Texts for Counted {
+        fn run(pack: Vec<Part<Arc<Self>>>) {
+            _ = Work::run(&*pack[0].owner, 0);
+        }
+        fn leave(&self, texts: &[u32], _: Left) {
+            self.left.fetch_sub(texts.len(), Ordering::SeqCst);
+        }
+    }
+    // With lingering, which nothing here waits out: batches are full.
+    for (capacity, linger) in [(1, Duration::ZERO), (3, Duration::ZERO), (3, Duration::from_secs(60))] {
+        let (scheduler, running) = (scheduler(capacity, linger), Arc::new(AtomicUsize::new(0)));
         thread::scope(|scope| {
             for thread in 0..8 {
                 let (scheduler, running) = (&scheduler, &running);
                 scope.spawn(move || {
                     for round in 0..200 {
                         if thread % 2 == 0 {
-                            let _turn = scheduler.turn(&mut Flow::default(), 5);
+                            let _turn = scheduler.turn(&mut Flow::default(), BatchSize::padded(1, 5));
                             Counted::step(running, capacity);
                             continue;
                         }
                         let work = Arc::new(Counted { running: running.clone(), capacity, left: AtomicUsize::new(7) });
-                        let deadline = (round % 5 == 0).then(Instant::now);
-                        let submitted = scheduler.submit(work.clone(), deadline).unwrap();
-                        if round % 3 == 0 {
-                            submitted.cancel();
+                        if round % 2 == 0 {
+                            scheduler.run(work.clone()).unwrap();
+                        } else {
+                            let deadline = (round % 5 == 0).then(Instant::now);
+                            let submitted = scheduler.submit(texts(&work, 7, deadline)).unwrap();
+                            if round % 3 == 0 {
+                                submitted.cancel();
+                            }
                         }
                         until(|| work.left.load(Ordering::SeqCst) == 0);
                     }

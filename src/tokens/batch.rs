@@ -217,6 +217,18 @@ impl BatchPlan {
         Self { max_batch, batch_tokens, parallelism, costs: None }
     }
 
+    /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included. At least 1.
+    pub fn cost(&self, size: BatchSize) -> u64 {
+        let measured = self.costs.as_ref().and_then(|costs| costs.cheapest(size));
+        measured.map_or(BatchSize::padded(size.rows, size.longest).tokens as u64, |(_, micros)| micros as u64).max(1)
+    }
+
+    /// Tokens that the executor runs for a batch, those of padding included: at the cheapest measured shape, else as a rectangle.
+    pub fn run_tokens(&self, size: BatchSize) -> usize {
+        let shape = self.costs.as_ref().and_then(|costs| costs.shapes().get(costs.cheapest(size)?.0)?.range.fit(size));
+        shape.unwrap_or(BatchSize::padded(size.rows, size.longest)).tokens
+    }
+
     /// Cuts rows of these lengths (longest first) into consecutive ranges.
     ///
     /// By [`BatchPlan::costs`] where there are any. Otherwise batches are filled to the limits, which needs the fewest of them. When the last round of batches would leave workers idle, the

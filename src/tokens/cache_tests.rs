@@ -79,7 +79,7 @@ fn answers(loaded: &Loaded) -> Vec<Vec<u32>> {
     let mut scratch = Scratch::new();
     let mut ids = |text: &&str| {
         let mut ids = Vec::new();
-        loaded.append(text, usize::MAX, &mut scratch, &mut ids).unwrap();
+        loaded.append(text, usize::MAX, loaded.kept, &mut scratch, &mut ids).unwrap();
         ids
     };
     let mut special: Vec<u32> = loaded.special_ids.iter().copied().collect();

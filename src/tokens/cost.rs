@@ -48,6 +48,11 @@ impl ShapeCosts {
         &self.shapes
     }
 
+    /// Row counts worth trying where rows are cut into batches, ascending.
+    pub fn row_counts(&self) -> &[usize] {
+        &self.row_counts
+    }
+
     /// The place of the cheapest shape for a batch of `size`, and its microseconds; `None` where none holds it.
     pub fn cheapest(&self, size: BatchSize) -> Option<(usize, f64)> {
         let fitting = self.shapes.iter().enumerate().filter_map(|(place, shape)| Some((place, shape.micros(size)?)));

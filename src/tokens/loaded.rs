@@ -79,22 +79,22 @@ impl Loaded {
 
     /// Appends the ids of `text` to `ids`, without special tokens around them: all of them, or at least `needed` of those at the kept side. Where it
     /// fails, `ids` is of no use.
-    pub fn append(&self, text: &str, needed: usize, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<(), String> {
+    pub fn append(&self, text: &str, needed: usize, kept: Kept, scratch: &mut Scratch, ids: &mut Vec<u32>) -> Result<(), String> {
         let begin = ids.len();
         match &self.way {
             Way::OnePass(one_pass) => {
-                one_pass.ids(text, needed, self.kept, scratch, ids);
+                one_pass.ids(text, needed, kept, scratch, ids);
             }
             Way::Library(library) => {
                 let Library { one_pass, inner, cuts } = &**library;
-                if one_pass.as_ref().is_some_and(|one_pass| one_pass.ids(text, needed, self.kept, scratch, ids)) {
+                if one_pass.as_ref().is_some_and(|one_pass| one_pass.ids(text, needed, kept, scratch, ids)) {
                     return Ok(());
                 }
                 ids.truncate(begin);
                 let encode = |part: &str| {
                     inner.encode_fast(part, false).map(|encoding| encoding.get_ids().to_vec()).map_err(|error| error.to_string())
                 };
-                ids.extend(Windows { cuts, encode, limits: Limits::default() }.ids(text, needed, self.kept)?);
+                ids.extend(Windows { cuts, encode, limits: Limits::default() }.ids(text, needed, kept)?);
             }
         }
         Ok(())
@@ -146,7 +146,7 @@ pub(super) fn frame(inner: &tokenizers::Tokenizer, token_types: bool) -> Result<
 
 /// `do_lower_case` as sentence-transformers does it: a `Lowercase` normalizer before the others unless there is one. Added tokens
 /// written in the text (`[SEP]`) are found before any normalizer runs and stay what they are.
-fn lower_case_first(inner: &mut tokenizers::Tokenizer) -> Result<()> {
+pub(super) fn lower_case_first(inner: &mut tokenizers::Tokenizer) -> Result<()> {
     let mut normalizers = vec![NormalizerWrapper::from(Lowercase)];
     match inner.get_normalizer() {
         Some(NormalizerWrapper::Sequence(sequence)) => normalizers.extend(sequence.as_ref().iter().cloned()),

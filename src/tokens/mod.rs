@@ -8,6 +8,8 @@ mod cache;
 mod compact;
 mod cost;
 mod cuts;
+#[cfg(feature = "serve")]
+mod described;
 mod loaded;
 mod one_pass;
 mod size;
@@ -20,6 +22,8 @@ mod words;
 
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
+#[cfg(feature = "serve")]
+pub(crate) use described::Describer;
 pub use size::{BatchSize, Layout, SizeRange};
 pub(crate) use tokenizer::{Row, without_tokens};
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

@@ -104,6 +104,8 @@ pub struct Tokenizer {
     /// The threads of [`TokenizerSettings::threads`], made when they are first needed; `None` within where there are none to be had.
     pool: Arc<OnceLock<Option<ThreadPool>>>,
     skip: u32,
+    /// What is kept of long texts; the tokenizer's own side unless a caller asked for another.
+    kept: Kept,
 }
 
 /// Ids of one text.
@@ -152,7 +154,8 @@ impl Tokenizer {
             return Err(Error::Setting { setting: Setting::MaxTokens, reason });
         }
         let prompt = settings.prompt.clone();
-        Self { loaded, settings, pool: Arc::default(), skip: 0 }.prompted(prompt)
+        let kept = loaded.kept;
+        Self { loaded, settings, pool: Arc::default(), skip: 0, kept }.prompted(prompt)
     }
 
     /// SHA-256, as hexadecimal digits, of what `files` make of texts: that of tokenizer.json where its own parts are all that counts.
@@ -179,6 +182,13 @@ impl Tokenizer {
         self.clone().prompted(prompt)
     }
 
+    /// The same tokenizer, which of long texts keeps their end, or else their start.
+    #[cfg(feature = "serve")]
+    pub(crate) fn keeping_end(mut self, end: bool) -> Self {
+        self.kept = if end { Kept::End } else { Kept::Start };
+        self
+    }
+
     fn prompted(mut self, prompt: Option<String>) -> Result<Self> {
         self.settings.prompt = prompt.filter(|prompt| !prompt.is_empty());
         self.skip = match (self.settings.skip_prompt, self.settings.prompt.as_deref()) {
@@ -196,6 +206,12 @@ impl Tokenizer {
     /// Leading tokens that pooling leaves out; 0 unless the settings ask for it.
     pub fn skip(&self) -> u32 {
         self.skip
+    }
+
+    /// The id of a token that any text may have: the first that stands before every text, where one does.
+    #[cfg(feature = "serve")]
+    pub(crate) fn probe_id(&self) -> u32 {
+        self.loaded.before.first().copied().unwrap_or(0)
     }
 
     /// Tokenizes `texts` (over several threads when there is enough to do) and cuts them into batches.
@@ -306,11 +322,6 @@ impl Tokenizer {
         Ok(Row { ids: row.to_vec(), truncated: false })
     }
 
-    /// Cuts `rows`, which [`Tokenizer::rows`] or [`Tokenizer::row_of_ids`] gave, into batches. `skip`: see [`TokenBatch::skip`].
-    pub(crate) fn batches(&self, rows: &[Row], skip: u32, plan: &BatchPlan) -> Result<Vec<TokenBatch>> {
-        batches_from_ids(rows, self.settings.vocab_size, skip, plan)
-    }
-
     /// Replaces `ids` by those of one text, special tokens and prompt included, cut at the limit, and tells whether it was cut. With a tokenizer
     /// that is served in one pass (WordPiece, byte-level BPE, Unigram behind Metaspace) nothing is allocated where `ids` and the thread have done as much before.
     ///
@@ -343,7 +354,7 @@ impl Tokenizer {
 
     /// Replaces `ids` by those of `text`, at most `max_tokens`, with the special tokens around what is kept of it; whether some were left out.
     fn cut(&self, text: &str, ids: &mut Vec<u32>) -> Result<bool, String> {
-        let Loaded { kept, before, after, position_padding: token, .. } = &*self.loaded;
+        let Loaded { before, after, position_padding: token, .. } = &*self.loaded;
         let room = self.settings.max_tokens - before.len() - after.len();
         // One token more than there is room for: a text that has it is longer than the limit.
         let needed = room.saturating_add(1);
@@ -351,12 +362,12 @@ impl Tokenizer {
         ids.extend_from_slice(before);
         let begin = ids.len();
         let mut scratch = SCRATCH.take();
-        let appended = self.loaded.append(text, needed, &mut scratch, ids);
+        let appended = self.loaded.append(text, needed, self.kept, &mut scratch, ids);
         SCRATCH.set(scratch);
         appended?;
         let found = ids.len() - begin;
         let truncated = found > room;
-        match kept {
+        match self.kept {
             Kept::Start => ids.truncate(begin + found.min(room)),
             Kept::End => drop(ids.drain(begin..ids.len() - found.min(room))),
         }

@@ -1,0 +1,249 @@
+//! `trt-embed serve`: models over HTTP, as text-embeddings-inference and OpenAI serve them.
+
+use super::settings::{self, ExecutorArgs, PoolingArg};
+use super::{Usage, progress, signals};
+use anyhow::{Context, Result};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use trt_embed::EmbedderBuilder;
+use trt_embed::server::{Address, Ended, Served, Server, Settings};
+
+/// Serves models over HTTP.
+///
+/// Speaks to clients of text-embeddings-inference (/embed, /embed_all, /similarity, /tokenize, /decode, /info) and of OpenAI (/v1/embeddings,
+/// /v1/models). Health is told under /health, metrics under /metrics. Flags that text-embeddings-inference has too, and their environment
+/// variables, mean what they mean there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub struct Args {
+    /// Model folder or hub id `org/name[@revision]`, with a name before it or its own; may be repeated. Requests that name no model get the first.
+    #[arg(short = 'm', long = "model", value_name = "[NAME=]MODEL", env = "TRT_EMBED_MODEL")]
+    models: Vec<String>,
+    /// As --model, under text-embeddings-inference's name.
+    #[arg(long, env = "MODEL_ID", value_name = "MODEL")]
+    model_id: Option<String>,
+    /// Revision of --model-id on the hub.
+    #[arg(long, env = "REVISION", requires = "model_id")]
+    revision: Option<String>,
+    /// Names of the first model in requests and answers, beside its own.
+    #[arg(long, env = "SERVED_MODEL_NAME", value_delimiter = ',', value_name = "NAME")]
+    served_model_name: Vec<String>,
+    #[command(flatten)]
+    executor: ExecutorArgs,
+    /// Most tokens of one batch, padding included: as --batch-tokens, under text-embeddings-inference's name [default: the backend's choice].
+    #[arg(long, env = "MAX_BATCH_TOKENS", value_name = "N", conflicts_with = "batch_tokens")]
+    max_batch_tokens: Option<NonZeroUsize>,
+    /// Most texts of one batch: as --batch-size.
+    #[arg(long, env = "MAX_BATCH_REQUESTS", value_name = "N", conflicts_with = "batch_size")]
+    max_batch_requests: Option<NonZeroUsize>,
+    /// How token states become one vector; several modes are concatenated.
+    #[arg(long, env = "POOLING", value_enum, value_delimiter = ',', value_name = "MODE[,MODE…]", default_value = "auto")]
+    pooling: Vec<PoolingArg>,
+    /// Prompt of requests that name none, by its name in the model folder; empty for none [default: the model's default prompt].
+    #[arg(long, env = "DEFAULT_PROMPT_NAME", value_name = "NAME", conflicts_with = "default_prompt")]
+    default_prompt_name: Option<String>,
+    /// Prompt of requests that name none, as text.
+    #[arg(long, env = "DEFAULT_PROMPT", value_name = "TEXT")]
+    default_prompt: Option<String>,
+    /// Address to listen on; that of the environment variable HOSTNAME where that is one [default: 0.0.0.0].
+    #[arg(long, value_name = "ADDRESS")]
+    hostname: Option<String>,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(short, long, env = "PORT", default_value_t = 3000)]
+    port: u16,
+    /// Unix socket to listen on in the place of an address.
+    #[arg(long, env = "TRT_EMBED_UNIX_SOCKET", value_name = "PATH", conflicts_with = "hostname")]
+    unix_socket: Option<PathBuf>,
+    /// Most requests under way; others are answered 429 at once.
+    #[arg(long, env = "MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 512)]
+    max_concurrent_requests: usize,
+    /// Most inputs of one request.
+    #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", default_value_t = 32)]
+    max_client_batch_size: usize,
+    /// Most tokens that wait for one model; requests beyond them are answered 429 at once.
+    #[arg(long, env = "TRT_EMBED_MAX_QUEUE_TOKENS", value_name = "N", default_value_t = 262_144)]
+    max_queue_tokens: usize,
+    /// Most bytes of a body.
+    #[arg(long, env = "PAYLOAD_LIMIT", value_name = "BYTES", default_value_t = 2_000_000)]
+    payload_limit: usize,
+    /// Most connections.
+    #[arg(long, env = "TRT_EMBED_MAX_CONNECTIONS", value_name = "N", default_value_t = 2048)]
+    max_connections: usize,
+    /// Whether texts that are too long are cut where the request does not say.
+    #[arg(long, env = "AUTO_TRUNCATE", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    auto_truncate: bool,
+    /// Keys of which requests must bring one, with commas between them; those for health, /metrics and / need none.
+    #[arg(long, env = "API_KEY", hide_env_values = true, value_delimiter = ',', value_name = "KEY[,KEY…]")]
+    api_key: Vec<String>,
+    /// Origins whose pages may read answers [default: all].
+    #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    cors_allow_origin: Vec<String>,
+    /// Seconds for a request's headers to arrive, and for a connection to be idle.
+    #[arg(long, env = "TRT_EMBED_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    header_timeout: f64,
+    /// Seconds for a body to arrive.
+    #[arg(long, env = "TRT_EMBED_BODY_TIMEOUT", value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    body_timeout: f64,
+    /// Seconds for which a client may read nothing of its answer.
+    #[arg(long, env = "TRT_EMBED_WRITE_TIMEOUT", value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    write_timeout: f64,
+    /// Seconds after which inputs that have not begun to run are given up, and their request is answered 429.
+    #[arg(long, env = "TRT_EMBED_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
+    request_timeout: f64,
+    /// Seconds to end what is under way after SIGTERM or SIGINT.
+    #[arg(long, env = "TRT_EMBED_SHUTDOWN_TIMEOUT", value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
+    shutdown_timeout: f64,
+    /// Seconds after which a model that does not answer its watchdog is not ready.
+    #[arg(long, env = "TRT_EMBED_HEALTH_TIMEOUT", value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
+    health_timeout: f64,
+    /// Log lines as JSON.
+    #[arg(long, env = "JSON_OUTPUT")]
+    pub json_output: bool,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  trt-embed serve -m sentence-transformers/all-MiniLM-L6-v2 --port 8080
+  trt-embed serve --model small=models/all-MiniLM-L6-v2 --model large=models/all-mpnet-base-v2 --api-key \"$KEY\"
+  curl localhost:8080/embed -H 'Content-Type: application/json' -d '{\"inputs\": \"A cat sat.\"}'
+
+SIGTERM and SIGINT: the server is not ready at once, refuses new work and ends what is under way; a second one ends it at once.
+Exit status: 0 all that was under way was answered, 1 a fault, or requests were cut off by --shutdown-timeout, 2 wrong usage,
+128 + N ended at once by a second signal N.";
+
+/// Runs the verb.
+pub fn run(args: Args) -> Result<()> {
+    let models = args.served()?;
+    let server = Server::bind(&[args.address()?], models, args.settings())?;
+    for address in server.addresses() {
+        log::info!("listening on {address}");
+    }
+    let handle = server.handle();
+    let _stoppable = signals::stop_by(move || handle.stop());
+    match server.run()? {
+        Ended::Cut { requests } => {
+            let limit = args.shutdown_timeout;
+            anyhow::bail!("{requests} requests were cut off after {limit} s of --shutdown-timeout")
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Args {
+    fn served(&self) -> Result<Vec<Served>> {
+        let executor = ExecutorArgs {
+            batch_tokens: self.executor.batch_tokens.or(self.max_batch_tokens),
+            batch_size: self.executor.batch_size.or(self.max_batch_requests),
+            ..self.executor.clone()
+        };
+        let of_tei = self.model_id.iter().map(|id| match &self.revision {
+            None => id.clone(),
+            Some(revision) => format!("{id}@{revision}"),
+        });
+        let mut served = Vec::new();
+        for named in of_tei.chain(self.models.iter().cloned()) {
+            let (name, source) = name_and_source(&named);
+            let builder = self.with_vectors(settings::builder(source, &executor)?)?.progress(progress::downloads());
+            served.push(Served { names: vec![name.to_owned()], builder });
+        }
+        let Some(first) = served.first_mut() else {
+            return Err(Usage("serve needs a model: -m FOLDER, -m ORG/NAME or --model NAME=MODEL".into()).into());
+        };
+        let own = std::mem::take(&mut first.names);
+        for name in self.served_model_name.iter().cloned().chain(own) {
+            if !first.names.contains(&name) {
+                first.names.push(name);
+            }
+        }
+        Ok(served)
+    }
+
+    /// What becomes of texts where a request does not say.
+    fn with_vectors(&self, mut builder: EmbedderBuilder) -> Result<EmbedderBuilder> {
+        if let Some(modes) = settings::modes(&self.pooling)? {
+            builder = builder.pooling(&modes);
+        }
+        Ok(match (&self.default_prompt_name, &self.default_prompt) {
+            (None, None) => builder,
+            (None, Some(text)) => builder.prompt(text),
+            (Some(name), _) if name.is_empty() => builder.prompt(""),
+            (Some(name), _) => builder.prompt_name(name),
+        })
+    }
+
+    fn address(&self) -> Result<Address> {
+        if let Some(path) = &self.unix_socket {
+            return Ok(Address::Unix(path.clone()));
+        }
+        let Some(host) = &self.hostname else {
+            // Containers have their own name in it, which is no address; text-embeddings-inference passes over that too.
+            let of_environment = std::env::var("HOSTNAME").ok().and_then(|host| host.parse().ok());
+            let ip = of_environment.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            return Ok(Address::Tcp(SocketAddr::new(ip, self.port)));
+        };
+        let found =
+            (host.as_str(), self.port).to_socket_addrs().with_context(|| format!("--hostname {host} is no address"))?.next();
+        found.map(Address::Tcp).with_context(|| format!("--hostname {host} has no address"))
+    }
+
+    fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        settings.max_client_batch_size = self.max_client_batch_size;
+        settings.max_concurrent_requests = self.max_concurrent_requests;
+        settings.max_queue_tokens = self.max_queue_tokens;
+        settings.payload_limit = self.payload_limit;
+        settings.max_connections = self.max_connections;
+        settings.auto_truncate = self.auto_truncate;
+        settings.api_keys.clone_from(&self.api_key);
+        settings.cors_allow_origin.clone_from(&self.cors_allow_origin);
+        settings.header_timeout = Duration::from_secs_f64(self.header_timeout);
+        settings.body_timeout = Duration::from_secs_f64(self.body_timeout);
+        settings.write_timeout = Duration::from_secs_f64(self.write_timeout);
+        settings.request_timeout = Duration::from_secs_f64(self.request_timeout);
+        settings.shutdown_timeout = Duration::from_secs_f64(self.shutdown_timeout);
+        settings.health_timeout = Duration::from_secs_f64(self.health_timeout);
+        settings
+    }
+}
+
+/// `NAME=MODEL` taken apart; a folder that has `=` in its path is its own name.
+fn name_and_source(named: &str) -> (&str, &str) {
+    match named.split_once('=') {
+        Some((name, source)) if !name.is_empty() && !name.contains('/') && !Path::new(named).exists() => (name, source),
+        _ => (named, named),
+    }
+}
+
+/// A time of this program's flags: longer than nothing, at most a day.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("\"{text}\" is no number of seconds"))?;
+    if seconds > 0.0 && seconds <= 86_400.0 { Ok(seconds) } else { Err(format!("{text} is outside 0 to 86400 seconds")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_before_their_models() {
+        for (named, parts) in [
+            ("small=models/a", ("small", "models/a")),
+            ("org/name@main", ("org/name@main", "org/name@main")),
+            ("models/a=b", ("models/a=b", "models/a=b")),
+            ("a=b=c", ("a", "b=c")),
+            ("=b", ("=b", "=b")),
+        ] {
+            assert_eq!(name_and_source(named), parts, "{named}");
+        }
+    }
+
+    #[test]
+    fn times_are_bounded() {
+        assert_eq!(seconds("0.25"), Ok(0.25));
+        for text in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

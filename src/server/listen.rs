@@ -1,0 +1,284 @@
+//! Connections: how many there are, and how long they may take for what they send and read.
+
+use super::state::{Phase, State};
+use axum::Router;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::Sleep;
+use tower::Service;
+
+/// Bytes of a request's headers, and of what is read or written at a time.
+const BUFFER: usize = 32 * 1024;
+/// Headers of a request.
+const MOST_HEADERS: usize = 100;
+/// After a connection could not be accepted (no file descriptor is left): time for others to end.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What a connection beyond the limit is told.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Where the server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Address {
+    /// TCP; port 0 takes one that is free.
+    Tcp(SocketAddr),
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// An address that is listened on; the path of a Unix socket is removed when this is dropped.
+pub(super) enum Bound {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener, PathBuf),
+}
+
+impl Bound {
+    /// # Errors
+    /// An address that is taken or not this machine's.
+    pub fn new(address: &Address) -> io::Result<Self> {
+        let bound = match address {
+            Address::Tcp(address) => Self::Tcp(std::net::TcpListener::bind(address)?),
+            Address::Unix(path) => {
+                remove_abandoned(path);
+                Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())
+            }
+        };
+        match &bound {
+            Self::Tcp(listener) => listener.set_nonblocking(true)?,
+            Self::Unix(listener, _) => listener.set_nonblocking(true)?,
+        }
+        Ok(bound)
+    }
+
+    /// The address with the port that was taken.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn address(&self) -> io::Result<Address> {
+        Ok(match self {
+            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
+            Self::Unix(_, path) => Address::Unix(path.clone()),
+        })
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Removes a socket at `path` that nobody listens on: a killed server leaves its own.
+fn remove_abandoned(path: &std::path::Path) {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+    let refused =
+        || std::os::unix::net::UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    if is_socket && refused() {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Serves `router` on `bound` until `closing` says true; then ends what is under way on its connections, and returns.
+///
+/// # Errors
+/// A listener that the runtime does not take.
+pub(super) async fn serve(
+    bound: Bound,
+    router: Router,
+    state: Arc<State>,
+    slots: Arc<Semaphore>,
+    closing: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut connections = JoinSet::new();
+    let mut door = Door { router, state, slots, closing: closing.clone() };
+    match &bound {
+        Bound::Tcp(listener) => {
+            let listener = TcpListener::from_std(listener.try_clone()?)?;
+            let accept = || async {
+                let (stream, _) = listener.accept().await?;
+                // Answers are written whole: waiting for more would only delay them.
+                let _ = stream.set_nodelay(true);
+                Ok(stream)
+            };
+            door.accept(accept, &mut connections).await;
+        }
+        Bound::Unix(listener, _) => {
+            let listener = UnixListener::from_std(listener.try_clone()?)?;
+            door.accept(|| async { listener.accept().await.map(|(stream, _)| stream) }, &mut connections).await;
+        }
+    }
+    drop(bound);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// What connections of one listener share.
+struct Door {
+    router: Router,
+    state: Arc<State>,
+    slots: Arc<Semaphore>,
+    closing: watch::Receiver<bool>,
+}
+
+impl Door {
+    async fn accept<S, F>(&mut self, accept: impl Fn() -> F, connections: &mut JoinSet<()>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Future<Output = io::Result<S>>,
+    {
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept() => accepted,
+                // Ends with the server, too, where the sender is gone.
+                () = closed(&mut self.closing) => return,
+                // Ended ones are forgotten as they end.
+                Some(_) = connections.join_next() => continue,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(error) => {
+                    log::warn!("a connection could not be accepted: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            match self.slots.clone().try_acquire_owned() {
+                Ok(slot) => {
+                    connections.spawn(converse(stream, self.router.clone(), self.state.clone(), self.closing.clone(), slot));
+                }
+                Err(_) => {
+                    self.state.metrics.rejected.with_label_values(&["connections"]).inc();
+                    connections.spawn(turn_away(stream));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until connections are to be closed.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|&closing| closing).await;
+}
+
+/// Tells a client that there is no room, without waiting for what it has to say.
+async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
+    let _ = tokio::time::timeout(PAUSE, stream.write_all(FULL)).await;
+}
+
+/// One connection, from its first request to its last.
+async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    router: Router,
+    state: Arc<State>,
+    mut closing: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) {
+    let settings = &state.settings;
+    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None };
+    let service = service_fn(move |request: hyper::Request<Incoming>| router.clone().call(request));
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    state.metrics.connections.inc();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closed(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.as_mut().await
+        }
+    };
+    state.metrics.connections.dec();
+    if let Err(error) = ended {
+        log::debug!("a connection ended: {error}");
+    }
+    drop(slot);
+}
+
+/// Waits until no request is under way.
+pub(super) async fn idle(state: &State) {
+    debug_assert_eq!(state.phase(), Phase::Draining);
+    let all = u32::try_from(state.settings.max_concurrent_requests).unwrap_or(u32::MAX);
+    // The semaphore is never closed.
+    let _ = state.requests.acquire_many(all).await;
+}
+
+/// A stream that fails when its reader takes nothing for `patience`.
+struct TimedIo<S> {
+    stream: S,
+    patience: Duration,
+    /// Since when it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> TimedIo<S> {
+    /// `written`, or a failure where it has been pending too long.
+    fn timed<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let patience = self.patience;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, format!("the client has read nothing for {patience:?}"))))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedIo<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.timed(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.timed(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.timed(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

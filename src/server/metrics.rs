@@ -1,0 +1,139 @@
+//! What is counted and timed, under TEI's names where TEI has the metric.
+
+use super::model::Model;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// See the module.
+pub(super) struct Metrics {
+    registry: Registry,
+    pub request_count: IntCounterVec,
+    pub request_success: IntCounterVec,
+    pub request_failure: IntCounterVec,
+    pub embed_count: IntCounter,
+    pub request_duration: Histogram,
+    pub tokenization_duration: Histogram,
+    pub queue_duration: Histogram,
+    pub inference_duration: Histogram,
+    pub input_length: Histogram,
+    queue_size: IntGauge,
+    pub queue_wait: HistogramVec,
+    pub rejected: IntCounterVec,
+    pub active: IntGauge,
+    pub connections: IntGauge,
+    ready: IntGaugeVec,
+    queue_tokens: IntGaugeVec,
+    batches: IntCounterVec,
+    batch_texts: IntCounterVec,
+    tokens: IntCounterVec,
+    run_tokens: IntCounterVec,
+    expired: IntCounterVec,
+    cancelled: IntCounterVec,
+    /// Counters are brought up to the queue's by one reader at a time.
+    reading: Mutex<()>,
+}
+
+impl Metrics {
+    /// # Errors
+    /// None but mistakes in the names below.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok(counters)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
+            let gauges = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauges.clone()))?;
+            Ok(gauges)
+        };
+        let gauge = |name: &str, help: &str| -> prometheus::Result<IntGauge> {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        // 0.1 ms to 97 s, and 1 to 32,768 tokens.
+        let seconds = prometheus::exponential_buckets(0.0001, 1.5, 35)?;
+        let lengths = prometheus::exponential_buckets(1.0, 2.0, 16)?;
+        let histogram = |name: &str, help: &str, buckets: &[f64]| -> prometheus::Result<Histogram> {
+            let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok(histogram)
+        };
+        let embed_count = IntCounter::new("te_embed_count", "Inputs that were asked to be embedded")?;
+        registry.register(Box::new(embed_count.clone()))?;
+        let queue_wait = HistogramVec::new(
+            HistogramOpts::new("trt_embed_queue_wait_seconds", "Time from submitting an input to the begin of its batch")
+                .buckets(seconds.clone()),
+            &["model", "class"],
+        )?;
+        registry.register(Box::new(queue_wait.clone()))?;
+        Ok(Self {
+            request_count: counters("te_request_count", "Requests for vectors", &["method"])?,
+            request_success: counters("te_request_success", "Requests for vectors that were answered", &["method"])?,
+            request_failure: counters("te_request_failure", "Requests that were not answered, by reason", &["err"])?,
+            embed_count,
+            request_duration: histogram("te_request_duration", "Seconds from a request's headers to its answer", &seconds)?,
+            tokenization_duration: histogram("te_request_tokenization_duration", "Seconds for a request's ids", &seconds)?,
+            queue_duration: histogram("te_request_queue_duration", "Seconds in the queue, mean of a request's inputs", &seconds)?,
+            inference_duration: histogram(
+                "te_request_inference_duration",
+                "Seconds in the executor, mean of a request's inputs",
+                &seconds,
+            )?,
+            input_length: histogram("te_request_input_length", "Tokens of an input", &lengths)?,
+            queue_size: gauge("te_queue_size", "Inputs that wait")?,
+            queue_wait,
+            rejected: counters("trt_embed_rejected", "Requests turned away by a limit or for health, by reason", &["reason"])?,
+            active: gauge("trt_embed_active_requests", "Requests under way")?,
+            connections: gauge("trt_embed_connections", "Open connections")?,
+            ready: gauges("trt_embed_model_ready", "Whether the model is loaded and its executor works", &["model"])?,
+            queue_tokens: gauges("trt_embed_queue_tokens", "Tokens that wait", &["model", "class"])?,
+            batches: counters("trt_embed_batches", "Batches that were begun", &["model"])?,
+            batch_texts: counters("trt_embed_batch_texts", "Inputs of these batches", &["model"])?,
+            tokens: counters("trt_embed_tokens", "Tokens of these inputs", &["model"])?,
+            run_tokens: counters("trt_embed_run_tokens", "Tokens that the executor ran for them, padding included", &["model"])?,
+            expired: counters("trt_embed_expired", "Inputs never begun because their deadline had passed", &["model"])?,
+            cancelled: counters("trt_embed_cancelled", "Inputs never begun because their client had gone", &["model"])?,
+            reading: Mutex::new(()),
+            registry,
+        })
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// What the encoder says.
+    pub fn text<'a>(&self, models: impl Iterator<Item = (&'a str, Option<&'a Arc<Model>>)>) -> prometheus::Result<Vec<u8>> {
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = 0;
+        for (name, model) in models {
+            let well = model.is_some_and(|model| model.health.is_well());
+            self.ready.with_label_values(&[name]).set(well.into());
+            let Some(model) = model else { continue };
+            let queue = model.embedder.queue();
+            waiting += queue.interactive.texts + queue.bulk.texts;
+            self.queue_tokens.with_label_values(&[name, "interactive"]).set(queue.interactive.tokens as i64);
+            self.queue_tokens.with_label_values(&[name, "bulk"]).set(queue.bulk.tokens as i64);
+            for (counters, now) in [
+                (&self.batches, queue.batches),
+                (&self.batch_texts, queue.texts),
+                (&self.tokens, queue.tokens),
+                (&self.run_tokens, queue.run_tokens),
+                (&self.expired, queue.expired),
+                (&self.cancelled, queue.cancelled),
+            ] {
+                let counter = counters.with_label_values(&[name]);
+                counter.inc_by(now.saturating_sub(counter.get()));
+            }
+        }
+        self.queue_size.set(waiting as i64);
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}

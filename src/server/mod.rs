@@ -1,0 +1,325 @@
+//! The HTTP server: TEI's and OpenAI's routes for models that are loaded once and shared by all requests.
+//!
+//! A request's way: `listen` (connection) -> `access` (key, limits, log) -> `body` (JSON) -> `native`, `openai` or `tokens` (what is asked)
+//! -> `work` (ids, submission, vectors) -> `body` (JSON). What goes wrong is a `failure::Failure`, which the front door writes in the route's dialect.
+
+mod access;
+mod body;
+mod encoding;
+mod failure;
+mod health;
+mod inputs;
+mod listen;
+mod metrics;
+mod model;
+mod native;
+mod openai;
+mod settings;
+mod state;
+mod status;
+#[cfg(all(test, feature = "cpu"))]
+mod tests;
+mod tokens;
+mod work;
+
+pub use listen::Address;
+pub use settings::Settings;
+
+use crate::{EmbedderBuilder, Error};
+use access::front_door;
+use axum::Router;
+use axum::http::{HeaderValue, Method, header};
+use axum::routing::{get, post};
+use failure::{Failure, Kind};
+use listen::Bound;
+use metrics::Metrics;
+use model::Model;
+use state::{Phase, Slot, State};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+/// A model to serve.
+pub struct Served {
+    /// Its names in requests: the first is told in answers, others are aliases.
+    pub names: Vec<String>,
+    /// How it is opened. What it says of normalising, the cut and the queue's length is left to requests and [`Settings`].
+    pub builder: EmbedderBuilder,
+}
+
+/// Why a server does not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is another server there?")]
+    Bind {
+        /// The address.
+        address: Address,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A setting, or the names of the models, cannot be.
+    #[error("{reason}")]
+    Setting {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A model cannot be loaded.
+    #[error("the model {name} cannot be served: {source}")]
+    Load {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The system gives no threads or no events.
+    #[error("the server cannot run: {source}")]
+    Runtime {
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+/// How a server that was asked to stop has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ended {
+    /// All that was under way was answered.
+    Drained,
+    /// [`Settings::shutdown_timeout`] was over before all requests were answered.
+    Cut {
+        /// How many were not.
+        requests: usize,
+    },
+}
+
+/// A server that listens; [`Server::run`] serves.
+///
+/// ```no_run
+/// use trt_embed::Embedder;
+/// use trt_embed::server::{Address, Served, Server, Settings};
+///
+/// let address = Address::Tcp("127.0.0.1:3000".parse()?);
+/// let model = Served { names: vec!["minilm".into()], builder: Embedder::builder("models/all-MiniLM-L6-v2") };
+/// Server::bind(&[address], vec![model], Settings::default())?.run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server {
+    bound: Vec<Bound>,
+    addresses: Vec<Address>,
+    loaders: Vec<Loader>,
+    state: Arc<State>,
+}
+
+/// Loads the model of a slot.
+type Loader = Box<dyn FnOnce() -> crate::Result<Model> + Send>;
+
+/// Stops a [`Server`], from any thread.
+#[derive(Clone)]
+pub struct Handle {
+    state: Arc<State>,
+}
+
+impl Handle {
+    /// Asks the server to stop: from now on it is not ready, refuses new work, and ends when what is under way is done, or
+    /// [`Settings::shutdown_timeout`] is over.
+    pub fn stop(&self) {
+        self.state.phase.send_replace(Phase::Draining);
+    }
+
+    /// Whether requests are answered: models are loaded, their executors work, and nobody asked to stop.
+    pub fn is_ready(&self) -> bool {
+        self.state.ready().is_ok()
+    }
+}
+
+impl Server {
+    /// Listens on `addresses`. Until [`Server::run`] clients wait.
+    ///
+    /// # Errors
+    /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model or two have one name.
+    pub fn bind(addresses: &[Address], models: Vec<Served>, settings: Settings) -> Result<Self, ServeError> {
+        let queue_tokens = settings.max_queue_tokens;
+        let load = |Served { names, builder }: Served| {
+            let name = names.first().cloned().unwrap_or_default();
+            let loader: Loader = Box::new(move || Model::load(&name, builder, queue_tokens));
+            (names, loader)
+        };
+        Self::with_loaders(addresses, models.into_iter().map(load).collect(), settings)
+    }
+
+    fn with_loaders(addresses: &[Address], models: Vec<(Vec<String>, Loader)>, settings: Settings) -> Result<Self, ServeError> {
+        let (mut slots, mut loaders) = (Vec::new(), Vec::new());
+        for (names, loader) in models {
+            slots.push(Slot { names, model: OnceLock::new() });
+            loaders.push(loader);
+        }
+        check(&slots, &settings)?;
+        let metrics = Metrics::new().map_err(|error| ServeError::Setting { reason: format!("metrics: {error}") })?;
+        let (mut bound, mut known) = (Vec::new(), Vec::new());
+        for address in addresses {
+            let failed = |source| ServeError::Bind { address: address.clone(), source };
+            let listener = Bound::new(address).map_err(failed)?;
+            known.push(listener.address().map_err(failed)?);
+            bound.push(listener);
+        }
+        Ok(Self { bound, addresses: known, loaders, state: Arc::new(State::new(settings, slots, metrics)) })
+    }
+
+    /// Where it listens, with the ports that were taken.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// What stops it.
+    pub fn handle(&self) -> Handle {
+        Handle { state: self.state.clone() }
+    }
+
+    /// Loads the models, all at once, and serves until it is asked to stop. It answers from the beginning: until all are loaded, that it is not ready.
+    ///
+    /// # Errors
+    /// [`ServeError::Load`] for the first model that cannot be loaded; [`ServeError::Runtime`].
+    pub fn run(self) -> Result<Ended, ServeError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("trt-embed-http").enable_all().build();
+        let runtime = runtime.map_err(|source| ServeError::Runtime { source })?;
+        let ended = runtime.block_on(self.serve());
+        // An executor that hangs holds up a thread for ever.
+        runtime.shutdown_background();
+        ended
+    }
+
+    async fn serve(self) -> Result<Ended, ServeError> {
+        let Self { bound, loaders, state, .. } = self;
+        let (close, closing) = watch::channel(false);
+        let slots = Arc::new(Semaphore::new(state.settings.max_connections));
+        let mut doors = JoinSet::new();
+        for bound in bound {
+            doors.spawn(listen::serve(bound, router(&state)?, state.clone(), slots.clone(), closing.clone()));
+        }
+        let mut phase = state.phase.subscribe();
+        let stopped = async { phase.wait_for(|&phase| phase == Phase::Draining).await.map(drop) };
+        let mut stopped = std::pin::pin!(stopped);
+        tokio::select! {
+            loaded = load(&state, loaders) => loaded?,
+            _ = &mut stopped => return Ok(Ended::Drained),
+        }
+        state.phase.send_if_modified(|phase| {
+            let first = *phase == Phase::Loading;
+            if first {
+                *phase = Phase::Serving;
+            }
+            first
+        });
+        log::info!("ready");
+        // It cannot fail while `state` has the sender.
+        let _ = stopped.await;
+        log::info!("stopping: no new requests, {:?} for those under way", state.settings.shutdown_timeout);
+        let drain = async {
+            listen::idle(&state).await;
+            close.send_replace(true);
+            while doors.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(state.settings.shutdown_timeout, drain).await.is_ok() {
+            return Ok(Ended::Drained);
+        }
+        let requests = usize::try_from(state.metrics.active.get()).unwrap_or(0);
+        // Connections alone may be left, which have nothing to be answered.
+        Ok(if requests == 0 { Ended::Drained } else { Ended::Cut { requests } })
+    }
+}
+
+/// Opens and warms all models, each on a thread.
+async fn load(state: &Arc<State>, loaders: Vec<Loader>) -> Result<(), ServeError> {
+    let mut loading = JoinSet::new();
+    for (place, loader) in loaders.into_iter().enumerate() {
+        let name = state.slots[place].names[0].clone();
+        loading.spawn_blocking(move || match loader() {
+            Ok(model) => {
+                log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
+                Ok((place, Arc::new(model)))
+            }
+            Err(source) => Err(ServeError::Load { name, source: Box::new(source) }),
+        });
+    }
+    while let Some(loaded) = loading.join_next().await {
+        let panicked =
+            |error| ServeError::Runtime { source: std::io::Error::other(format!("a model's loading broke off: {error}")) };
+        let (place, model) = loaded.map_err(panicked)??;
+        enter(state, place, model);
+    }
+    Ok(())
+}
+
+/// Lets requests use a model, and watches over it.
+fn enter(state: &State, place: usize, model: Arc<Model>) {
+    tokio::spawn(health::watch(model.clone(), state.settings.health_timeout));
+    // Each place is filled once.
+    let _ = state.slots[place].model.set(model);
+}
+
+fn check(slots: &[Slot], settings: &Settings) -> Result<(), ServeError> {
+    let refused = |reason: String| Err(ServeError::Setting { reason });
+    let names: Vec<&String> = slots.iter().flat_map(|slot| &slot.names).collect();
+    if slots.is_empty() || slots.iter().any(|slot| slot.names.is_empty()) {
+        return refused("a server needs a model, and each model a name".into());
+    }
+    if let Some(twice) = names.iter().enumerate().find_map(|(place, name)| names[..place].contains(name).then_some(name)) {
+        return refused(format!("two models are called {twice}; give one of them another name"));
+    }
+    if settings.api_keys.iter().any(String::is_empty) {
+        return refused("an API key is empty: every request would have it".into());
+    }
+    let most = Semaphore::MAX_PERMITS.min(u32::MAX as usize);
+    for (what, count) in [("requests", settings.max_concurrent_requests), ("connections", settings.max_connections)] {
+        if !(1..=most).contains(&count) {
+            return refused(format!("{count} {what} at a time; 1 to {most} may be"));
+        }
+    }
+    Ok(())
+}
+
+/// All routes.
+fn router(state: &Arc<State>) -> Result<Router, ServeError> {
+    let routes = Router::new()
+        .route("/", get(status::ready).post(native::embed))
+        .route("/embed", post(native::embed))
+        .route("/invocations", post(native::embed))
+        .route("/embed_all", post(native::embed_all))
+        .route("/similarity", post(native::similarity))
+        .route("/vertex", post(native::vertex))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/decode", post(tokens::decode))
+        .route("/embeddings", post(openai::embeddings))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/models", get(openai::models))
+        .route("/info", get(status::info))
+        .route("/health", get(status::ready))
+        .route("/health/ready", get(status::ready))
+        .route("/health/live", get(status::live))
+        .route("/ping", get(status::ready))
+        .route("/metrics", get(status::metrics))
+        .fallback(async || Failure::new(Kind::UnknownRoute, "route", "there is no such route"))
+        .method_not_allowed_fallback(async || Failure::new(Kind::Method, "method", "this route does not answer that method"))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), front_door))
+        .layer(cors(&state.settings)?)
+        .with_state(state.clone());
+    Ok(routes)
+}
+
+fn cors(settings: &Settings) -> Result<CorsLayer, ServeError> {
+    let origins = settings.cors_allow_origin.iter().map(|origin| {
+        let refused = || ServeError::Setting { reason: format!("the origin \"{origin}\" cannot stand in a header") };
+        HeaderValue::from_str(origin).map_err(|_| refused())
+    });
+    let origins: Vec<HeaderValue> = origins.collect::<Result<_, _>>()?;
+    let allowed = if origins.is_empty() || settings.cors_allow_origin.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins)
+    };
+    let headers = [header::CONTENT_TYPE, header::AUTHORIZATION];
+    Ok(CorsLayer::new().allow_origin(allowed).allow_methods([Method::GET, Method::POST]).allow_headers(headers))
+}

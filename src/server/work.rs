@@ -1,0 +1,166 @@
+//! A request's inputs to vectors: checked, tokenised, submitted and awaited.
+
+use super::failure::{Failure, Kind};
+use super::inputs::{Inputs, Item};
+use super::model::{Model, Reading, Rows, Shape};
+use super::state::State;
+use crate::{Class, SubmitSettings};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+/// Inputs whose bytes are fewer than these are tokenised at once, which takes some milliseconds at most; others beside the runtime's threads.
+const SHORT: usize = 16 * 1024;
+
+/// Requests of more inputs than these are taken for bulk, where they do not say: nobody asks so many questions at once.
+const QUESTIONS: usize = 8;
+
+/// What the front door knows of a request.
+#[derive(Debug, Clone)]
+pub(super) struct Call {
+    pub arrived: Instant,
+    /// The class that the client asked for.
+    pub class: Option<Class>,
+}
+
+/// What a request took, for its headers, the metrics and the log.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Usage {
+    pub model: String,
+    /// Whether it ran on a GPU.
+    pub on_gpu: bool,
+    pub inputs: usize,
+    /// Whether the inputs came as a list.
+    pub listed: bool,
+    pub characters: usize,
+    pub tokens: usize,
+    pub tokenization: Duration,
+    /// Mean of the inputs.
+    pub queue: Duration,
+    /// Mean of the inputs.
+    pub inference: Duration,
+}
+
+/// Refuses lists without inputs, with too many, and inputs without anything in them.
+///
+/// # Errors
+/// See above.
+pub(super) fn check_counts(state: &State, inputs: &Inputs, param: &'static str) -> Result<(), Failure> {
+    let nothing = |item: &Item| match item {
+        Item::Text(text) => text.is_empty(),
+        Item::Ids(ids) => ids.is_empty(),
+    };
+    if inputs.items.is_empty() || inputs.items.iter().any(nothing) {
+        return Err(Failure::empty(param));
+    }
+    check_count(state, inputs.items.len(), param)
+}
+
+/// # Errors
+/// More inputs than a request may have.
+pub(super) fn check_count(state: &State, count: usize, param: &'static str) -> Result<(), Failure> {
+    let most = state.settings.max_client_batch_size;
+    if count > most {
+        let message = format!("batch size {count} > maximum allowed batch size {most}; send several requests");
+        return Err(Failure { reason: "batch_size", ..Failure::validation(param, message) });
+    }
+    Ok(())
+}
+
+/// The ids of `inputs`, and the time that they took.
+///
+/// # Errors
+/// As [`Model::rows`], and [`check_counts`].
+pub(super) async fn rows(state: &State, model: &Arc<Model>, inputs: Inputs, reading: Reading) -> Result<(Rows, Usage), Failure> {
+    state.metrics.request_count.with_label_values(&[method(inputs.listed)]).inc();
+    state.metrics.embed_count.inc_by(inputs.items.len() as u64);
+    check_counts(state, &inputs, reading.param)?;
+    let began = Instant::now();
+    let mut usage = Usage {
+        model: model.name.clone(),
+        on_gpu: model.embedder.info().backend != "cpu",
+        inputs: inputs.items.len(),
+        listed: inputs.listed,
+        characters: inputs.characters(),
+        ..Usage::default()
+    };
+    let bytes: usize = inputs.items.iter().map(|item| if let Item::Text(text) = item { text.len() } else { 0 }).sum();
+    let rows = if bytes <= SHORT {
+        model.rows(&inputs, &reading)?
+    } else {
+        let model = model.clone();
+        aside(&state.helpers, move || model.rows(&inputs, &reading)).await??
+    };
+    (usage.tokens, usage.tokenization) = (rows.tokens(), began.elapsed());
+    rows.rows.iter().for_each(|row| state.metrics.input_length.observe(row.ids.len() as f64));
+    Ok((rows, usage))
+}
+
+/// The vectors of `inputs` in `shape`, in their order. Where the client goes away this is dropped, and what has not begun to run never does.
+///
+/// # Errors
+/// The first failure of an input: one is enough, as no client could tell which rows are missing.
+pub(super) async fn embed(
+    state: &State,
+    model: &Arc<Model>,
+    call: &Call,
+    inputs: Inputs,
+    reading: Reading,
+    shape: Shape,
+) -> Result<(Vec<Vec<f32>>, Usage), Failure> {
+    let (rows, mut usage) = rows(state, model, inputs, reading).await?;
+    let class = call.class.unwrap_or(if usage.inputs > QUESTIONS { Class::Bulk } else { Class::Interactive });
+    let settings = SubmitSettings::default().with_deadline(call.arrived + state.settings.request_timeout).with_class(class);
+    let submission = model.embedder.submit_rows(rows.rows.into_iter().map(Ok).collect(), rows.skip, settings);
+    let results = submission.map_err(|error| failed(model, error))?.await;
+    let label = if class == Class::Bulk { "bulk" } else { "interactive" };
+    let waits = state.metrics.queue_wait.with_label_values(&[model.name.as_str(), label]);
+    let mut vectors = Vec::with_capacity(results.len());
+    for result in results {
+        let embedding = result.map_err(|error| failed(model, error))?;
+        waits.observe(embedding.queued.as_secs_f64());
+        usage.queue += embedding.queued / usage.inputs as u32;
+        usage.inference += embedding.ran / usage.inputs as u32;
+        vectors.push(model.finish(&embedding.values, shape)?);
+    }
+    succeeded(state, model, &usage);
+    Ok((vectors, usage))
+}
+
+/// Counts what was given, and takes it for a proof that the executor works.
+pub(super) fn succeeded(state: &State, model: &Model, usage: &Usage) {
+    model.health.proved();
+    state.metrics.request_success.with_label_values(&[method(usage.listed)]).inc();
+}
+
+/// TEI's label for requests of one input and of a list.
+fn method(listed: bool) -> &'static str {
+    if listed { "batch" } else { "single" }
+}
+
+/// Runs `work`, which takes more than some milliseconds, beside the runtime's own threads; as many at a time as `places` has permits.
+///
+/// # Errors
+/// A panic of `work`.
+pub(super) async fn aside<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let broken = |what: String| Failure::new(Kind::Backend, "backend", what);
+    let permit = places.clone().acquire_owned().await.map_err(|error| broken(error.to_string()))?;
+    let done = tokio::task::spawn_blocking(move || {
+        // Kept until the work is done, also where nobody waits for it any more.
+        let _permit = permit;
+        work()
+    });
+    done.await.map_err(|panic| broken(format!("the server failed on this request: {panic}")))
+}
+
+/// `error` of the executor: one that may be more than this request's is looked into.
+pub(super) fn failed(model: &Model, error: crate::Error) -> Failure {
+    let failure = Failure::from(error);
+    if failure.kind == Kind::Backend {
+        model.health.suspect();
+    }
+    failure
+}

@@ -1,0 +1,241 @@
+//! `trt-embed serve` as its operators meet it: flags and environment, signals and exit status, log lines.
+#![cfg(unix)]
+
+mod cli_model;
+mod cli_place;
+
+use cli_place::{PATIENCE, Place};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc;
+
+/// A server as a child process; killed when dropped.
+struct Serving {
+    child: Child,
+    /// Lines of stderr, as they come.
+    lines: mpsc::Receiver<String>,
+    /// Those that were read.
+    said: Vec<String>,
+    port: u16,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn start(place: &Place, args: &[&str], change: impl FnOnce(&mut Command)) -> Serving {
+    let mut command = place.command(&[&["serve", "--hostname", "127.0.0.1", "--port", "0", "--backend", "cpu"], args].concat());
+    for name in ["MODEL_ID", "REVISION", "API_KEY", "PORT", "JSON_OUTPUT", "HOSTNAME"] {
+        command.env_remove(name);
+    }
+    change(&mut command);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = read_lines(child.stderr.take().unwrap());
+    let mut serving = Serving { child, lines, said: Vec::new(), port: 0 };
+    let listening = serving.line("listening on http://127.0.0.1:");
+    let port = listening.split("127.0.0.1:").nth(1).unwrap();
+    serving.port = port.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
+    serving
+}
+
+fn read_lines(stderr: ChildStderr) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    receiver
+}
+
+impl Serving {
+    /// The next line that has `part` in it.
+    #[track_caller]
+    fn line(&mut self, part: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {part:?} in {:#?}", self.said));
+            self.said.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    fn ready(mut self) -> Self {
+        self.line("ready");
+        self
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    fn status(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Status line, headers and body of the answer.
+    fn send(&self, request: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    fn get(&self, path: &str) -> String {
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"))
+    }
+
+    fn post(&self, path: &str, headers: &str, body: &str) -> String {
+        let length = body.len();
+        self.send(&format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
+        ))
+    }
+}
+
+#[track_caller]
+fn body(answer: &str) -> Value {
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[test]
+fn signals_end_the_server_when_its_work_is_done() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let place = Place::new();
+        let mut serving = start(&place, &["-m", "model"], |_| {}).ready();
+        assert!(serving.get("/health").starts_with("HTTP/1.1 200 "));
+        // A request whose body is not all there is under way.
+        let (request, rest) = (
+            "POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{",
+            "\"inputs\": \"cat\"}",
+        );
+        let mut stream = serving.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+        serving.signal(signal);
+        serving.line("ending what is under way; another one ends at once");
+        assert!(serving.get("/health/ready").starts_with("HTTP/1.1 503 "));
+        stream.write_all(rest.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(body(&answer)[0].as_array().unwrap().len(), cli_model::HIDDEN);
+        assert_eq!(serving.status(), Some(0));
+    }
+}
+
+#[test]
+fn work_that_does_not_end_is_cut_off_and_told() {
+    let place = Place::new();
+    let mut serving = start(&place, &["-m", "model", "--shutdown-timeout", "0.1"], |_| {}).ready();
+    let mut stream = serving.connect();
+    stream
+        .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
+        .unwrap();
+    while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+    serving.signal(Signal::SIGTERM);
+    serving.line("1 requests were cut off after 0.1 s of --shutdown-timeout");
+    assert_eq!(serving.status(), Some(1));
+
+    let mut serving = start(&place, &["-m", "model"], |_| {}).ready();
+    let mut stream = serving.connect();
+    stream
+        .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
+        .unwrap();
+    while !serving.get("/metrics").contains("trt_embed_active_requests 1") {}
+    serving.signal(Signal::SIGTERM);
+    serving.line("another one ends at once");
+    serving.signal(Signal::SIGTERM);
+    assert_eq!(serving.status(), Some(143));
+}
+
+#[test]
+fn vectors_are_those_of_the_command() {
+    let place = Place::new();
+    let serving = start(&place, &["--model", "small=model"], |_| {}).ready();
+    let expected = cli_place::rows(&place.embed(&["the cat sat"]).ok()).remove(0).embedding;
+    let answer = body(&serving.post("/v1/embeddings", "", r#"{"input": "the cat sat", "model": "small"}"#));
+    let got: Vec<f32> =
+        answer["data"][0]["embedding"].as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect();
+    assert_eq!(got, expected);
+    assert_eq!(answer["model"], "small");
+}
+
+#[test]
+fn environment_of_text_embeddings_inference_is_honoured() {
+    let place = Place::new();
+    let serving = start(&place, &[], |command| {
+        let variables = [
+            ("MODEL_ID", "model"),
+            ("API_KEY", "k1,k2"),
+            ("SERVED_MODEL_NAME", "served"),
+            ("AUTO_TRUNCATE", "false"),
+            ("MAX_CLIENT_BATCH_SIZE", "2"),
+            ("DEFAULT_PROMPT_NAME", "query"),
+            ("JSON_OUTPUT", "true"),
+        ];
+        command.envs(variables);
+    });
+    // Ready is told as JSON, too.
+    let mut serving = serving;
+    let ready: Value = serde_json::from_str(&serving.line("\"ready\"")).unwrap();
+    assert_eq!((&ready["level"], &ready["message"]), (&"INFO".into(), &"ready".into()));
+    assert!(serving.get("/info").starts_with("HTTP/1.1 401 "));
+    let key = "authorization: Bearer k2\r\nx-request-id: r1\r\n";
+    let answer = body(&serving.post("/v1/embeddings", key, r#"{"input": "cat", "model": "served"}"#));
+    let expected = cli_place::rows(&place.embed(&["--prompt", "query", "cat"]).ok()).remove(0);
+    assert_eq!(
+        (answer["model"].as_str(), answer["usage"]["prompt_tokens"].as_u64()),
+        (Some("served"), Some(expected.tokens as u64))
+    );
+    let line: Value = serde_json::from_str(&serving.line("\"r1\"")).unwrap();
+    assert_eq!(
+        (&line["path"], &line["status"], &line["tokens"]),
+        (&"/v1/embeddings".into(), &200.into(), &expected.tokens.into())
+    );
+    assert_eq!(
+        (&line["model"], &line["request_id"], &line["target"]),
+        (&"served".into(), &"r1".into(), &"trt_embed::access".into())
+    );
+    let long = format!("{{\"inputs\": \"{}\"}}", "cat ".repeat(30));
+    assert!(serving.post("/embed", key, &long).starts_with("HTTP/1.1 422 "));
+    assert!(serving.post("/embed", key, r#"{"inputs": ["a", "b", "c"]}"#).starts_with("HTTP/1.1 422 "));
+    // Keys stand in no line.
+    assert!(!serving.said.concat().contains("k2"), "{:#?}", serving.said);
+}
+
+#[test]
+fn servers_that_cannot_be_end_with_a_reason() {
+    let place = Place::new();
+    let serve = |args: &[&str]| {
+        let mut command = place.command(&[&["serve", "--hostname", "127.0.0.1", "--backend", "cpu"], args].concat());
+        let output = command.env_remove("MODEL_ID").env_remove("PORT").output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, status, says) in [
+        (&["--port", "0"][..], 2, "serve needs a model"),
+        (&["--port", &port, "-m", "model"], 1, "cannot listen on http://127.0.0.1:"),
+        (&["--port", "0", "-m", "nosuch/"], 1, "nosuch/"),
+        (&["--port", "0", "-m", "a=model", "-m", "a=model"], 1, "two models are called a"),
+        (&["--port", "0", "-m", "model", "--max-concurrent-requests", "0"], 1, "0 requests at a time"),
+        (&["--port", "0", "-m", "model", "--body-timeout", "0"], 2, "outside 0 to 86400"),
+        (&["--port", "0", "-m", "model", "--pooling", "auto,cls"], 2, "stands alone"),
+        (&["--port", "0", "-m", "model", "--default-prompt-name", "nosuch"], 1, "nosuch"),
+    ] {
+        let (code, stderr) = serve(args);
+        assert!(code == status && stderr.contains(says) && !stderr.contains("panicked"), "{args:?}: {code} {stderr}");
+    }
+}
