@@ -10,6 +10,8 @@
 // is not below `tokens`; statistics are (mean, rs) of each token, null without sums; bias, sums, gamma, beta are f32 [outputs] and may be
 // null. C may be the residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
 // *_residual, with partials not null: partials[n / 64][t] = (sum, sum of squares) of the values of C[t] in chunk n / 64, as they are stored.
+// The others, with partials not null and statistics: partials are such sums of A, and statistics are made of them here, and written, as join_statistics
+// does it: a kernel less between two linears.
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
@@ -18,7 +20,8 @@
 // linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
-// join_statistics         (mean, rs) of each token of partials, in the order of the chunks. epsilon, rms, fault and stage as in stream.cu.
+// join_statistics         (mean, rs) of each token of partials, in the order of the chunks.
+//                         epsilon, rms, starts, lengths, rows, stage and fault as in stream.cu, here and where linears join.
 //
 // Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those give the same bits. *_split adds the sums of its
 //           blocks in the order of their inputs, so its bits depend on inputs and on the size of the cluster alone.
@@ -49,7 +52,7 @@ struct Linear {
     const Value* w;
     const float* bias;
     const float* sums;
-    const float2* statistics;
+    float2* statistics;
     const Value* residual;
     const float2* residual_statistics;
     const float* gamma;
@@ -60,6 +63,13 @@ struct Linear {
     int inputs;
     int tokens;
     float2* partials;
+    float epsilon;
+    int rms;
+    const int* starts;
+    const int* lengths;
+    int rows;
+    int stage;
+    int* fault;
 };
 
 // ---- barriers of shared memory, which count arrivals and bytes
@@ -243,6 +253,31 @@ DEVICE float2 load_pair(const float* vector, int n) { return load_pair(vector, n
 
 // (scale, shift), so that (x - mean) rs = x scale + shift.
 DEVICE float2 as_scale_and_shift(float2 statistics) { return make_float2(statistics.y, -statistics.x * statistics.y); }
+
+// Two neighbours of what the previous kernel wrote, or zeros. Without a branch, as load_pair.
+DEVICE float2 load_partial(const float2* from, bool wanted) {
+    float2 partial;
+    asm volatile("{\n\t.reg .pred wanted;\n\tsetp.ne.u32 wanted, %3, 0;\n\tmov.f32 %0, 0f00000000;\n\tmov.f32 %1, 0f00000000;\n\t"
+                 "@wanted ld.global.v2.f32 {%0, %1}, [%2];\n\t}"
+                 : "=f"(partial.x), "=f"(partial.y) : "l"(from), "r"((u32)wanted) : "memory");
+    return partial;
+}
+
+// (mean, rs) of (sum, sum of squares) of `width` values.
+DEVICE float2 as_statistics(float2 total, int width, float epsilon, int rms) {
+    const float mean = rms ? 0.f : total.x / (float)width;
+    return make_float2(mean, rsqrtf(fmaxf(total.y / (float)width - mean * mean, 0.f) + epsilon));
+}
+
+// Statistics of token t of the input, of its sums. Those that are to leave them write them, and note what is not finite.
+DEVICE float2 joined(const Linear& l, float2 total, int t, bool leaves) {
+    const float2 statistics = as_statistics(total, l.inputs, l.epsilon, l.rms);
+    if (leaves && t < l.tokens) {
+        l.statistics[t] = statistics;
+        if (!is_finite(total.y) && t < real_tokens(l.starts, l.lengths, l.rows)) atomicMin(l.fault, l.stage);
+    }
+    return statistics;
+}
 
 // A token's and its neighbour eight tokens on: what a thread of a product's fragments has to do with.
 struct TwoTokens {
@@ -608,6 +643,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.statistics != nullptr;
     const bool bias_first = l.bias != nullptr && (KIND == RESIDUAL || !normed);
     const bool beta_first = l.beta != nullptr && normed;
+    const bool joins = KIND != RESIDUAL && normed && l.partials != nullptr;
     const int residual_chunk = chunks > 1 ? 1 : 0; // under whose products the residual's first pieces are fetched
     Pieces<S> pieces;
     pieces.base = at.a;
@@ -641,10 +677,12 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             }
         }
         float2 own = make_float2(1.f, 0.f);
-        if (normed) {
-            const int group = pieces.m0 + (lane / 16 % S::PARTS) * 64;
-            if (group < l.tokens) own = as_scale_and_shift(statistics_of<KIND>(l)[group + lane % 16]);
-        }
+        const int first_token = pieces.m0 + (lane / 16 % S::PARTS) * 64;
+        const int token = first_token + lane % 16; // whose statistics this lane has
+        const bool there = normed && first_token < l.tokens;
+        if (there && !joins) own = as_scale_and_shift(statistics_of<KIND>(l)[token]);
+        float2 total = make_float2(0.f, 0.f);
+        float2 partial = make_float2(0.f, 0.f);
         if constexpr (S::COPIED && KIND != RESIDUAL) {
             if (normed) copy_vectors(l, pieces, lane);
         }
@@ -666,6 +704,12 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 Wgmma<S::TILE_N>::add(acc[part], a + part * 512 + step * 2, w + step * 2);
             }
             wgmma_commit();
+            if (KIND != RESIDUAL) {
+                // As many as there are chunks, each fetched under the products of one and added under those of the next.
+                total.x += partial.x;
+                total.y += partial.y;
+                partial = load_partial(l.partials + (size_t)chunk * l.capacity + token, joins && there);
+            }
             if (KIND == RESIDUAL && chunk == residual_chunk && lane == 0) {
                 bulk_wait_read<0>();
 #pragma unroll
@@ -696,6 +740,11 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
         if constexpr (S::COPIED && KIND != RESIDUAL) {
             copy_wait<0>();
             __syncwarp();
+        }
+        if (joins && there) {
+            total.x += partial.x;
+            total.y += partial.y;
+            own = as_scale_and_shift(joined(l, total, token, pieces.n0 == 0));
         }
         if (!normed) {
             finish_tile<S, KIND, NO_NORM>(acc, l, pieces, own, parities);
@@ -855,7 +904,17 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
             const size_t place = chunked((size_t)t, (u32)(n / 8), (size_t)l.capacity) + n % 8;
             float2 x[2] = {make_float2(0.f, 0.f), make_float2(0.f, 0.f)};
             float2 of = make_float2(1.f, 0.f);
-            if (there && normed) of = as_scale_and_shift(KIND == RESIDUAL ? l.residual_statistics[t] : l.statistics[t]);
+            if (there && KIND != RESIDUAL && normed && l.partials != nullptr) {
+                float2 total = make_float2(0.f, 0.f);
+                for (int chunk = 0; chunk < all_chunks; chunk++) {
+                    const float2 partial = l.partials[(size_t)chunk * l.capacity + t];
+                    total.x += partial.x;
+                    total.y += partial.y;
+                }
+                of = as_scale_and_shift(joined(l, total, t, n0 == 0 && thread % 16 == 0));
+            } else if (there && normed) {
+                of = as_scale_and_shift(KIND == RESIDUAL ? l.residual_statistics[t] : l.statistics[t]);
+            }
             uint2 view = make_uint2(0, 0);
             if (KIND == RESIDUAL && there) view = *(const uint2*)(l.residual + place);
             for (int other = 0; other < blocks; other++) {
@@ -905,10 +964,12 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 // ---- exported kernels
 
 #define PARAMETERS                                                                                                                          \
-    const Value *a, const Value *w, const float *bias, const float *sums, const float2 *statistics, const Value *residual,                     \
+    const Value *a, const Value *w, const float *bias, const float *sums, float2 *statistics, const Value *residual,                           \
         const float2 *residual_statistics, const float *gamma, const float *beta, Value *out, int capacity, int outputs, int inputs,           \
-        int tokens, float2 *partials
-#define ARGUMENTS a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials
+        int tokens, float2 *partials, float epsilon, int rms, const int *starts, const int *lengths, int rows, int stage, int *fault
+#define ARGUMENTS                                                                                                                              \
+    a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials, epsilon, rms,  \
+        starts, lengths, rows, stage, fault
 
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
@@ -967,9 +1028,7 @@ extern "C" __global__ void __launch_bounds__(128) join_statistics(const float2* 
         total.x += partial.x;
         total.y += partial.y;
     }
-    const float mean = rms ? 0.f : total.x / (float)width;
-    const float rs = rsqrtf(fmaxf(total.y / (float)width - mean * mean, 0.f) + epsilon);
-    statistics[t] = make_float2(mean, rs);
+    statistics[t] = as_statistics(total, width, epsilon, rms);
     // A sum of squares beyond f32 counts as a fault too.
     if (!is_finite(total.y) && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
 }

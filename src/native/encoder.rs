@@ -267,7 +267,24 @@ impl Session {
         self.parts.model.norms.get(&id).ok_or_else(|| unfit(format!("there are no weights of {id:?}")))
     }
 
-    /// Whether linears take the statistics of what they read by themselves.
+    /// How the statistics of the measuring step at `place` are taken. Anything for other steps.
+    fn statistics(&self, place: usize) -> Statistics {
+        let steps = &self.parts.program;
+        let before = place.checked_sub(1).and_then(|before| steps.get(before));
+        let has_sums = self.parts.kernels.leaves_partials(self.size.tokens)
+            && matches!(before, Some(Step::Linear { residual: Some(_), .. }));
+        match (steps.get(place), steps.get(place + 1)) {
+            (Some(Step::Measure { norm, .. }), Some(Step::Linear { norm: Some(of), .. }))
+                if of == norm && (has_sums || self.measures_itself()) =>
+            {
+                Statistics::Inline
+            }
+            _ if has_sums => Statistics::Joined,
+            _ => Statistics::Read,
+        }
+    }
+
+    /// Whether linears take the statistics of what they read by themselves, of the stream.
     fn measures_itself(&self) -> bool {
         let Shape { hidden, precision, .. } = self.parts.shape;
         precision != Precision::Fp32 && self.parts.kernels.tile(self.size.tokens, hidden, hidden) == Tile::Few
@@ -301,7 +318,7 @@ impl Session {
 
     fn step(&self, place: usize, work: &Work, stream: &mut Stream) -> Result<()> {
         let steps = &self.parts.program;
-        let (step, next) = (&steps[place], steps.get(place + 1));
+        let step = &steps[place];
         let before = place.checked_sub(1).and_then(|before| steps.get(before));
         let Parts { kernels, model, windows, .. } = &*self.parts;
         let Work { stream: residual, statistics, qkv, context, expanded, wide, partials, list } = work;
@@ -317,13 +334,12 @@ impl Session {
             Step::Normalise { norm } => Ok(kernels.normalise(stream, (residual, statistics), &rows, self.norm(norm)?)?),
             Step::Measure { norm, stage } => {
                 let (norm_weights, fault) = (self.norm(norm)?, (stage, fault));
-                match next {
-                    // The linear measures the stream itself.
-                    Some(Step::Linear { norm: Some(of), .. }) if *of == norm && self.measures_itself() => Ok(()),
-                    _ if kernels.leaves_partials(tokens) && matches!(before, Some(Step::Linear { residual: Some(_), .. })) => {
+                match self.statistics(place) {
+                    Statistics::Inline => Ok(()),
+                    Statistics::Joined => {
                         Ok(kernels.join(stream, partials, (residual, statistics), &rows, norm_weights, fault)?)
                     }
-                    _ => Ok(kernels.measure(stream, (residual, statistics), &rows, norm_weights, fault)?),
+                    Statistics::Read => Ok(kernels.measure(stream, (residual, statistics), &rows, norm_weights, fault)?),
                 }
             }
             Step::Linear { layer, linear, norm, residual: added } => {
@@ -338,6 +354,12 @@ impl Session {
                     Some(Residual::Raw) | None => None,
                 };
                 let weights = model.linear(layer, linear).ok_or_else(|| unfit(format!("there is no layer {layer}")))?;
+                let tile = kernels.tile(tokens, weights.weight.capacity, weights.weight.columns);
+                let stage = match before {
+                    Some(Step::Measure { stage, .. }) => Some(*stage),
+                    _ => None,
+                };
+                let inline = stage.is_some() && self.statistics(place - 1) == Statistics::Inline;
                 let job = LinearJob {
                     input,
                     linear: weights,
@@ -347,14 +369,10 @@ impl Session {
                     out,
                     tokens,
                     partials,
+                    joins: inline && tile != Tile::Few,
                 };
-                let norm = norm.map(|id| self.norm(id)).transpose()?;
-                let stage = match before {
-                    Some(Step::Measure { stage, .. }) => *stage,
-                    _ => 0,
-                };
+                let (norm, stage) = (norm.map(|id| self.norm(id)).transpose()?, stage.unwrap_or(0));
                 let measured = Measured { norm, rows, stage, fault };
-                let tile = kernels.tile(tokens, weights.weight.capacity, weights.weight.columns);
                 Ok(kernels.linear(stream, &job, tile, &measured)?)
             }
             Step::Rotate { layer } => {
@@ -412,14 +430,10 @@ impl GpuSession for Session {
     }
 
     fn works(&self, names: &[&str]) -> Vec<Option<LayerWork>> {
-        let Parts { program, windows, model, kernels, shape, .. } = &*self.parts;
-        let statistics = match (self.measures_itself(), kernels.leaves_partials(self.size.tokens)) {
-            (true, _) => Statistics::Inline,
-            (false, true) => Statistics::Joined,
-            (false, false) => Statistics::Read,
-        };
+        let Parts { program, windows, model, shape, .. } = &*self.parts;
+        let statistics: Vec<Statistics> = (0..program.len()).map(|place| self.statistics(place)).collect();
         let rows = floor::full_rows(self.size);
-        let load = floor::Load { rows, tokens: self.size.tokens, windows, biased: model.bias.is_some(), statistics };
+        let load = floor::Load { rows, tokens: self.size.tokens, windows, biased: model.bias.is_some(), statistics: &statistics };
         floor::works(program, shape, &load, names)
     }
 

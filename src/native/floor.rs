@@ -14,7 +14,7 @@ use crate::tokens::BatchSize;
 /// How the statistics of a norm are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Statistics {
-    /// By the linear that needs them: there is nothing to do.
+    /// By the linear that needs them, of the stream or of the sums that the linear in front left: there is nothing to do.
     Inline,
     /// From the sums that the linear in front left.
     Joined,
@@ -33,7 +33,8 @@ pub(super) struct Load<'a> {
     pub windows: &'a [i32],
     /// Whether scores have a bias by distance.
     pub biased: bool,
-    pub statistics: Statistics,
+    /// Of each step of the program, how its statistics are taken; of no meaning but for those that measure.
+    pub statistics: &'a [Statistics],
 }
 
 /// The tokens of each row of a batch of this size: rows are full as far as its tokens reach, as those that are measured.
@@ -55,8 +56,8 @@ fn pairs(tokens: usize, window: i32) -> usize {
     }
 }
 
-/// The work of one step.
-pub(super) fn work(step: &Step, shape: &Shape, load: &Load<'_>) -> LayerWork {
+/// The work of one step; `taken` says how its statistics are, if it measures.
+pub(super) fn work(step: &Step, taken: Statistics, shape: &Shape, load: &Load<'_>) -> LayerWork {
     let Shape { hidden, wide, heads, .. } = *shape;
     let value = shape.precision.bytes();
     let tokens = load.tokens;
@@ -70,7 +71,7 @@ pub(super) fn work(step: &Step, shape: &Shape, load: &Load<'_>) -> LayerWork {
         // Ids, a row of the table and one of the positions a token; the stream and its statistics.
         Step::Embed { .. } => moved(tokens * 4 + matrix(hidden) + tokens * hidden * 4 + matrix(hidden) + statistics),
         Step::Normalise { .. } => moved(2 * matrix(hidden) + statistics + norm),
-        Step::Measure { .. } => match load.statistics {
+        Step::Measure { .. } => match taken {
             Statistics::Inline => LayerWork::default(),
             // Two f32 a chunk and token.
             Statistics::Joined => moved(tokens * hidden.div_ceil(CHUNK) * 8 + statistics),
@@ -116,7 +117,8 @@ pub(super) fn work(step: &Step, shape: &Shape, load: &Load<'_>) -> LayerWork {
 /// `None` for a name that is none of the program's steps; for all linears where they are not as many as the program's, and so for attention.
 pub(super) fn works(program: &[Step], shape: &Shape, load: &Load<'_>, names: &[&str]) -> Vec<Option<LayerWork>> {
     if names.len() == program.len() && names.iter().zip(program).all(|(name, step)| *name == layer_name(step)) {
-        return program.iter().map(|step| Some(work(step, shape, load))).collect();
+        let taken = load.statistics.iter().copied().chain(std::iter::repeat(Statistics::Read));
+        return program.iter().zip(taken).map(|(step, taken)| Some(work(step, taken, shape, load))).collect();
     }
     let kinds: Vec<Kind> = names.iter().map(|name| Kind::of(name)).collect();
     let of = |wanted: fn(&Step) -> bool| -> Vec<&Step> { program.iter().filter(|step| wanted(step)).collect() };
@@ -130,21 +132,23 @@ pub(super) fn works(program: &[Step], shape: &Shape, load: &Load<'_>, names: &[&
     let (mut next_linear, mut next_attention) = (linears.into_iter(), attentions.into_iter());
     let mut take = |kind: Kind| -> Option<LayerWork> {
         match kind {
-            Kind::Linear if multiplies => Some(work(next_linear.next()?, shape, load)),
+            Kind::Linear if multiplies => Some(work(next_linear.next()?, Statistics::Inline, shape, load)),
             Kind::Attention if attends => {
-                let attention = work(next_attention.next()?, shape, load);
+                let attention = work(next_attention.next()?, Statistics::Inline, shape, load);
                 if !fused {
                     return Some(attention);
                 }
-                let output = work(next_linear.next()?, shape, load);
+                let output = work(next_linear.next()?, Statistics::Inline, shape, load);
                 // What lies between them stays on the multiprocessors.
                 let between = 2 * (load.tokens * shape.hidden * shape.precision.bytes()) as u64;
                 Some(LayerWork { bytes: attention.bytes + output.bytes - between, flops: attention.flops + output.flops })
             }
-            Kind::Single(wanted) => program.iter().find(|step| wanted.is(step)).map(|step| work(step, shape, load)),
+            Kind::Single(wanted) => {
+                program.iter().find(|step| wanted.is(step)).map(|step| work(step, Statistics::Inline, shape, load))
+            }
             Kind::Measure(statistics) => {
                 let measure = program.iter().find(|step| matches!(step, Step::Measure { .. }))?;
-                Some(work(measure, shape, &Load { statistics, ..load.clone() }))
+                Some(work(measure, statistics, shape, load))
             }
             Kind::Linear | Kind::Attention | Kind::Other => None,
         }

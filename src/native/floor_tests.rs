@@ -19,7 +19,7 @@ const WINDOWS: [i32; 12] = [-1; 12];
 
 fn load(rows: usize, longest: usize) -> Load<'static> {
     let size = BatchSize::padded(rows, longest);
-    Load { rows: full_rows(size), tokens: size.tokens, windows: &WINDOWS, biased: true, statistics: Statistics::Joined }
+    Load { rows: full_rows(size), tokens: size.tokens, windows: &WINDOWS, biased: true, statistics: &[] }
 }
 
 fn linear(linear: LinearId, norm: bool, residual: Option<Residual>) -> Step {
@@ -37,7 +37,7 @@ fn fixture_program() -> Vec<Step> {
 #[test]
 fn steps_of_one_text_of_16_tokens() {
     let load = load(1, 16);
-    let of = |step: &Step| work(step, &MPNET, &load);
+    let of = |step: &Step| work(step, Statistics::Joined, &MPNET, &load);
     // 16 ids of 4 bytes; 16 x 768 of 2 bytes read and written, 16 x 768 of 4 bytes read; 16 x 8.
     assert_eq!(of(&Step::Embed { norm: None }), LayerWork { bytes: 64 + 24_576 + 49_152 + 24_576 + 128, flops: 0 });
     // 2304 x 768 x 2, bias and sums 2304 x 4 each, in 16 x 768 x 2, out 16 x 2304 x 2, statistics 128; 2 x 16 x 2304 x 768.
@@ -62,7 +62,7 @@ fn steps_of_one_text_of_16_tokens() {
 #[test]
 fn statistics_cost_what_they_read() {
     let measure = Step::Measure { norm: NormId::Embeddings, stage: 1 };
-    let with = |statistics| work(&measure, &MPNET, &Load { statistics, ..load(1, 128) });
+    let with = |statistics| work(&measure, statistics, &MPNET, &load(1, 128));
     assert_eq!(with(Statistics::Inline), LayerWork::default());
     assert_eq!(with(Statistics::Joined).bytes, 128 * 12 * 8 + 1_024);
     assert_eq!(with(Statistics::Read).bytes, 128 * 768 * 2 + 1_024);
@@ -74,18 +74,18 @@ fn a_layer_of_128_texts_of_128_tokens() {
     let load = load(128, 128);
     assert_eq!((load.rows.len(), load.tokens), (128, 16_384));
     let linears = [LinearId::Qkv, LinearId::Output, LinearId::Expansion, LinearId::Contraction];
-    let flops: u64 = linears.iter().map(|&id| work(&linear(id, false, None), &MPNET, &load).flops).sum();
+    let flops: u64 = linears.iter().map(|&id| work(&linear(id, false, None), Statistics::Joined, &MPNET, &load).flops).sum();
     // 12 x 768^2 = 7,077,888 weights.
     assert_eq!(flops, 2 * 16_384 * 7_077_888);
     // 128 rows of 128 x 128 pairs.
-    assert_eq!(work(&Step::Attention { layer: 3 }, &MPNET, &load).flops, 4 * 128 * 128 * 128 * 768);
+    assert_eq!(work(&Step::Attention { layer: 3 }, Statistics::Joined, &MPNET, &load).flops, 4 * 128 * 128 * 128 * 768);
 }
 
 #[test]
 fn fp32_values_are_twice_as_wide_and_operations_as_many() {
     let exact = Shape { precision: Precision::Fp32, ..MPNET };
     let (load, step) = (Load { biased: false, ..load(1, 16) }, Step::Attention { layer: 0 });
-    let (half, full) = (work(&step, &MPNET, &load), work(&step, &exact, &load));
+    let (half, full) = (work(&step, Statistics::Joined, &MPNET, &load), work(&step, Statistics::Joined, &exact, &load));
     assert_eq!((full.bytes, full.flops), (2 * half.bytes, half.flops));
 }
 
@@ -98,23 +98,28 @@ fn rows_and_windows_decide_attention() {
     assert_eq!([pairs(5, -1), pairs(5, 0), pairs(5, 1), pairs(5, 4), pairs(5, 100), pairs(1, -1)], [25, 5, 13, 25, 25, 1]);
     let windowed = Load { windows: &[2, -1], rows: vec![10, 4], tokens: 14, ..load(1, 1) };
     // 10 x 5 less 2 + 1 at each end; 4 x 4 less the two pairs that are three apart.
-    assert_eq!(work(&Step::Attention { layer: 0 }, &MPNET, &windowed).flops, 4 * (44 + 14) * 768);
-    assert_eq!(work(&Step::Attention { layer: 1 }, &MPNET, &windowed).flops, 4 * (100 + 16) * 768);
+    assert_eq!(work(&Step::Attention { layer: 0 }, Statistics::Joined, &MPNET, &windowed).flops, 4 * (44 + 14) * 768);
+    assert_eq!(work(&Step::Attention { layer: 1 }, Statistics::Joined, &MPNET, &windowed).flops, 4 * (100 + 16) * 768);
 }
 
 #[test]
 fn steps_are_found_by_their_own_names() {
-    let (program, load) = (fixture_program(), load(1, 16));
+    let program = fixture_program();
+    // Every third is read, joined, or taken by the next linear.
+    let taken = [Statistics::Read, Statistics::Joined, Statistics::Inline].into_iter().cycle().take(program.len());
+    let statistics: Vec<Statistics> = taken.collect();
+    let load = Load { statistics: &statistics, ..load(1, 16) };
     let names: Vec<String> = program.iter().map(layer_name).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let expected: Vec<Option<LayerWork>> = program.iter().map(|step| Some(work(step, &MPNET, &load))).collect();
+    let expected: Vec<Option<LayerWork>> =
+        program.iter().zip(&statistics).map(|(step, &taken)| Some(work(step, taken, &MPNET, &load))).collect();
     assert_eq!(works(&program, &MPNET, &load, &names), expected);
 }
 
 #[test]
 fn kernels_are_found_in_the_order_of_the_program() {
     let (program, load) = (fixture_program(), load(1, 128));
-    let of = |step: &Step| Some(work(step, &MPNET, &load));
+    let of = |step: &Step| Some(work(step, Statistics::Joined, &MPNET, &load));
     let mut names = vec!["embed", "plan_attention"];
     let mut expected = vec![of(&program[0]), None];
     for step in &program[1..] {
@@ -132,9 +137,8 @@ fn kernels_are_found_in_the_order_of_the_program() {
     // As statistics read off the stream.
     let place = names.iter().position(|name| *name == "join_statistics").unwrap();
     names[place] = "statistics";
-    let read = Load { statistics: Statistics::Read, ..load.clone() };
     let found = works(&program, &MPNET, &load, &names);
-    assert_eq!(found[place], Some(work(&program[place - 1], &MPNET, &read)));
+    assert_eq!(found[place], Some(work(&program[place - 1], Statistics::Read, &MPNET, &load)));
     // One linear more: no telling which is which, but attention is attention.
     names.push("linear_64");
     let found = works(&program, &MPNET, &load, &names);
@@ -146,9 +150,12 @@ fn kernels_are_found_in_the_order_of_the_program() {
 #[test]
 fn kernels_of_a_latency_class_are_found_too() {
     let (program, load) = (fixture_program(), load(1, 16));
-    let linears: Vec<LayerWork> =
-        program.iter().filter(|step| matches!(step, Step::Linear { .. })).map(|step| work(step, &MPNET, &load)).collect();
-    let attention = work(&Step::Attention { layer: 0 }, &MPNET, &load);
+    let linears: Vec<LayerWork> = program
+        .iter()
+        .filter(|step| matches!(step, Step::Linear { .. }))
+        .map(|step| work(step, Statistics::Joined, &MPNET, &load))
+        .collect();
+    let attention = work(&Step::Attention { layer: 0 }, Statistics::Joined, &MPNET, &load);
     // The smallest class: attention and the linear behind it are one kernel.
     let by_kernel = ["latency16_qkv", "latency16_attention", "latency16_wide", "latency16_narrow"];
     let by_layer = ["layer 0: Qkv", "layer 0: Attention", "layer 0: Wide", "layer 0: Narrow"];

@@ -23,11 +23,14 @@ pub(super) struct LinearJob<'a> {
     pub activated: bool,
     pub out: &'a Matrix,
     pub tokens: usize,
-    /// Where sums of the result's chunks are left for [`NativeKernels::join`], two f32 a chunk and token; of results with a residual alone.
+    /// Sums of the stream's chunks, two f32 a chunk and token, on Hopper: a linear with a residual leaves them, for the next linear or for
+    /// [`NativeKernels::join`].
     pub partials: &'a DeviceBuffer<f32>,
+    /// Whether the statistics of the input are made of `partials`, and left in `statistics`.
+    pub joins: bool,
 }
 
-/// What `linear_few` needs besides: it measures its input itself.
+/// What a linear needs besides that measures its input itself, or joins the sums that another left.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured<'a> {
     pub norm: Option<&'a DeviceNorm>,
@@ -206,14 +209,14 @@ impl NativeKernels {
         matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. }) && self.tile(tokens, hidden, hidden) != Tile::Few
     }
 
-    /// Enqueues a linear by `tile`; `measures` is for [`Tile::Few`] alone.
+    /// Enqueues a linear by `tile`; `measures` is for [`Tile::Few`], and where it joins.
     ///
     /// # Errors
     /// [`CudaError::Argument`](crate::cuda::CudaError::Argument) for sizes that do not belong together, buffers that are too short or of another device,
     /// and a tile that this GPU has not.
     pub fn linear(&self, stream: &mut Stream, job: &LinearJob<'_>, tile: Tile, measures: &Measured<'_>) -> Result<()> {
         const CALL: &str = "linear";
-        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials } = *job;
+        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, joins } = *job;
         let (inputs, outputs) = (linear.weight.columns, linear.weight.capacity);
         let capacity = input.capacity;
         let norm = residual.and_then(|(_, norm)| norm);
@@ -224,6 +227,7 @@ impl NativeKernels {
             && residual_matrix.is_none_or(|matrix| matrix.columns == outputs)
             && (1..=capacity).contains(&tokens)
             && !(activated && residual.is_some())
+            && !(joins && (residual.is_some() || linear.sums.is_none()))
             && linear.bias.len() >= outputs
             && linear.sums.as_ref().is_none_or(|sums| sums.len() >= outputs)
             && statistics.len() >= 2 * capacity;
@@ -269,35 +273,31 @@ impl NativeKernels {
             parameters.int(c_int(CALL, n)?);
         }
         let (function, [x, y], block, cluster, shared): Launch<'_> = match (&self.0.linears, tile) {
-            (Linears::Exact(functions), _) => (&functions[which], grid(64), 256, 1, 0),
-            (Linears::Tiled { small, .. }, Tile::Small) => (&small[which], grid(64), 128, 1, tile.shared()),
-            (Linears::Tiled { large, .. }, Tile::Large) => (&large[which], grid(128), 256, 1, tile.shared()),
-            (Linears::Tiled { few, .. }, Tile::Few) if tokens <= FEW => {
-                let Measured { norm, rows, stage, fault } = *measures;
-                self.check_rows(CALL, &rows)?;
-                hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
+            (Linears::Exact(functions), _) if !joins => (&functions[which], grid(64), 256, 1, 0),
+            (Linears::Tiled { small, .. }, Tile::Small) if !joins => (&small[which], grid(64), 128, 1, tile.shared()),
+            (Linears::Tiled { large, .. }, Tile::Large) if !joins => (&large[which], grid(128), 256, 1, tile.shared()),
+            (Linears::Tiled { few, .. }, Tile::Few) if tokens <= FEW && !joins => {
                 parameters.int(c_int(CALL, tokens)?);
-                norm_parameters(&mut parameters, norm);
-                parameters.address(rows.starts.address());
-                parameters.address(rows.lengths.address());
-                parameters.int(c_int(CALL, rows.rows)?);
-                parameters.int(c_int(CALL, stage)?);
-                parameters.address(fault.address());
+                self.measured_parameters(CALL, stream, &mut parameters, measures)?;
                 (&few[which], [outputs / 8, 1], 256, 1, 0)
             }
             (Linears::Tiled { hopper: Some(hopper), .. }, tile) if !matches!(tile, Tile::Few) => {
-                let partial_sums = outputs / CHUNK * capacity * 2;
-                if residual.is_some() && partials.len() < partial_sums {
+                let chunks = if residual.is_some() { outputs / CHUNK } else { inputs / CHUNK };
+                let partial_sums = chunks * capacity * 2;
+                let used = residual.is_some() || joins;
+                if used && partials.len() < partial_sums {
                     return Err(argument(CALL, format!("{} partial sums of {partial_sums}", partials.len())));
                 }
                 hold(stream, &[Some(partials)]);
                 parameters.int(c_int(CALL, tokens)?);
-                parameters.address(if residual.is_some() { partials.address() } else { 0 });
+                parameters.address(if used { partials.address() } else { 0 });
+                self.measured_parameters(CALL, stream, &mut parameters, measures)?;
                 let which = if residual.is_some() { 2 } else { which };
                 self.hopper_launch(hopper, tile, which, tokens, outputs)
             }
-            (Linears::Tiled { .. }, tile) => {
-                return Err(argument(CALL, format!("{tile:?} for {tokens} tokens is not for this GPU")));
+            (_, tile) => {
+                let joining = if joins { " that joins sums" } else { "" };
+                return Err(argument(CALL, format!("{tile:?}{joining} for {tokens} tokens is not for this GPU")));
             }
         };
         let size = |n: usize| c_int(CALL, n).map(i32::cast_unsigned);
@@ -306,6 +306,24 @@ impl NativeKernels {
         // SAFETY: the parameters of linear.cu, linear_sm90.cu or exact.cu, in order; all sizes were checked above, and grid, cluster and shared
         // memory are what the kernel's contract asks for. Tiles end within the capacity, which is a multiple of them; outputs beyond the last are not written.
         unsafe { self.launch(stream, function, CALL, grid, parameters) }
+    }
+
+    fn measured_parameters(
+        &self,
+        call: &'static str,
+        stream: &mut Stream,
+        parameters: &mut Parameters,
+        &Measured { norm, rows, stage, fault }: &Measured<'_>,
+    ) -> Result<()> {
+        self.check_rows(call, &rows)?;
+        hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
+        norm_parameters(parameters, norm);
+        parameters.address(rows.starts.address());
+        parameters.address(rows.lengths.address());
+        parameters.int(c_int(call, rows.rows)?);
+        parameters.int(c_int(call, stage)?);
+        parameters.address(fault.address());
+        Ok(())
     }
 
     fn hopper_launch<'a>(&self, hopper: &'a Hopper, tile: Tile, which: usize, tokens: usize, outputs: usize) -> Launch<'a> {

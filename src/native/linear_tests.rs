@@ -21,6 +21,8 @@ struct Case {
     inputs: usize,
     outputs: usize,
     normed: bool,
+    /// Whether it makes the statistics of its input of sums.
+    joins: bool,
     /// 0 none, 1 the stream as it is, 2 through a norm.
     residual: u8,
     activation: i32,
@@ -29,7 +31,7 @@ struct Case {
 
 /// The largest of |found - expected| over what roundings may make of it.
 fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed: u64) -> f64 {
-    let Case { tokens, inputs, outputs, normed, residual, activation: which, tile } = case;
+    let Case { tokens, inputs, outputs, normed, joins, residual, activation: which, tile } = case;
     let few = tile == Tile::Few && precision != Precision::Fp32;
     let device = device();
     let mut stream = device.stream().unwrap();
@@ -43,14 +45,15 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
     let (gamma, beta) = (random.values(outputs, 1.5), random.values(outputs, 0.5));
     let sums: Vec<f32> = w.chunks(inputs).map(|row| row.iter().map(|&v| f64::from(v)).sum::<f64>() as f32).collect();
     let epsilon = 1e-5_f32;
-    // A normed linear for few tokens measures its input; all others are told, whatever the truth.
+    // A normed linear for few tokens measures its input, and one that joins is told sums; all others are told statistics, whatever the truth.
     let mut statistics: Vec<f32> = (0..capacity).flat_map(|_| [random.value() * 0.3, 0.5 + random.value().abs()]).collect();
     let measured = |row: &[f32]| {
         let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / row.len() as f64;
         let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / row.len() as f64;
         [mean as f32, (1.0 / (variance + f64::from(epsilon)).sqrt()) as f32]
     };
-    if few && normed {
+    let truly = (few && normed) || joins;
+    if truly {
         for (t, row) in a.chunks(inputs).enumerate() {
             statistics[2 * t..2 * t + 2].copy_from_slice(&measured(row));
         }
@@ -68,10 +71,21 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
         1 | 2 => matrix(&mut stream, precision, &old, capacity, outputs),
         _ => matrix(&mut stream, precision, &[], capacity, outputs),
     };
-    let device_statistics = upload(&mut stream, &statistics);
+    let device_statistics =
+        if joins { upload(&mut stream, &vec![f32::NAN; 2 * capacity]) } else { upload(&mut stream, &statistics) };
     let (starts, lengths) = (upload(&mut stream, &[0]), upload(&mut stream, &[tokens as i32]));
     let fault = upload(&mut stream, &[i32::MAX]);
-    let partials = upload(&mut stream, &vec![f32::NAN; outputs.div_ceil(64) * capacity * 2]);
+    let mut sums_of_chunks = vec![f32::NAN; outputs.max(inputs).div_ceil(64) * capacity * 2];
+    if joins {
+        for (t, row) in a.chunks(inputs).enumerate() {
+            for (chunk, values) in row.chunks(64).enumerate() {
+                let at = (chunk * capacity + t) * 2;
+                sums_of_chunks[at] = values.iter().sum();
+                sums_of_chunks[at + 1] = values.iter().map(|value| value * value).sum();
+            }
+        }
+    }
+    let partials = upload(&mut stream, &sums_of_chunks);
     let rows = Rows { starts: &starts, lengths: &lengths, rows: 1, tokens };
     let job = LinearJob {
         input: &input,
@@ -86,6 +100,7 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
         out: &out,
         tokens,
         partials: &partials,
+        joins,
     };
     let measures = Measured { norm: normed.then_some(&norm), rows, stage: 3, fault: &fault };
     kernels.linear(&mut stream, &job, tile, &measures).unwrap();
@@ -102,6 +117,16 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
                     "{case:?}: token {t} has {found}, expected {expected}"
                 );
             }
+        }
+    }
+    if joins {
+        let mut left = vec![0.0; 2 * capacity];
+        stream.download(&device_statistics, &mut left).unwrap();
+        for (place, (found, expected)) in left.iter().zip(&statistics).enumerate().take(2 * tokens) {
+            assert!(
+                (found - expected).abs() < 1e-4 * (1.0 + expected.abs()),
+                "{case:?}: {place} is {found}, expected {expected}"
+            );
         }
     }
     let mut noted = [0];
@@ -139,7 +164,7 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
             let allowed = gelu
                 + unit(precision) * value.abs() * 1.01
                 + (inputs as f64).sqrt() * 4.0 * 2f64.powi(-24) * (magnitude + 1.0)
-                + if few && normed { 1e-5 * (1.0 + value.abs()) } else { 1e-6 * (1.0 + value.abs()) };
+                + if truly { 1e-5 * (1.0 + value.abs()) } else { 1e-6 * (1.0 + value.abs()) };
             let error = (f64::from(found[t * outputs + n]) - value).abs() / allowed;
             assert!(error.is_finite(), "{case:?} {precision:?}: ({t}, {n}) is {}", found[t * outputs + n]);
             worst = worst.max(error);
@@ -162,8 +187,12 @@ fn linears_equal_sums_in_f64() {
                 if tile == Tile::Few && tokens > FEW {
                     continue;
                 }
-                for (normed, residual, activation) in EPILOGUES {
-                    let case = Case { tokens, inputs, outputs, normed, residual, activation, tile };
+                let hopper = !matches!(tile, Tile::Few | Tile::Small | Tile::Large);
+                let joining = EPILOGUES.into_iter().filter(|(normed, ..)| *normed && hopper).map(|epilogue| (epilogue, true));
+                for ((normed, residual, activation), joins) in
+                    EPILOGUES.into_iter().map(|epilogue| (epilogue, false)).chain(joining)
+                {
+                    let case = Case { tokens, inputs, outputs, normed, joins, residual, activation, tile };
                     seed += 1;
                     let error = linear_error(&all[activation as usize], precision, case, seed);
                     assert!(error <= 1.0, "{precision:?} {case:?}: {error} times what roundings may make");
@@ -207,7 +236,9 @@ fn large_tiles_equal_sums_in_f64() {
     for precision in [Precision::Fp16, Precision::Bf16] {
         for tile in tiles(precision).into_iter().filter(|&tile| tile != Tile::Few) {
             for (residual, activation) in [(0, 1), (2, 0)] {
-                let case = Case { tokens: 2200, inputs: 64, outputs: 1280, normed: residual == 0, residual, activation, tile };
+                let joins = residual == 0 && !matches!(tile, Tile::Small | Tile::Large);
+                let case =
+                    Case { tokens: 2200, inputs: 64, outputs: 1280, normed: residual == 0, joins, residual, activation, tile };
                 let error = linear_error(&kernels(&device(), precision, activation), precision, case, 77);
                 assert!(error <= 1.0, "{precision:?} {case:?}: {error}");
             }
@@ -242,6 +273,7 @@ fn what_does_not_fit_is_an_error() {
         out: &out,
         tokens: 128,
         partials: &statistics,
+        joins: false,
     };
     kernels.linear(&mut stream, &job, Tile::Small, &measures).unwrap();
     let cut = Matrix { values: out.values.slice(0..100).unwrap(), ..out.clone() };
@@ -252,6 +284,7 @@ fn what_does_not_fit_is_an_error() {
         LinearJob { input: &out, ..job },
         LinearJob { out: &cut, ..job },
         LinearJob { residual: Some((&input, None)), ..job },
+        LinearJob { joins: true, ..job },
     ] {
         let error = kernels.linear(&mut stream, &bad, Tile::Small, &measures).unwrap_err();
         assert!(matches!(error, CudaError::Argument { call: "linear", .. }), "{error}");
