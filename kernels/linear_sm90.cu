@@ -11,7 +11,7 @@
 // null. C may be the residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
 // *_residual, with partials not null: partials[n / 64][t] = (sum, sum of squares) of the values of C[t] in chunk n / 64, as they are stored.
 // The others, with partials not null and statistics: partials are such sums of A, and statistics are made of them here, and written, as join_statistics
-// does it: a kernel less between two linears.
+// does it: a kernel less between two linears. Not *_pingpong_*, whose products that would delay by more than it saves.
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
@@ -643,7 +643,8 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.statistics != nullptr;
     const bool bias_first = l.bias != nullptr && (KIND == RESIDUAL || !normed);
     const bool beta_first = l.beta != nullptr && normed;
-    const bool joins = KIND != RESIDUAL && normed && l.partials != nullptr;
+    constexpr bool JOINS = KIND != RESIDUAL && !S::IN_TURN;
+    const bool joins = JOINS && normed && l.partials != nullptr;
     const int residual_chunk = chunks > 1 ? 1 : 0; // under whose products the residual's first pieces are fetched
     Pieces<S> pieces;
     pieces.base = at.a;
@@ -704,7 +705,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 Wgmma<S::TILE_N>::add(acc[part], a + part * 512 + step * 2, w + step * 2);
             }
             wgmma_commit();
-            if (KIND != RESIDUAL) {
+            if constexpr (JOINS) {
                 // As many as there are chunks, each fetched under the products of one and added under those of the next.
                 total.x += partial.x;
                 total.y += partial.y;

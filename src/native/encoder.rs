@@ -3,7 +3,7 @@
 use super::arch::Arch;
 use super::attention::AttentionJob;
 use super::floor::{self, Statistics};
-use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows};
+use super::kernels::{DeviceLinear, DeviceNorm, Matrix, NativeKernels, Rows};
 use super::latency::{self, LatencyClass, LatencyJob};
 use super::linear::{LinearJob, Measured, Tile};
 use super::load::LoadKernels;
@@ -273,15 +273,22 @@ impl Session {
         let before = place.checked_sub(1).and_then(|before| steps.get(before));
         let has_sums = self.parts.kernels.leaves_partials(self.size.tokens)
             && matches!(before, Some(Step::Linear { residual: Some(_), .. }));
-        match (steps.get(place), steps.get(place + 1)) {
-            (Some(Step::Measure { norm, .. }), Some(Step::Linear { norm: Some(of), .. }))
-                if of == norm && (has_sums || self.measures_itself()) =>
-            {
-                Statistics::Inline
+        let by_next = match (steps.get(place), steps.get(place + 1)) {
+            (Some(Step::Measure { norm, .. }), Some(&Step::Linear { layer, linear, norm: Some(of), .. })) if of == *norm => {
+                let joins = |weights: &DeviceLinear| has_sums && self.parts.kernels.joins(self.tile(weights));
+                self.measures_itself() || self.parts.model.linear(layer, linear).is_some_and(joins)
             }
-            _ if has_sums => Statistics::Joined,
-            _ => Statistics::Read,
+            _ => false,
+        };
+        match (by_next, has_sums) {
+            (true, _) => Statistics::Inline,
+            (false, true) => Statistics::Joined,
+            (false, false) => Statistics::Read,
         }
+    }
+
+    fn tile(&self, linear: &DeviceLinear) -> Tile {
+        self.parts.kernels.tile(self.size.tokens, linear.weight.capacity, linear.weight.columns)
     }
 
     /// Whether linears take the statistics of what they read by themselves, of the stream.
@@ -354,7 +361,7 @@ impl Session {
                     Some(Residual::Raw) | None => None,
                 };
                 let weights = model.linear(layer, linear).ok_or_else(|| unfit(format!("there is no layer {layer}")))?;
-                let tile = kernels.tile(tokens, weights.weight.capacity, weights.weight.columns);
+                let tile = self.tile(weights);
                 let stage = match before {
                     Some(Step::Measure { stage, .. }) => Some(*stage),
                     _ => None,

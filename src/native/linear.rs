@@ -63,6 +63,8 @@ pub(super) struct Hopper {
     narrow: [Function; 3],
     split: [Function; 3],
     join: Function,
+    /// Clusters of four blocks that run at once.
+    clusters_of4: usize,
 }
 
 /// Which kernel makes a linear, where values are of two bytes.
@@ -165,15 +167,18 @@ impl Hopper {
             let [plain, activated, residual] = names.map(|name| module.function_with_shared(name, tile.shared()));
             Ok([plain?, activated?, residual?])
         };
+        let pingpong_of4 = three(
+            [c"linear_sm90_pingpong_of4_plain", c"linear_sm90_pingpong_of4_activated", c"linear_sm90_pingpong_of4_residual"],
+            Tile::PingpongOf4,
+        )?;
+        let clusters_of4 = pingpong_of4[0].clusters_at_once(4, 384, Tile::PingpongOf4.shared())?;
         Ok(Self {
+            clusters_of4,
             pingpong: three(
                 [c"linear_sm90_pingpong_plain", c"linear_sm90_pingpong_activated", c"linear_sm90_pingpong_residual"],
                 Tile::Pingpong,
             )?,
-            pingpong_of4: three(
-                [c"linear_sm90_pingpong_of4_plain", c"linear_sm90_pingpong_of4_activated", c"linear_sm90_pingpong_of4_residual"],
-                Tile::PingpongOf4,
-            )?,
+            pingpong_of4,
             wide_of2: three(
                 [c"linear_sm90_192_of2_plain", c"linear_sm90_192_of2_activated", c"linear_sm90_192_of2_residual"],
                 Tile::WideOf2,
@@ -203,6 +208,12 @@ impl NativeKernels {
         }
     }
 
+    /// Whether a linear by `tile` makes statistics of the sums that the linear in front left.
+    pub fn joins(&self, tile: Tile) -> bool {
+        let hopper = matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. });
+        hopper && !matches!(tile, Tile::Few | Tile::Pingpong | Tile::PingpongOf4)
+    }
+
     /// Whether a linear with a residual leaves the sums of which [`NativeKernels::join`] makes statistics.
     pub fn leaves_partials(&self, tokens: usize) -> bool {
         let hidden = self.0.shape.hidden;
@@ -227,7 +238,7 @@ impl NativeKernels {
             && residual_matrix.is_none_or(|matrix| matrix.columns == outputs)
             && (1..=capacity).contains(&tokens)
             && !(activated && residual.is_some())
-            && !(joins && (residual.is_some() || linear.sums.is_none()))
+            && !(joins && (residual.is_some() || linear.sums.is_none() || !self.joins(tile)))
             && linear.bias.len() >= outputs
             && linear.sums.as_ref().is_none_or(|sums| sums.len() >= outputs)
             && statistics.len() >= 2 * capacity;
@@ -273,10 +284,10 @@ impl NativeKernels {
             parameters.int(c_int(CALL, n)?);
         }
         let (function, [x, y], block, cluster, shared): Launch<'_> = match (&self.0.linears, tile) {
-            (Linears::Exact(functions), _) if !joins => (&functions[which], grid(64), 256, 1, 0),
-            (Linears::Tiled { small, .. }, Tile::Small) if !joins => (&small[which], grid(64), 128, 1, tile.shared()),
-            (Linears::Tiled { large, .. }, Tile::Large) if !joins => (&large[which], grid(128), 256, 1, tile.shared()),
-            (Linears::Tiled { few, .. }, Tile::Few) if tokens <= FEW && !joins => {
+            (Linears::Exact(functions), _) => (&functions[which], grid(64), 256, 1, 0),
+            (Linears::Tiled { small, .. }, Tile::Small) => (&small[which], grid(64), 128, 1, tile.shared()),
+            (Linears::Tiled { large, .. }, Tile::Large) => (&large[which], grid(128), 256, 1, tile.shared()),
+            (Linears::Tiled { few, .. }, Tile::Few) if tokens <= FEW => {
                 parameters.int(c_int(CALL, tokens)?);
                 self.measured_parameters(CALL, stream, &mut parameters, measures)?;
                 (&few[which], [outputs / 8, 1], 256, 1, 0)
@@ -295,9 +306,8 @@ impl NativeKernels {
                 let which = if residual.is_some() { 2 } else { which };
                 self.hopper_launch(hopper, tile, which, tokens, outputs)
             }
-            (_, tile) => {
-                let joining = if joins { " that joins sums" } else { "" };
-                return Err(argument(CALL, format!("{tile:?}{joining} for {tokens} tokens is not for this GPU")));
+            (Linears::Tiled { .. }, tile) => {
+                return Err(argument(CALL, format!("{tile:?} for {tokens} tokens is not for this GPU")));
             }
         };
         let size = |n: usize| c_int(CALL, n).map(i32::cast_unsigned);
@@ -335,10 +345,10 @@ impl NativeKernels {
                 let pairs = tokens.div_ceil(256) * outputs.div_ceil(192);
                 (&hopper.wide_of2, 2 * pairs.min(multiprocessors / 2), 2)
             }
-            // A part of the GPU, of which a cluster is, has 16 or 18 multiprocessors.
+            // More than run at once would only begin when others have done all of theirs.
             Tile::PingpongOf4 => {
                 let clusters = tokens.div_ceil(512) * outputs.div_ceil(192);
-                (&hopper.pingpong_of4, 4 * clusters.min(multiprocessors / 16 * 4), 4)
+                (&hopper.pingpong_of4, 4 * clusters.min(hopper.clusters_of4.max(1)), 4)
             }
             Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
             Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
