@@ -391,8 +391,9 @@ impl Embedder {
             self.scheduler.run(run.clone()).map_err(|error| self.no_thread(&error))?;
         }
         let mut failure = None;
-        for (batch, end) in run.token_batches().iter().zip(run.wait()) {
-            match end {
+        // The vectors of one batch are put in order while later ones run.
+        for (place, batch) in run.token_batches().iter().enumerate() {
+            match run.wait(place) {
                 BatchEnd::Vectors(vectors) => put_in_order(batch, &vectors, dim, out),
                 BatchEnd::Failed(error) => failure = failure.or(Some(error)),
                 // Behind the one that failed.

@@ -25,22 +25,16 @@ pub(super) struct Run {
     backend: Arc<dyn Backend>,
     dim: usize,
     batches: Vec<TokenBatch>,
-    outcome: Mutex<Outcome>,
-    done: Condvar,
-}
-
-struct Outcome {
-    ends: Vec<BatchEnd>,
-    /// Batches that have not ended.
-    open: usize,
+    /// `None` for batches that have not ended.
+    ends: Mutex<Vec<Option<BatchEnd>>>,
+    ended: Condvar,
 }
 
 impl Run {
     /// Vectors have `dim` values.
     pub fn new(backend: Arc<dyn Backend>, dim: usize, batches: Vec<TokenBatch>) -> Self {
-        let open = batches.len();
-        let ends = batches.iter().map(|_| BatchEnd::NotBegun).collect();
-        Self { backend, dim, batches, outcome: Mutex::new(Outcome { ends, open }), done: Condvar::new() }
+        let ends = batches.iter().map(|_| None).collect();
+        Self { backend, dim, batches, ends: Mutex::new(ends), ended: Condvar::new() }
     }
 
     /// The batches, in the order of their ends.
@@ -48,13 +42,11 @@ impl Run {
         &self.batches
     }
 
-    /// Waits until all batches have ended. The ends are given once.
-    pub fn wait(&self) -> Vec<BatchEnd> {
-        let mut outcome = self.lock();
-        while outcome.open > 0 {
-            outcome = self.done.wait(outcome).unwrap_or_else(PoisonError::into_inner);
-        }
-        std::mem::take(&mut outcome.ends)
+    /// Waits until `batch` has ended. Its end is given once.
+    pub fn wait(&self, batch: usize) -> BatchEnd {
+        let ends = self.lock();
+        let mut ends = self.ended.wait_while(ends, |ends| ends[batch].is_none()).unwrap_or_else(PoisonError::into_inner);
+        ends[batch].replace(BatchEnd::NotBegun).unwrap_or(BatchEnd::NotBegun)
     }
 
     fn encode(&self, batch: &TokenBatch) -> Result<Vec<f32>> {
@@ -68,22 +60,17 @@ impl Run {
         Ok(vectors)
     }
 
-    /// Takes down how the batches of a range ended, and wakes who waits when they were the last.
+    /// Takes down how the batches of a range ended, and wakes who waits.
     fn end(&self, batches: Range<usize>, mut how: impl FnMut() -> BatchEnd) {
-        let mut outcome = self.lock();
-        for end in &mut outcome.ends[batches.clone()] {
-            *end = how();
+        for end in &mut self.lock()[batches] {
+            *end = Some(how());
         }
-        outcome.open -= batches.len();
-        if outcome.open == 0 {
-            drop(outcome);
-            self.done.notify_all();
-        }
+        self.ended.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Outcome> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<BatchEnd>>> {
         // Nothing panics while it is locked.
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
