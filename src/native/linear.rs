@@ -211,7 +211,7 @@ impl NativeKernels {
     /// Whether a linear by `tile` makes statistics of the sums that the linear in front left.
     pub fn joins(&self, tile: Tile) -> bool {
         let hopper = matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. });
-        hopper && !matches!(tile, Tile::Few | Tile::Pingpong | Tile::PingpongOf4)
+        hopper && matches!(tile, Tile::Wide | Tile::WideOf2 | Tile::Medium | Tile::Narrow | Tile::Split(_))
     }
 
     /// Whether a linear with a residual leaves the sums of which [`NativeKernels::join`] makes statistics.
