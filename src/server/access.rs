@@ -108,7 +108,17 @@ pub(super) fn draining() -> Failure {
 /// Whether no key is needed: what probes, scrapers and browsers ask for.
 fn is_public(method: &Method, path: &str) -> bool {
     let read = method == Method::GET || method == Method::HEAD;
-    read && matches!(path, "/" | "/health" | "/health/live" | "/health/ready" | "/ping" | "/metrics" | "/docs")
+    read && matches!(
+        path,
+        "/" | "/health"
+            | "/health/live"
+            | "/health/ready"
+            | "/ping"
+            | "/metrics"
+            | "/docs"
+            | "/openapi.json"
+            | "/api-doc/openapi.json"
+    )
 }
 
 /// The key that a request brings; also without `Bearer`, as some clients of TEI send it.

@@ -17,6 +17,7 @@ mod model;
 mod native;
 mod offers;
 mod openai;
+mod openapi;
 mod settings;
 mod state;
 mod status;
@@ -305,6 +306,9 @@ fn router(state: &Arc<State>) -> Result<Router, ServeError> {
         .route("/health/live", get(status::live))
         .route("/ping", get(status::ready))
         .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .route("/api-doc/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .fallback(async || Failure::new(Kind::UnknownRoute, "route", "there is no such route"))
         .method_not_allowed_fallback(async || Failure::new(Kind::Method, "method", "this route does not answer that method"))
         .layer(axum::middleware::from_fn_with_state(state.clone(), front_door))

@@ -47,13 +47,13 @@ pub(super) struct SimilarityRequest {
 }
 
 #[derive(Debug, Deserialize)]
-struct SimilarityInputs {
+pub(super) struct SimilarityInputs {
     source_sentence: String,
     sentences: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct SimilarityParameters {
+pub(super) struct SimilarityParameters {
     truncate: Option<bool>,
     truncation_direction: Option<Side>,
     prompt_name: Option<String>,

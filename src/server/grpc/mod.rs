@@ -307,7 +307,9 @@ fn count(number: usize) -> u32 {
 /// TEI's codes where TEI has the failure.
 fn code(failure: &Failure) -> Code {
     match failure.kind {
-        Kind::Malformed | Kind::Empty | Kind::Validation | Kind::TooLarge | Kind::MediaType => Code::InvalidArgument,
+        Kind::Malformed | Kind::Empty | Kind::Validation | Kind::MediaType => Code::InvalidArgument,
+        // As tonic says it.
+        Kind::TooLarge => Code::OutOfRange,
         Kind::Unauthorized => Code::Unauthenticated,
         Kind::UnknownModel => Code::NotFound,
         Kind::UnknownRoute | Kind::Method => Code::Unimplemented,
