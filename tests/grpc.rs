@@ -358,10 +358,10 @@ async fn clients_that_do_not_begin_or_do_not_send_are_cut_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_takes_nothing_of_an_answer_is_cut_off() {
     let server = server(|settings| settings.write_timeout = Duration::from_millis(200));
-    // The answer is larger than the window, which nobody opens; the connection itself lives, and answers pings.
+    // The answers are larger than the window, which nobody opens; the connection itself lives, and answers pings.
     let channel = Channel::with_window(server.grpc, 64).await;
     let message = EmbedAllRequest { inputs: "the cat sat on the mat".into(), ..Default::default() };
-    let _unread = channel.embed().embed_all_stream(messages(vec![message])).await.unwrap();
+    let _unread = channel.embed().embed_all_stream(messages(vec![message; 200])).await.unwrap();
     // The one that asks.
     until(|| String::from_utf8(server.get("/metrics").body).unwrap().contains("trt_embed_connections 1\n"));
     assert!(channel.embed().embed(text("cat")).await.is_err());

@@ -4,7 +4,7 @@ import dataclasses
 import struct
 
 import grpc
-import huggingface_hub
+import huggingface_hub.errors
 import openai
 from google.protobuf import descriptor_pool, message_factory
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase

@@ -2,12 +2,16 @@
 //! window of one shut, so that no write to the connection ever waits.
 
 use axum::body::{Body, Bytes, HttpBody};
-use hyper::body::{Frame, SizeHint};
+use hyper::body::Frame;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
+
+/// Bytes that are given out at a time. hyper takes more only when the client has room for the first of them, so that what of an answer is not seen here
+/// is at most so much.
+const PART: usize = 16 * 1024;
 
 /// The answers of one connection.
 #[derive(Clone, Default)]
@@ -23,6 +27,8 @@ struct Waiting {
 /// The body of an answer.
 pub(super) struct Offered {
     body: Body,
+    /// What of its last frame was not given out yet.
+    rest: Bytes,
     number: u64,
     offers: Offers,
 }
@@ -33,7 +39,7 @@ impl Offers {
         waiting.answers += 1;
         let number = waiting.answers;
         waiting.since.insert(number, Instant::now());
-        Offered { body, number, offers: self.clone() }
+        Offered { body, rest: Bytes::new(), number, offers: self.clone() }
     }
 
     /// Returns when an answer has waited for its client for `patience`.
@@ -58,8 +64,27 @@ impl HttpBody for Offered {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Asked only when the client has room for more.
-        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if self.rest.is_empty() {
+            match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(|data| data.len() > PART) => {
+                    self.rest = frame.into_data().unwrap_or_default();
+                }
+                frame => return self.given(frame),
+            }
+        }
+        let length = self.rest.len().min(PART);
+        let part = self.rest.split_to(length);
+        self.given(Poll::Ready(Some(Ok(Frame::data(part)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+}
+
+impl Offered {
+    /// From now on it waits for its client, unless it has nothing to give.
+    fn given<T>(&self, frame: Poll<T>) -> Poll<T> {
         let mut waiting = self.offers.lock();
         if frame.is_ready() {
             waiting.since.insert(self.number, Instant::now());
@@ -68,14 +93,6 @@ impl HttpBody for Offered {
         }
         drop(waiting);
         frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -20,7 +20,10 @@ use proto::embed_client::EmbedClient;
 use tonic_health::pb::health_client::HealthClient;
 
 #[derive(Clone)]
-pub struct Channel(http2::SendRequest<Body>);
+pub struct Channel {
+    requests: http2::SendRequest<Body>,
+    connection: tokio::task::AbortHandle,
+}
 
 impl Channel {
     pub async fn open(address: SocketAddr) -> Self {
@@ -31,9 +34,13 @@ impl Channel {
     pub async fn with_window(address: SocketAddr, window: u32) -> Self {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let mut client = http2::Builder::new(TokioExecutor::new());
-        let (channel, connection) = client.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Self(channel)
+        let (requests, connection) = client.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
+        Self { requests, connection: tokio::spawn(connection).abort_handle() }
+    }
+
+    /// Goes away, whatever is under way.
+    pub fn close(&self) {
+        self.connection.abort();
     }
 
     pub fn embed(&self) -> EmbedClient<Self> {
@@ -55,11 +62,11 @@ impl tower::Service<Request<Body>> for Channel {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, hyper::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
+        self.requests.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        Box::pin(self.requests.send_request(request))
     }
 }
 

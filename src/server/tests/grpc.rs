@@ -11,31 +11,39 @@ mod grpc_channel;
 
 use grpc_channel::{Channel, failed, text, with};
 
+/// Waits until `now` gives `expected`.
+#[track_caller]
+fn settles<T: PartialEq + std::fmt::Debug>(now: impl Fn() -> T, expected: T) {
+    let began = Instant::now();
+    while now() != expected {
+        assert!(began.elapsed() < PATIENCE / 2, "it is {:?}, and not {expected:?}", now());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Asks for a text's vector; the request is sent when this returns a task.
 fn ask(
     channel: &Channel,
     metadata: &'static [(&'static str, &'static str)],
 ) -> tokio::task::JoinHandle<std::result::Result<usize, tonic::Status>> {
     let mut client = channel.embed();
-    tokio::spawn(
-        async move { client.embed(with(text("the cat"), metadata)).await.map(|answer| answer.get_ref().embeddings.len()) },
-    )
+    tokio::spawn(async move { client.embed(with(text("the"), metadata)).await.map(|answer| answer.get_ref().embeddings.len()) })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overload_deadlines_and_the_end_have_their_statuses() {
     let fake = Fake::new(0);
-    // A text has four tokens.
-    let server = serve(&fake, |settings| settings.max_queue_tokens = 8);
+    // A text has three tokens.
+    let server = serve(&fake, |settings| settings.max_queue_tokens = 6);
     let channel = Channel::open(server.grpc).await;
     let running = ask(&channel, &[]);
-    until(|| fake.begun().len() == 1);
+    settles(|| fake.begun().len(), 1);
     let late = ask(&channel, &[("grpc-timeout", "50m")]);
-    until(|| server.queue().interactive.texts == 1);
+    settles(|| server.queue().interactive.texts, 1);
     let bulk = ask(&channel, &[("x-priority", "bulk")]);
-    until(|| server.queue().bulk.texts == 1);
+    settles(|| server.queue().bulk.texts, 1);
     let (code, said) = failed(ask(&channel, &[]).await.unwrap());
-    assert!(code == Code::ResourceExhausted && said.contains("8 tokens wait already"), "{code:?} {said}");
+    assert!(code == Code::ResourceExhausted && said.contains("6 tokens wait already"), "{code:?} {said}");
     std::thread::sleep(Duration::from_millis(60));
     server.handle.stop();
     let (code, said) = failed(ask(&channel, &[]).await.unwrap());
@@ -75,25 +83,26 @@ async fn an_executor_that_fails_is_unavailable_and_not_serving() {
 async fn a_stream_has_few_messages_under_way_and_takes_them_with_it() {
     let fake = Fake::new(1);
     let server = serve(&fake, |settings| settings.max_client_batch_size = 3);
-    let mut client = Channel::open(server.grpc).await.embed();
-    let messages = || futures_util::stream::repeat_with(|| text("the cat")).take(100_000);
-    let mut stream = client.embed_stream(messages()).await.unwrap().into_inner();
+    let channel = Channel::open(server.grpc).await;
+    let messages = || futures_util::stream::repeat_with(|| text("the")).take(100_000);
+    let mut stream = channel.embed().embed_stream(messages()).await.unwrap().into_inner();
     assert!(stream.message().await.unwrap().is_some());
     // One runs, two wait, and the other thousands are not even read.
-    until(|| fake.begun().len() == 2 && server.queue().bulk.texts == 2);
+    settles(|| (fake.begun().len(), server.queue().bulk.texts), (2, 2));
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!((server.queue().bulk.texts, server.queue().interactive.texts), (2, 0));
-    drop(stream);
-    until(|| server.queue().cancelled == 2);
+    channel.close();
+    settles(|| server.queue().cancelled, 2);
     fake.change(|doing| doing.gate = usize::MAX);
     until(|| server.get("/metrics").1.contains("trt_embed_active_requests 0"));
     assert_eq!(fake.begun().len(), 2, "the work of a client that went away has run");
 
     // A server that ends gives what is under way, and says that there is no more.
     fake.change(|doing| doing.gate = 1);
+    let mut client = Channel::open(server.grpc).await.embed();
     let mut stream = client.embed_stream(with(messages(), &[("x-priority", "interactive")])).await.unwrap().into_inner();
     assert!(stream.message().await.unwrap().is_some());
-    until(|| server.queue().interactive.texts == 2);
+    settles(|| server.queue().interactive.texts, 2);
     server.handle.stop();
     fake.change(|doing| doing.gate = usize::MAX);
     let mut answers = 0;
