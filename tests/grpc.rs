@@ -184,6 +184,8 @@ async fn bad_messages_are_refused_by_their_status() {
         let told = answer.headers().get("grpc-status").map(|status| status.to_str().unwrap());
         assert_eq!((answer.status().as_u16(), told), (status, grpc), "{path}");
     }
+    // Headers beyond their limit end at the door.
+    assert!(embed.embed(with(text("cat"), &[("x-request-id", &"a".repeat(40_000))])).await.is_err());
     // It is as well as before.
     assert!(embed.embed(text("cat")).await.is_ok());
 }
@@ -271,7 +273,7 @@ async fn keys_are_asked_for_where_there_are_some() {
 
 #[tokio::test]
 async fn health_is_told_for_each_service_and_watched() {
-    let server = server(|_| {});
+    let server = server(|settings| settings.shutdown_timeout = 10 * PATIENCE);
     let mut health = Channel::open(server.grpc).await.health();
     let ask = |service: &str| HealthCheckRequest { service: service.into() };
     for (service, expected) in [
@@ -293,7 +295,8 @@ async fn health_is_told_for_each_service_and_watched() {
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(watch.message().await.unwrap().is_none());
     // A watch does not keep the server from ending.
-    assert_eq!(tokio::task::spawn_blocking(|| server.stop()).await.unwrap(), Ended::Drained);
+    let stopped = tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(|| server.stop())).await;
+    assert_eq!(stopped.expect("the server waits for its connections").unwrap(), Ended::Drained);
 }
 
 #[tokio::test]

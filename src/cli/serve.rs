@@ -62,7 +62,7 @@ pub struct Args {
     /// Most requests under way; others are answered 429 at once.
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 512)]
     max_concurrent_requests: usize,
-    /// Most inputs of one request.
+    /// Most inputs of one request, and messages of one gRPC stream that are under way.
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", default_value_t = 32)]
     max_client_batch_size: usize,
     /// Most tokens that wait for one model; requests beyond them are answered 429 at once.

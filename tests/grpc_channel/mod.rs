@@ -5,6 +5,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tonic::Status;
 use tonic::body::Body;
@@ -22,7 +23,7 @@ use tonic_health::pb::health_client::HealthClient;
 #[derive(Clone)]
 pub struct Channel {
     requests: http2::SendRequest<Body>,
-    connection: tokio::task::AbortHandle,
+    socket: Arc<std::net::TcpStream>,
 }
 
 impl Channel {
@@ -32,15 +33,19 @@ impl Channel {
 
     /// One that takes `window` bytes of an answer before its reader does.
     pub async fn with_window(address: SocketAddr, window: u32) -> Self {
-        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        let socket = Arc::new(stream.try_clone().unwrap());
+        stream.set_nonblocking(true).unwrap();
+        let stream = tokio::net::TcpStream::from_std(stream).unwrap();
         let mut client = http2::Builder::new(TokioExecutor::new());
         let (requests, connection) = client.initial_stream_window_size(window).handshake(TokioIo::new(stream)).await.unwrap();
-        Self { requests, connection: tokio::spawn(connection).abort_handle() }
+        tokio::spawn(connection);
+        Self { requests, socket }
     }
 
     /// Goes away, whatever is under way.
     pub fn close(&self) {
-        self.connection.abort();
+        self.socket.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     pub fn embed(&self) -> EmbedClient<Self> {

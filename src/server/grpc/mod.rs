@@ -332,3 +332,30 @@ impl From<Failure> for Status {
         status
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn failures_have_teis_codes_and_come_back_whole() {
+        for (kind, reason, expected, retries) in [
+            (Kind::Empty, "empty", Code::InvalidArgument, false),
+            (Kind::Validation, "batch_size", Code::InvalidArgument, false),
+            (Kind::Tokenizer, "tokenizer", Code::FailedPrecondition, false),
+            (Kind::Backend, "backend", Code::FailedPrecondition, false),
+            (Kind::Overloaded, "queue_tokens", Code::ResourceExhausted, true),
+            (Kind::Overloaded, "deadline", Code::DeadlineExceeded, true),
+            (Kind::Unhealthy, "draining", Code::Unavailable, true),
+            (Kind::Unauthorized, "unauthorized", Code::Unauthenticated, false),
+        ] {
+            let status = Status::from(Failure::new(kind, reason, "what is wrong"));
+            assert_eq!((status.code(), status.message()), (expected, "what is wrong"));
+            assert_eq!(status.metadata().get("grpc-retry-pushback-ms").is_some(), retries, "{reason}");
+            assert!(status.source().is_some());
+            let failure = door::failure_of(status);
+            assert_eq!((failure.kind, failure.reason), (kind, reason));
+        }
+    }
+}

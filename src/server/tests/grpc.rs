@@ -38,6 +38,11 @@ async fn overload_deadlines_and_the_end_have_their_statuses() {
     let channel = Channel::open(server.grpc).await;
     let running = ask(&channel, &[]);
     settles(|| fake.begun().len(), 1);
+    // One who gives up is forgotten.
+    let gone = ask(&channel, &[]);
+    settles(|| server.queue().interactive.texts, 1);
+    gone.abort();
+    settles(|| server.queue().cancelled, 1);
     let late = ask(&channel, &[("grpc-timeout", "50m")]);
     settles(|| server.queue().interactive.texts, 1);
     let bulk = ask(&channel, &[("x-priority", "bulk")]);
