@@ -1,4 +1,4 @@
-//! With the feature `tensorrt`: finds TensorRT's headers and compiles the shim in `cpp/`. Else nothing.
+//! With the feature `tensorrt`: finds TensorRT's headers and compiles the shim in `cpp/`. With `serve`: Rust of `proto/`. Else nothing.
 
 #[cfg(feature = "tensorrt")]
 #[path = "cpp/find_headers.rs"]
@@ -12,6 +12,22 @@ fn main() {
             println!("cargo::error={line}");
         }
     }
+    #[cfg(feature = "serve")]
+    if let Err(error) = grpc() {
+        println!("cargo::error=proto/tei.proto: {error}");
+    }
+}
+
+/// Messages, services and, for reflection, the descriptor of the proto.
+#[cfg(feature = "serve")]
+fn grpc() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_source_info(true).open_file("tei.proto")?;
+    let descriptor = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("tei.bin");
+    std::fs::write(descriptor, compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().build_transport(false).compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
 }
 
 #[cfg(feature = "tensorrt")]

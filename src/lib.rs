@@ -17,7 +17,7 @@
 //! ```
 //!
 //! Features: `cpu` (runs graphs with `tract`), `hub` (downloads models), `cli` (the command), `cuda` (runs models on NVIDIA GPUs by this crate's own kernels),
-//! `tensorrt` (builds TensorRT engines and runs them there), `serve` (the HTTP server), `nvtx` (names the stages of a call in Nsight's timelines).
+//! `tensorrt` (builds TensorRT engines and runs them there), `serve` (the server), `nvtx` (names the stages of a call in Nsight's timelines).
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 

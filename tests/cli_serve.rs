@@ -169,6 +169,22 @@ fn vectors_are_those_of_the_command() {
 }
 
 #[test]
+fn grpc_has_a_port_of_its_own() {
+    let place = Place::new();
+    let mut serving = start(&place, &["-m", "model", "--grpc-port", "0"], |_| {});
+    let listening = serving.line("listening on grpc://127.0.0.1:");
+    let port: String = listening.split("127.0.0.1:").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect();
+    assert_ne!(port, serving.port.to_string());
+    let mut stream = TcpStream::connect(("127.0.0.1", port.parse().unwrap())).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // HTTP/2's preface, and settings without any (RFC 9113, 3.4 and 6.5).
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).unwrap();
+    assert_eq!(frame[3], 4, "{frame:?} is no settings frame");
+}
+
+#[test]
 fn environment_of_text_embeddings_inference_is_honoured() {
     let place = Place::new();
     let serving = start(&place, &[], |command| {

@@ -221,6 +221,76 @@ fn openais_route_answers_in_openais_form() {
     assert_eq!(names, ["tiny", "bert"]);
 }
 
+#[test]
+fn the_description_tells_what_routes_answer() {
+    let server = start(vec![served("tiny", tiny_folder())], Settings::default());
+    let document = server.get("/openapi.json").ok();
+    assert_eq!(document, server.get("/api-doc/openapi.json").ok());
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let page = server.get("/docs");
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, route) in methods.as_object().unwrap() {
+            let schema = &route["requestBody"]["content"]["application/json"]["schema"];
+            let answer = match method.as_str() {
+                "get" => server.get(path),
+                _ => server.post(path, &described(&document, schema)["example"]),
+            };
+            assert_eq!(answer.status, 200, "{method} {path}: {}", String::from_utf8_lossy(&answer.body));
+            let content = route["responses"]["200"]["content"].as_object();
+            let Some((kind, told)) = content.and_then(|content| content.iter().next()) else { continue };
+            assert!(answer.header("content-type").unwrap().starts_with(kind.as_str()), "{path}");
+            if kind == "application/json" {
+                conforms(&document, &told["schema"], &answer.json(), path);
+            }
+        }
+    }
+    // Errors, in both forms.
+    for (path, status) in [("/embed", "422"), ("/v1/embeddings", "422")] {
+        let answer = server.post(path, &json!({}));
+        let told = described(&document, &document["paths"][path]["post"]["responses"][status]);
+        conforms(&document, &told["content"]["application/json"]["schema"], &answer.json(), path);
+    }
+}
+
+/// `part`, or what it refers to.
+fn described<'a>(document: &'a Value, part: &'a Value) -> &'a Value {
+    part["$ref"].as_str().map_or(part, |pointer| document.pointer(&pointer[1..]).unwrap())
+}
+
+/// Whether `value` has the type and exactly the keys that the schema tells.
+#[track_caller]
+fn conforms(document: &Value, schema: &Value, value: &Value, place: &str) {
+    let schema = described(document, schema);
+    if let Some(choices) = schema["oneOf"].as_array() {
+        assert!(choices.iter().any(|choice| choice["type"] == kind_of(value)), "{place}: {value}");
+        return;
+    }
+    let kinds = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+    if !schema["type"].is_null() {
+        let is_integer = kind_of(value) == "number" && kinds.contains(&json!("integer")) && value.is_u64();
+        assert!(is_integer || kinds.contains(&json!(kind_of(value))), "{place}: {value} is no {kinds:?}");
+    }
+    if let Some(items) = value.as_array() {
+        items.iter().for_each(|item| conforms(document, &schema["items"], item, place));
+    }
+    if let (Some(known), Some(object)) = (schema["properties"].as_object(), value.as_object()) {
+        assert_eq!(known.keys().collect::<Vec<_>>(), object.keys().collect::<Vec<_>>(), "{place}");
+        known.iter().for_each(|(key, schema)| conforms(document, schema, &object[key], &format!("{place} {key}")));
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
 /// The same fault on both kinds of routes: its status, `error_type`, and OpenAI's `type` and `code`.
 struct Fault {
     what: &'static str,

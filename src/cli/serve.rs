@@ -1,4 +1,4 @@
-//! `trt-embed serve`: models over HTTP, as text-embeddings-inference and OpenAI serve them.
+//! `trt-embed serve`: models over HTTP and gRPC, as text-embeddings-inference and OpenAI serve them.
 
 use super::settings::{self, ExecutorArgs, PoolingArg};
 use super::{Usage, progress, signals};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use trt_embed::EmbedderBuilder;
 use trt_embed::server::{Address, Ended, Served, Server, Settings};
 
-/// Serves models over HTTP.
+/// Serves models over HTTP, and over gRPC with --grpc-port.
 ///
 /// Speaks to clients of text-embeddings-inference (/embed, /embed_all, /similarity, /tokenize, /decode, /info) and of OpenAI (/v1/embeddings,
 /// /v1/models). Health is told under /health, metrics under /metrics. Flags that text-embeddings-inference has too, and their environment
@@ -53,13 +53,16 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one.
     #[arg(short, long, env = "PORT", default_value_t = 3000)]
     port: u16,
+    /// Port for gRPC, on the same address [default: no gRPC].
+    #[arg(long, env = "TRT_EMBED_GRPC_PORT", value_name = "PORT")]
+    grpc_port: Option<u16>,
     /// Unix socket to listen on in the place of an address.
     #[arg(long, env = "TRT_EMBED_UNIX_SOCKET", value_name = "PATH", conflicts_with = "hostname")]
     unix_socket: Option<PathBuf>,
     /// Most requests under way; others are answered 429 at once.
     #[arg(long, env = "MAX_CONCURRENT_REQUESTS", value_name = "N", default_value_t = 512)]
     max_concurrent_requests: usize,
-    /// Most inputs of one request.
+    /// Most inputs of one request, and messages of one gRPC stream that are under way.
     #[arg(long, env = "MAX_CLIENT_BATCH_SIZE", value_name = "N", default_value_t = 32)]
     max_client_batch_size: usize,
     /// Most tokens that wait for one model; requests beyond them are answered 429 at once.
@@ -116,7 +119,7 @@ Exit status: 0 all that was under way was answered, 1 a fault, or requests were 
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
     let models = args.served()?;
-    let server = Server::bind(&[args.address()?], models, args.settings())?;
+    let server = Server::bind(&args.addresses()?, models, args.settings())?;
     for address in server.addresses() {
         log::info!("listening on {address}");
     }
@@ -173,19 +176,24 @@ impl Args {
         })
     }
 
-    fn address(&self) -> Result<Address> {
-        if let Some(path) = &self.unix_socket {
-            return Ok(Address::Unix(path.clone()));
-        }
+    fn addresses(&self) -> Result<Vec<Address>> {
+        let http = match &self.unix_socket {
+            Some(path) => Address::Unix(path.clone()),
+            None => Address::Tcp(self.address(self.port)?),
+        };
+        let grpc = self.grpc_port.map(|port| self.address(port).map(Address::Grpc)).transpose()?;
+        Ok(std::iter::once(http).chain(grpc).collect())
+    }
+
+    fn address(&self, port: u16) -> Result<SocketAddr> {
         let Some(host) = &self.hostname else {
             // Containers have their own name in it, which is no address; text-embeddings-inference passes over that too.
             let of_environment = std::env::var("HOSTNAME").ok().and_then(|host| host.parse().ok());
             let ip = of_environment.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            return Ok(Address::Tcp(SocketAddr::new(ip, self.port)));
+            return Ok(SocketAddr::new(ip, port));
         };
-        let found =
-            (host.as_str(), self.port).to_socket_addrs().with_context(|| format!("--hostname {host} is no address"))?.next();
-        found.map(Address::Tcp).with_context(|| format!("--hostname {host} has no address"))
+        let found = (host.as_str(), port).to_socket_addrs().with_context(|| format!("--hostname {host} is no address"))?.next();
+        found.with_context(|| format!("--hostname {host} has no address"))
     }
 
     fn settings(&self) -> Settings {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Names a request in logs; taken from the client where it gives one.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// `interactive` or `bulk`.
 const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 /// Characters of a client's own id that are kept.
@@ -26,8 +26,8 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let id = request_id(request.headers(), state.started);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let mut open = Open { state: &state, arrived, method: &method, uri: &uri, id: &id, ended: false };
+    let uri = request.uri().clone();
+    let mut open = Open::new(&state, arrived, &request, &id);
     let mut response = match admit(&state, &request, arrived) {
         Err(failure) => failure.into_response(),
         Ok(admitted) => {
@@ -56,8 +56,8 @@ pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: R
 }
 
 /// A request that may be worked on.
-struct Admitted {
-    call: Call,
+pub(super) struct Admitted {
+    pub call: Call,
     /// Given back when the request has its answer, or its client has gone.
     _permit: Option<tokio::sync::OwnedSemaphorePermit>,
     _active: Option<Active>,
@@ -72,19 +72,21 @@ impl Drop for Active {
     }
 }
 
-fn admit(state: &State, request: &Request, arrived: Instant) -> Result<Admitted, Failure> {
+/// # Errors
+/// Why a request is turned away.
+pub(super) fn admit(state: &State, request: &Request, arrived: Instant) -> Result<Admitted, Failure> {
     if !is_public(request.method(), request.uri().path()) && !state.admits(key(request.headers())) {
         let message = "a key is needed: `Authorization: Bearer KEY`, with one that this server knows";
         return Err(Failure::new(Kind::Unauthorized, "unauthorized", message));
     }
     let class = class(request.headers())?;
-    let call = Call { arrived, class };
+    let call = Call { arrived, deadline: arrived + state.settings.request_timeout, class };
     // What tells of the server is always answered.
     if request.method() != Method::POST {
         return Ok(Admitted { call, _permit: None, _active: None });
     }
     if state.phase() == Phase::Draining {
-        return Err(Failure::new(Kind::Unhealthy, "draining", "the server is shutting down; another one takes requests"));
+        return Err(draining());
     }
     let permit = state.requests.clone().try_acquire_owned().map_err(|_| {
         let most = state.settings.max_concurrent_requests;
@@ -98,10 +100,25 @@ fn admit(state: &State, request: &Request, arrived: Instant) -> Result<Admitted,
     Ok(Admitted { call, _permit: Some(permit), _active: Some(Active(state.metrics.active.clone())) })
 }
 
+/// What is asked of a server that ends.
+pub(super) fn draining() -> Failure {
+    Failure::new(Kind::Unhealthy, "draining", "the server is shutting down; another one takes requests")
+}
+
 /// Whether no key is needed: what probes, scrapers and browsers ask for.
 fn is_public(method: &Method, path: &str) -> bool {
     let read = method == Method::GET || method == Method::HEAD;
-    read && matches!(path, "/" | "/health" | "/health/live" | "/health/ready" | "/ping" | "/metrics" | "/docs")
+    read && matches!(
+        path,
+        "/" | "/health"
+            | "/health/live"
+            | "/health/ready"
+            | "/ping"
+            | "/metrics"
+            | "/docs"
+            | "/openapi.json"
+            | "/api-doc/openapi.json"
+    )
 }
 
 /// The key that a request brings; also without `Bearer`, as some clients of TEI send it.
@@ -125,13 +142,13 @@ fn class(headers: &HeaderMap) -> Result<Option<Class>, Failure> {
     }
 }
 
-fn request_id(headers: &HeaderMap, started: u64) -> String {
+pub(super) fn request_id(headers: &HeaderMap, started: u64) -> String {
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| (1..=LONGEST_ID).contains(&id.len()));
     given.map_or_else(|| format!("{started:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed)), str::to_owned)
 }
 
 /// TEI's headers; times in milliseconds.
-fn tell(headers: &mut HeaderMap, usage: &Usage, arrived: Instant) {
+pub(super) fn tell(headers: &mut HeaderMap, usage: &Usage, arrived: Instant) {
     let total = arrived.elapsed().as_millis();
     headers.insert("x-compute-type", HeaderValue::from_static(if usage.on_gpu { "gpu" } else { "cpu" }));
     for (name, value) in [
@@ -148,18 +165,23 @@ fn tell(headers: &mut HeaderMap, usage: &Usage, arrived: Instant) {
 }
 
 /// A request that has no answer yet. Dropped before it has one, its client has gone.
-struct Open<'a> {
-    state: &'a State,
+pub(super) struct Open {
+    state: Arc<State>,
     arrived: Instant,
-    method: &'a Method,
-    uri: &'a Uri,
-    id: &'a str,
+    method: Method,
+    uri: Uri,
+    id: String,
     ended: bool,
 }
 
-impl Open<'_> {
+impl Open {
+    pub fn new(state: &Arc<State>, arrived: Instant, request: &Request, id: &str) -> Self {
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        Self { state: state.clone(), arrived, method, uri, id: id.to_owned(), ended: false }
+    }
+
     /// Counts and logs the answer.
-    fn end(&mut self, status: StatusCode, failure: Option<&Failure>, usage: Option<&Usage>) {
+    pub fn end(&mut self, status: StatusCode, failure: Option<&Failure>, usage: Option<&Usage>) {
         self.ended = true;
         let metrics = &self.state.metrics;
         if let Some(usage) = usage {
@@ -171,7 +193,7 @@ impl Open<'_> {
         if let Some(failure) = failure {
             self.count_failure(failure.reason);
             if matches!(failure.kind, Kind::Overloaded | Kind::Unhealthy | Kind::TooLarge | Kind::Timeout)
-                && *self.method == Method::POST
+                && self.method == Method::POST
             {
                 metrics.rejected.with_label_values(&[failure.reason]).inc();
             }
@@ -180,7 +202,7 @@ impl Open<'_> {
     }
 
     fn count_failure(&self, reason: &str) {
-        if *self.method == Method::POST {
+        if self.method == Method::POST {
             self.state.metrics.request_failure.with_label_values(&[reason]).inc();
         }
     }
@@ -188,7 +210,7 @@ impl Open<'_> {
     /// The access log: fields for machines, and the same in words.
     fn log(&self, status: u16, error: Option<&str>, usage: Option<&Usage>) {
         // Probes come every few seconds.
-        let level = if is_public(self.method, self.uri.path()) && status < 400 { log::Level::Debug } else { log::Level::Info };
+        let level = if is_public(&self.method, self.uri.path()) && status < 400 { log::Level::Debug } else { log::Level::Info };
         let milliseconds = self.arrived.elapsed().as_secs_f64() * 1e3;
         let none = Usage::default();
         let usage = usage.unwrap_or(&none);
@@ -198,7 +220,7 @@ impl Open<'_> {
         let colon = if error.is_empty() { "" } else { ": " };
         log::log!(
             target: "trt_embed::access", level,
-            request_id = self.id, method = self.method.as_str(), path = path.as_str(), status = status, milliseconds = milliseconds,
+            request_id = self.id.as_str(), method = self.method.as_str(), path = path.as_str(), status = status, milliseconds = milliseconds,
             model = usage.model.as_str(), inputs = usage.inputs, tokens = usage.tokens, error = error;
             "{} {} {status} in {milliseconds:.1} ms, {} inputs, {} tokens, request {}{colon}{error}",
             self.method, path, usage.inputs, usage.tokens, self.id
@@ -206,7 +228,7 @@ impl Open<'_> {
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for Open {
     fn drop(&mut self) {
         if !self.ended {
             self.count_failure("client_gone");

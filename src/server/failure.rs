@@ -41,7 +41,8 @@ pub(super) enum Kind {
 }
 
 /// A request that cannot be answered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
 pub(super) struct Failure {
     pub kind: Kind,
     /// Which of the kind's causes, for the metrics.

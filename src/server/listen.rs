@@ -1,10 +1,11 @@
 //! Connections: how many there are, and how long they may take for what they send and read.
 
+use super::offers::Offers;
 use super::state::{Phase, State};
 use axum::Router;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +26,13 @@ const BUFFER: usize = 32 * 1024;
 const MOST_HEADERS: usize = 100;
 /// After a connection could not be accepted (no file descriptor is left): time for others to end.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Requests of one connection of HTTP/2 at a time; its client holds others back.
+const MOST_STREAMS: u32 = 256;
+/// Bytes that a client may send of one request, and of all of a connection, before they are read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes with which HTTP/2 begins (RFC 9113, 3.4).
+const PREFACE: usize = 24;
 /// What a connection beyond the limit is told.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
@@ -36,6 +44,8 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket's path.
     Unix(PathBuf),
+    /// TCP, for gRPC alone: HTTP/2 without a preceding HTTP/1.1.
+    Grpc(SocketAddr),
 }
 
 impl std::fmt::Display for Address {
@@ -43,6 +53,7 @@ impl std::fmt::Display for Address {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Grpc(address) => write!(f, "grpc://{address}"),
         }
     }
 }
@@ -51,6 +62,7 @@ impl std::fmt::Display for Address {
 pub(super) enum Bound {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener, PathBuf),
+    Grpc(std::net::TcpListener),
 }
 
 impl Bound {
@@ -59,13 +71,14 @@ impl Bound {
     pub fn new(address: &Address) -> io::Result<Self> {
         let bound = match address {
             Address::Tcp(address) => Self::Tcp(std::net::TcpListener::bind(address)?),
+            Address::Grpc(address) => Self::Grpc(std::net::TcpListener::bind(address)?),
             Address::Unix(path) => {
                 remove_abandoned(path);
                 Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())
             }
         };
         match &bound {
-            Self::Tcp(listener) => listener.set_nonblocking(true)?,
+            Self::Tcp(listener) | Self::Grpc(listener) => listener.set_nonblocking(true)?,
             Self::Unix(listener, _) => listener.set_nonblocking(true)?,
         }
         Ok(bound)
@@ -79,6 +92,7 @@ impl Bound {
         Ok(match self {
             Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
             Self::Unix(_, path) => Address::Unix(path.clone()),
+            Self::Grpc(listener) => Address::Grpc(listener.local_addr()?),
         })
     }
 }
@@ -114,9 +128,10 @@ pub(super) async fn serve(
     closing: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let mut connections = JoinSet::new();
-    let mut door = Door { router, state, slots, closing: closing.clone() };
+    let grpc = matches!(bound, Bound::Grpc(_));
+    let mut door = Door { router, state, slots, closing: closing.clone(), grpc };
     match &bound {
-        Bound::Tcp(listener) => {
+        Bound::Tcp(listener) | Bound::Grpc(listener) => {
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             let accept = || async {
                 let (stream, _) = listener.accept().await?;
@@ -142,6 +157,8 @@ struct Door {
     state: Arc<State>,
     slots: Arc<Semaphore>,
     closing: watch::Receiver<bool>,
+    /// Whether they speak HTTP/2, else HTTP/1.1.
+    grpc: bool,
 }
 
 impl Door {
@@ -168,11 +185,19 @@ impl Door {
             };
             match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => {
-                    connections.spawn(converse(stream, self.router.clone(), self.state.clone(), self.closing.clone(), slot));
+                    let (router, state, closing) = (self.router.clone(), self.state.clone(), self.closing.clone());
+                    if self.grpc {
+                        connections.spawn(converse_http2(stream, router, state, closing, slot));
+                    } else {
+                        connections.spawn(converse(stream, router, state, closing, slot));
+                    }
                 }
                 Err(_) => {
                     self.state.metrics.rejected.with_label_values(&["connections"]).inc();
-                    connections.spawn(turn_away(stream));
+                    // It would take what is said in HTTP/1.1 for a broken frame.
+                    if !self.grpc {
+                        connections.spawn(turn_away(stream));
+                    }
                 }
             }
         }
@@ -198,7 +223,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     slot: OwnedSemaphorePermit,
 ) {
     let settings = &state.settings;
-    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None };
+    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening: None };
     let service = service_fn(move |request: hyper::Request<Incoming>| router.clone().call(request));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
@@ -218,6 +243,53 @@ async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     drop(slot);
 }
 
+/// As [`converse`], for a connection of HTTP/2, which has many requests at a time. One that is idle is asked whether its client still lives.
+async fn converse_http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    router: Router,
+    state: Arc<State>,
+    mut closing: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) {
+    let settings = &state.settings;
+    let opening = Some((Box::pin(tokio::time::sleep(settings.header_timeout)), PREFACE));
+    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening };
+    let offers = Offers::default();
+    let offered = offers.clone();
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let (answer, offers) = (router.clone().call(request), offered.clone());
+        async move { answer.await.map(|response| response.map(|body| offers.offer(body))) }
+    });
+    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(settings.header_timeout)
+        .keep_alive_timeout(settings.header_timeout)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(BUFFER as u32)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
+    state.metrics.connections.inc();
+    let served = async {
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = closed(&mut closing) => {
+                connection.as_mut().graceful_shutdown();
+                connection.as_mut().await
+            }
+        }
+    };
+    let ended = tokio::select! {
+        ended = served => ended.map_err(|error| error.to_string()),
+        () = offers.stalled(settings.write_timeout) => Err(format!("the client has taken nothing of an answer for {:?}", settings.write_timeout)),
+    };
+    state.metrics.connections.dec();
+    if let Err(error) = ended {
+        log::debug!("a connection ended: {error}");
+    }
+    drop(slot);
+}
+
 /// Waits until no request is under way.
 pub(super) async fn idle(state: &State) {
     debug_assert_eq!(state.phase(), Phase::Draining);
@@ -226,12 +298,14 @@ pub(super) async fn idle(state: &State) {
     let _ = state.requests.acquire_many(all).await;
 }
 
-/// A stream that fails when its reader takes nothing for `patience`.
+/// A stream that fails when its reader takes nothing for `patience`, or its client does not begin in time.
 struct TimedIo<S> {
     stream: S,
     patience: Duration,
     /// Since when it takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Until when the first bytes must have come, and how many of them are missing. HTTP/1.1 has a time for headers of its own.
+    opening: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl<S> TimedIo<S> {
@@ -250,7 +324,20 @@ impl<S> TimedIo<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for TimedIo<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Some((until, missing)) = &mut self.opening {
+            *missing = missing.saturating_sub(buffer.filled().len() - before);
+            if *missing == 0 {
+                self.opening = None;
+            } else if until.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client has not opened its connection in time",
+                )));
+            }
+        }
+        read
     }
 }
 

@@ -1,19 +1,23 @@
-//! The HTTP server: TEI's and OpenAI's routes for models that are loaded once and shared by all requests.
+//! The server: TEI's and OpenAI's routes over HTTP, and TEI's services over gRPC, for models that are loaded once and shared by all requests.
 //!
 //! A request's way: `listen` (connection) -> `access` (key, limits, log) -> `body` (JSON) -> `native`, `openai` or `tokens` (what is asked)
 //! -> `work` (ids, submission, vectors) -> `body` (JSON). What goes wrong is a `failure::Failure`, which the front door writes in the route's dialect.
+//! Over gRPC: `listen` -> `grpc::door` -> `grpc` (messages to inputs) -> `work`.
 
 mod access;
 mod body;
 mod encoding;
 mod failure;
+mod grpc;
 mod health;
 mod inputs;
 mod listen;
 mod metrics;
 mod model;
 mod native;
+mod offers;
 mod openai;
+mod openapi;
 mod settings;
 mod state;
 mod status;
@@ -197,7 +201,8 @@ impl Server {
         let slots = Arc::new(Semaphore::new(state.settings.max_connections));
         let mut doors = JoinSet::new();
         for bound in bound {
-            doors.spawn(listen::serve(bound, router(&state)?, state.clone(), slots.clone(), closing.clone()));
+            let router = if matches!(bound, Bound::Grpc(_)) { grpc::router(&state)? } else { router(&state)? };
+            doors.spawn(listen::serve(bound, router, state.clone(), slots.clone(), closing.clone()));
         }
         let mut phase = state.phase.subscribe();
         let stopped = async { phase.wait_for(|&phase| phase == Phase::Draining).await.map(drop) };
@@ -301,6 +306,9 @@ fn router(state: &Arc<State>) -> Result<Router, ServeError> {
         .route("/health/live", get(status::live))
         .route("/ping", get(status::ready))
         .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .route("/api-doc/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .fallback(async || Failure::new(Kind::UnknownRoute, "route", "there is no such route"))
         .method_not_allowed_fallback(async || Failure::new(Kind::Method, "method", "this route does not answer that method"))
         .layer(axum::middleware::from_fn_with_state(state.clone(), front_door))

@@ -3,10 +3,10 @@
 use super::body::{self, Json};
 use super::failure::{Failure, Kind};
 use super::inputs::Inputs;
-use super::model::{Reading, Side};
+use super::model::{Model, Reading, Side};
 use super::state::State;
 use super::work::{self, Call, Usage};
-use crate::Similarity;
+use crate::{HiddenStates, Similarity};
 use axum::Extension;
 use axum::extract::State as Shared;
 use axum::response::Response;
@@ -47,13 +47,13 @@ pub(super) struct SimilarityRequest {
 }
 
 #[derive(Debug, Deserialize)]
-struct SimilarityInputs {
+pub(super) struct SimilarityInputs {
     source_sentence: String,
     sentences: Vec<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-struct SimilarityParameters {
+pub(super) struct SimilarityParameters {
     truncate: Option<bool>,
     truncation_direction: Option<Side>,
     prompt_name: Option<String>,
@@ -155,7 +155,25 @@ pub(super) async fn embed_all(
     let EmbedAllRequest { inputs, truncate, truncation_direction, prompt_name, model } = request;
     let model = state.model(model.as_deref())?;
     let reading = reading(&state, truncate, truncation_direction, prompt_name);
-    let (rows, mut usage) = work::rows(&state, model, inputs, reading).await?;
+    let (states, usage) = states(&state, model, &call, inputs, reading).await?;
+    let numbers = states.iter().map(|text| text.values.len()).sum();
+    let all: Vec<Vec<Vec<f32>>> =
+        states.iter().map(|text| text.values.chunks_exact(text.hidden_size.max(1)).map(<[f32]>::to_vec).collect()).collect();
+    body::answer(&state, all, numbers, Some(usage)).await
+}
+
+/// The hidden states of every token of every input.
+///
+/// # Errors
+/// Those of [`work::rows`] and of the executor; more numbers than an answer may have.
+pub(super) async fn states(
+    state: &State,
+    model: &Arc<Model>,
+    call: &Call,
+    inputs: Inputs,
+    reading: Reading,
+) -> Result<(Vec<HiddenStates>, Usage), Failure> {
+    let (rows, mut usage) = work::rows(state, model, inputs, reading).await?;
     let (numbers, most) = (rows.tokens() * model.embedder.info().config.hidden_size, state.settings.max_response_values);
     if numbers > most {
         let message =
@@ -166,14 +184,11 @@ pub(super) async fn embed_all(
     let runner = model.clone();
     let run = work::aside(&state.direct, move || runner.embedder.hidden_states_of_rows(&rows.rows));
     // It is not submitted, so that the deadline is looked at here.
-    let deadline = call.arrived + state.settings.request_timeout;
     let late =
         |_| Failure::new(Kind::Overloaded, "deadline", "the deadline passed before the states were there; try again later");
-    let states = tokio::time::timeout_at(deadline.into(), run).await.map_err(late)??;
+    let states = tokio::time::timeout_at(call.deadline.into(), run).await.map_err(late)??;
     let states = states.map_err(|error| work::failed(model, error))?;
-    work::succeeded(&state, model, &usage);
+    work::succeeded(state, model, &usage);
     usage.inference = began.elapsed();
-    let all: Vec<Vec<Vec<f32>>> =
-        states.iter().map(|text| text.values.chunks_exact(text.hidden_size.max(1)).map(<[f32]>::to_vec).collect()).collect();
-    body::answer(&state, all, numbers, Some(usage)).await
+    Ok((states, usage))
 }

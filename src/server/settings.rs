@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Settings {
-    /// Most inputs of one request (32).
+    /// Most inputs of one request (32), and messages of one gRPC stream that are under way.
     pub max_client_batch_size: usize,
     /// Most requests under way at a time, from their headers to their answer (512); others are answered 429 at once.
     pub max_concurrent_requests: usize,

@@ -1,5 +1,7 @@
 //! The server on an executor that waits, fails and hangs as it is told. What real models give is tested from outside, in tests/server.rs.
 
+mod grpc;
+
 use super::*;
 use crate::executor::{Backend, Limits};
 use crate::model::ModelFolder;
@@ -101,6 +103,7 @@ fn model(fake: &Arc<Fake>, queue_tokens: usize) -> Model {
 
 struct Running {
     address: SocketAddr,
+    grpc: SocketAddr,
     handle: Handle,
     thread: Option<JoinHandle<std::result::Result<Ended, ServeError>>>,
 }
@@ -108,11 +111,12 @@ struct Running {
 fn start(loader: Loader, change: impl FnOnce(&mut Settings)) -> Running {
     let mut settings = Settings::default();
     change(&mut settings);
-    let address = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
-    let server = Server::with_loaders(&[address], vec![(vec!["fake".into()], loader)], settings).unwrap();
-    let Address::Tcp(address) = server.addresses()[0].clone() else { panic!("no TCP address") };
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let addresses = [Address::Tcp(loopback), Address::Grpc(loopback)];
+    let server = Server::with_loaders(&addresses, vec![(vec!["fake".into()], loader)], settings).unwrap();
+    let [Address::Tcp(address), Address::Grpc(grpc)] = *server.addresses() else { panic!("no TCP addresses") };
     let handle = server.handle();
-    Running { address, handle, thread: Some(std::thread::spawn(move || server.run())) }
+    Running { address, grpc, handle, thread: Some(std::thread::spawn(move || server.run())) }
 }
 
 /// A server of `fake`, ready.

@@ -19,11 +19,13 @@ const QUESTIONS: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) struct Call {
     pub arrived: Instant,
+    /// What has not begun to run by then is given up.
+    pub deadline: Instant,
     /// The class that the client asked for.
     pub class: Option<Class>,
 }
 
-/// What a request took, for its headers, the metrics and the log.
+/// What a request took, or some that were sent as a stream, for its headers, the metrics and the log.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Usage {
     pub model: String,
@@ -110,7 +112,7 @@ pub(super) async fn embed(
 ) -> Result<(Vec<Vec<f32>>, Usage), Failure> {
     let (rows, mut usage) = rows(state, model, inputs, reading).await?;
     let class = call.class.unwrap_or(if usage.inputs > QUESTIONS { Class::Bulk } else { Class::Interactive });
-    let settings = SubmitSettings::default().with_deadline(call.arrived + state.settings.request_timeout).with_class(class);
+    let settings = SubmitSettings::default().with_deadline(call.deadline).with_class(class);
     let submission = model.embedder.submit_rows(rows.rows.into_iter().map(Ok).collect(), rows.skip, settings);
     let results = submission.map_err(|error| failed(model, error))?.await;
     let label = if class == Class::Bulk { "bulk" } else { "interactive" };

@@ -23,7 +23,7 @@ mod words;
 pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
 #[cfg(feature = "serve")]
-pub(crate) use described::Describer;
+pub(crate) use described::{DescribedToken, Describer};
 pub use size::{BatchSize, Layout, SizeRange};
 pub(crate) use tokenizer::{Row, without_tokens};
 pub use tokenizer::{Tokenized, Tokenizer, TokenizerSettings};

@@ -1,4 +1,5 @@
 //! A server in this process, and a client that sends exactly the bytes that a test wants.
+#![allow(dead_code)] // each test file uses a part
 
 use serde_json::Value;
 use std::io::{Read, Write};
@@ -13,6 +14,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Running {
     pub address: SocketAddr,
+    pub grpc: SocketAddr,
     pub handle: Handle,
     thread: Option<JoinHandle<Result<Ended, ServeError>>>,
 }
@@ -31,12 +33,13 @@ pub fn served(name: &str, folder: &str) -> Served {
     Served { names: vec![name.into()], builder: Embedder::builder(folder).backend(BackendChoice::Cpu).batch_size(1) }
 }
 
-/// A server on a free port of loopback, once it is ready.
+/// A server on free ports of loopback, once it is ready.
 pub fn start(models: Vec<Served>, settings: Settings) -> Running {
-    let server = Server::bind(&[Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))], models, settings).unwrap();
-    let Address::Tcp(address) = server.addresses()[0].clone() else { panic!("no TCP address") };
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::bind(&[Address::Tcp(loopback), Address::Grpc(loopback)], models, settings).unwrap();
+    let [Address::Tcp(address), Address::Grpc(grpc)] = *server.addresses() else { panic!("no TCP addresses") };
     let handle = server.handle();
-    let running = Running { address, handle, thread: Some(std::thread::spawn(move || server.run())) };
+    let running = Running { address, grpc, handle, thread: Some(std::thread::spawn(move || server.run())) };
     until(|| running.handle.is_ready());
     running
 }

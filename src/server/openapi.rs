@@ -1,0 +1,105 @@
+//! What the HTTP routes take and give, for programs (OpenAPI) and for people. The description is kept by hand; tests compare it with the routes, with
+//! what the server reads, and with what it answers.
+
+use axum::http::{HeaderValue, header};
+use axum::response::{Html, IntoResponse, Response};
+use std::sync::LazyLock;
+
+static DOCUMENT: LazyLock<String> =
+    LazyLock::new(|| include_str!("openapi.json").replacen("\"VERSION\"", concat!("\"", env!("CARGO_PKG_VERSION"), "\""), 1));
+
+/// GET /openapi.json, and /api-doc/openapi.json as in TEI.
+pub(super) async fn document() -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], DOCUMENT.as_str()).into_response()
+}
+
+/// GET /docs: a page that shows the description; it loads nothing from elsewhere.
+pub(super) async fn page() -> Html<&'static str> {
+    Html(include_str!("openapi.html"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{native, openai, tokens};
+    use super::*;
+    use serde::de::{Deserialize, Deserializer, Visitor};
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+
+    /// The keys that a struct asks for: it is "read" from a source that takes them down.
+    struct Keys<'a>(&'a mut Vec<&'static str>);
+
+    impl<'de> Deserializer<'de> for Keys<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _: &'static str,
+            fields: &'static [&'static str],
+            _: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0.extend(fields);
+            Err(serde::de::Error::custom("read"))
+        }
+
+        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Self::Error> {
+            Err(serde::de::Error::custom("no struct"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq tuple
+            tuple_struct map enum identifier ignored_any
+        }
+    }
+
+    fn keys<'de, T: Deserialize<'de>>() -> BTreeSet<&'static str> {
+        let mut keys = Vec::new();
+        let _ = T::deserialize(Keys(&mut keys));
+        keys.into_iter().collect()
+    }
+
+    #[test]
+    fn the_description_has_the_keys_that_are_read() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        for (schema, keys) in [
+            ("EmbedRequest", keys::<native::EmbedRequest>()),
+            ("EmbedAllRequest", keys::<native::EmbedAllRequest>()),
+            ("SimilarityRequest", keys::<native::SimilarityRequest>()),
+            ("SimilarityInputs", keys::<native::SimilarityInputs>()),
+            ("SimilarityParameters", keys::<native::SimilarityParameters>()),
+            ("VertexRequest", keys::<native::VertexRequest>()),
+            ("TokenizeRequest", keys::<tokens::TokenizeRequest>()),
+            ("DecodeRequest", keys::<tokens::DecodeRequest>()),
+            ("EmbeddingsRequest", keys::<openai::Request>()),
+        ] {
+            let known = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
+            assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), keys, "{schema}");
+            assert!(!keys.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_description_has_the_routes_that_there_are() {
+        let routes = include_str!("mod.rs").split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let described = document["paths"].as_object().unwrap().keys().map(String::as_str);
+        assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect());
+    }
+
+    #[test]
+    fn what_the_description_refers_to_is_there() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let references = DOCUMENT.split("\"$ref\": \"#").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let missing: Vec<&str> = references.filter(|pointer| document.pointer(pointer).is_none()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn the_page_needs_no_network() {
+        let page = include_str!("openapi.html");
+        for elsewhere in ["http://", "https://", "src=", "<link", "@import", "url("] {
+            assert!(!page.contains(elsewhere), "{elsewhere}");
+        }
+        assert!(page.contains("fetch(\"openapi.json\")"));
+    }
+}
