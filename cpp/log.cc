@@ -48,6 +48,10 @@ void Capture::fail(std::string what) {
 void Capture::append(bool is_error, char const *message) {
     std::lock_guard<std::mutex> guard(mutex_);
     std::string &said = is_error ? errors_ : warnings_;
+    // TensorRT for RTX adds to each refusal that CUDA's last call failed, which is no cause and everywhere true without a driver.
+    if (!said.empty() && std::string(message).rfind("[checkMacros.cpp::catchCudaError", 0) == 0) {
+        return;
+    }
     // The first messages name the cause; a build can log thousands.
     if (said.size() < 8192) {
         said.append("\n  ").append(message);

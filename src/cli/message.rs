@@ -30,6 +30,7 @@ pub fn of_chain(error: &anyhow::Error) -> String {
 fn flag(setting: Setting) -> Option<&'static str> {
     Some(match setting {
         Setting::Calibration => "--calibration",
+        Setting::ComputeCapability => "--compute-capability",
         Setting::Dim => "--dim",
         Setting::Engine => "--engine",
         Setting::Fp32Layers => "--fp32-layers",
