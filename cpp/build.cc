@@ -77,7 +77,7 @@ std::string parser_errors(nvonnxparser::IParser const &parser) {
         add(error->nodeOperator());
         add(error->nodeName());
 #endif
-        text += std::string(": ") + (error->desc() != nullptr ? error->desc() : "no reason given");
+        text += ": " + without_last_cuda_error(error->desc() != nullptr ? error->desc() : "no reason given");
     }
     return text;
 }

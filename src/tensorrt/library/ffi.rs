@@ -169,7 +169,7 @@ pub(super) mod bridge {
     // SAFETY (`unsafe extern`): each function checks what it is given and reports by exception, so a call with any values is
     // sound, save for two promises that the safe types around it keep: `Context` (engine.rs) takes addresses only of buffers
     // and streams that then hold what they use, and `create_runtime` and `create_builder` are called with an open `Device` at hand, but
-    // for builders of TensorRT for RTX, which needs neither driver nor GPU for them.
+    // with TensorRT for RTX, which needs neither driver nor GPU for them.
     unsafe extern "C++" {
         include!("trt-embed/cpp/tensorrt.h");
 

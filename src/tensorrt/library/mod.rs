@@ -7,6 +7,8 @@ mod ffi;
 mod layers;
 mod products;
 mod profile;
+#[cfg(test)]
+mod rtx_tests;
 mod turn;
 mod version;
 
@@ -99,7 +101,13 @@ impl SearchPath {
 /// The library `file` in `folder`: under that name, or under one with the whole version behind it, as the wheel of TensorRT for RTX has it.
 fn in_folder(folder: &Path, file: &str) -> Option<PathBuf> {
     let exact = folder.join(file);
-    if exact.exists() { Some(exact) } else { entries(folder, &format!("{file}.")).pop() }
+    if exact.exists() {
+        return Some(exact);
+    }
+    let start = format!("{file}.");
+    let is_version = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let whole = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.strip_prefix(&start)).is_some_and(is_version);
+    entries(folder, &start).into_iter().rfind(whole)
 }
 
 /// Entries of `folder` whose name starts with `prefix`, sorted; none where it cannot be read.
