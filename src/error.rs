@@ -378,6 +378,8 @@ pub enum Error {
     Fidelity {
         /// What was found, in words.
         measured: String,
+        /// The smallest cosine; none where a vector has a NaN or an infinity, which no bar accepts.
+        min_cosine: Option<f64>,
         /// The smallest cosine that passes.
         bar: f64,
         /// The worst profile.

@@ -1,10 +1,13 @@
 //! TensorRT for RTX builds without a GPU: every exported graph through a real, strongly typed builder, and what it refuses.
 //!
 //! `.ci/run` gets its libraries (`scripts/tensorrt-rtx.sh`) and headers (`scripts/tensorrt-headers.sh rtx`). Nothing is executed here: that wants a GPU.
-#![cfg(all(feature = "tensorrt", feature = "cpu"))]
+#![cfg(all(feature = "cli", feature = "tensorrt", feature = "cpu"))]
 
+mod cli_model;
+mod cli_place;
 mod common;
 
+use cli_place::{Place, Run};
 use common::{Cases, fixtures};
 use prost::Message;
 use std::collections::BTreeSet;
@@ -287,4 +290,46 @@ fn vectors_of_a_file_are_no_proof_where_nothing_runs() {
     request.gate = Gate::Off;
     let engine = build_engine(&library, Target::Capabilities(&wanted), &cache, &request, &NoProgress).unwrap();
     assert_eq!((engine.manifest.unproven, engine.manifest.fidelity), (None, None));
+}
+
+/// The command with its caches in `place`.
+fn run(place: &Place, args: &[&str]) -> Run {
+    let out = place.command(args).env("TRT_EMBED_CACHE", place.path("cache")).output().unwrap();
+    Run { status: out.status.code().unwrap(), stdout: out.stdout, stderr: String::from_utf8(out.stderr).unwrap() }
+}
+
+#[test]
+#[ignore = "needs TensorRT for RTX and its headers"]
+fn the_command_builds_for_a_gpu_that_is_not_here() {
+    let place = Place::new();
+    let build = ["build", "-m", "model", "--bucket", "1x16", "-o", "a.engine", "--compute-capability"];
+    let said = run(&place, &[&build[..], &["8.6", "--compute-capability", "8.9"]].concat()).ok();
+    for part in ["any GPU of compute capability 8.6, 8.9, TensorRT RTX 1.7.1", "unproven: a cosine of at least 0.9999"] {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+    let read = run(&place, &["inspect", "a.engine"]).ok();
+    for part in ["RTX 1.7.1", "any GPU of compute capability 8.6, 8.9", "ahead of time", "unproven"] {
+        assert!(read.contains(part), "no {part:?} in: {read}");
+    }
+    assert!(run(&place, &["doctor"]).stdout.windows(9).any(|part| part == b"RTX 1.7.1"));
+    std::fs::remove_file(place.path("a.engine")).unwrap();
+    run(&place, &[&build[..], &["9.0"]].concat()).fails(&["--compute-capability: 9.0 is none", "7.5, 8.0, 8.6"]);
+    run(&place, &[&build[..], &["sm_86"]].concat()).fails(&["--compute-capability: \"sm_86\" is not MAJOR.MINOR"]);
+    run(&place, &[&build[..], &["8.6", "--precision", "auto"]].concat()).ends(2, &["--precision auto", "--compute-capability"]);
+    run(&place, &[&build[..], &["8.6", "--reference", "a.json"]].concat()).ends(2, &["--reference"]);
+    run(&place, &["embed", "-m", "model", "--require-proof", "a"]).ends(2, &["--engine"]);
+    assert!(!place.path("a.engine").exists());
+}
+
+#[test]
+#[ignore = "needs TensorRT for RTX and its headers, and no NVIDIA driver"]
+fn without_a_driver_an_engine_is_refused_and_not_a_crash() {
+    let place = Place::new();
+    let build = ["build", "-m", "model", "--bucket", "1x16", "--compute-capability", "8.6", "-o", "a.engine"];
+    run(&place, &build).ok();
+    for more in [&[][..], &["--require-proof"], &["--backend", "tensorrt"]] {
+        run(&place, &[&["embed", "-m", "model", "--engine", "a.engine", "a"], more].concat()).fails(&["no NVIDIA driver"]);
+    }
+    // Without a capability it is for this machine's GPU.
+    run(&place, &["build", "-m", "model", "--bucket", "1x16", "-o", "b.engine"]).fails(&["no NVIDIA driver"]);
 }

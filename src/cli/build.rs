@@ -227,6 +227,9 @@ mod with_tensorrt {
         let progress = watch(&library);
         let built = Cache::from_env().and_then(|cache| build_engine(&library, target, &cache, &request, &progress));
         progress.finish();
+        if let Err(trt_embed::Error::Fidelity { min_cosine: Some(cosine), .. }) = &built {
+            say(&format!("to accept this engine as it is: {}", accepting(std::env::args(), *cosine)));
+        }
         let engine = built?;
         EngineFile::write(output, &engine.manifest, engine.plan())?;
         output::print(&table(&engine_lines(&args.output, &engine)))?;
@@ -269,6 +272,27 @@ mod with_tensorrt {
         let slower = slower_int8(&engine.manifest, half.is_some_and(|half| half.refused.is_some()));
         say_all([engine.manifest.missing_int8(), slower]);
         Ok(())
+    }
+
+    /// The command of `args` with the bar that a smallest cosine of `cosine` reaches.
+    pub(super) fn accepting(args: impl IntoIterator<Item = String>, cosine: f64) -> String {
+        const FLAG: &str = "--min-cosine";
+        let mut words = vec!["trt-embed".to_owned()];
+        let mut args = args.into_iter().skip(1);
+        while let Some(word) = args.next() {
+            if word == FLAG {
+                args.next(); // its value
+            } else if !word.starts_with(&format!("{FLAG}=")) {
+                words.push(word);
+            }
+        }
+        // Down, so that rounding does not refuse it again.
+        words.extend([FLAG.to_owned(), format!("{:.5}", (cosine * 1e5).floor() / 1e5)]);
+        let plain = |word: &str| {
+            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=,@+%".contains(&byte))
+        };
+        let quoted = |word: String| if plain(&word) { word } else { format!("'{}'", word.replace('\'', r"'\''")) };
+        words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
     }
 
     /// What must not go unheard.
@@ -374,6 +398,33 @@ mod tests {
         }
         for text in ["", "0", "0GiB", "-1", "+1", "1.5GiB", "GiB", "1TiB", "99999999999GiB", "1 2GiB"] {
             assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[cfg(feature = "tensorrt")]
+    #[test]
+    fn the_command_that_accepts_an_engine_can_be_run_as_it_is_printed() {
+        for (args, cosine, expected) in [
+            (
+                &["trt-embed", "build", "-m", "a", "-o", "b.engine"][..],
+                0.999_897_4,
+                "trt-embed build -m a -o b.engine --min-cosine 0.99989",
+            ),
+            (
+                &["/bin/t", "build", "--min-cosine", "0.5", "-o", "it's b"],
+                0.25,
+                r"trt-embed build -o 'it'\''s b' --min-cosine 0.25000",
+            ),
+            (
+                &["t", "build", "--min-cosine=0.99", "--bucket", "1x32"],
+                0.98,
+                "trt-embed build --bucket 1x32 --min-cosine 0.98000",
+            ),
+        ] {
+            let said = with_tensorrt::accepting(args.iter().map(|word| (*word).to_owned()), cosine);
+            assert_eq!(said, expected);
+            let bar: f64 = said.rsplit(' ').next().unwrap().parse().unwrap();
+            assert!(bar <= cosine && bar > cosine - 1e-5);
         }
     }
 

@@ -61,6 +61,8 @@ fn hint(error: &Error) -> &'static str {
         Error::OutsideProfile { .. } => " (--profile)",
         Error::NoReference { .. } => " (--reference FILE, --no-parity)",
         Error::Fidelity { .. } => " (`trt-embed build` with --precision, --min-cosine)",
+        Error::GpuNotServed { .. } => " (--backend cuda)",
+        Error::Unproven { .. } => " (without --require-proof)",
         Error::Cancelled { .. } => "; nothing was written",
         Error::NoPrecision { .. } => " (--min-cosine)",
         #[cfg(not(feature = "tensorrt"))]

@@ -313,6 +313,7 @@ mod tests {
     fn refused(arithmetic: Arithmetic, micros: &[f64], bar: f64) -> Candidate {
         let reason = Error::Fidelity {
             measured: "the smallest cosine is 0.5".into(),
+            min_cosine: Some(0.5),
             bar,
             profile: "1x16".into(),
             tokens: 9,
