@@ -194,7 +194,7 @@ void add_profiles(nvinfer1::IBuilder &builder, nvinfer1::IBuilderConfig &config,
 }
 
 #if FOR_RTX
-/// Builds for GPUs of these compute capabilities instead of for all that the library knows, which takes a larger plan.
+/// Builds for GPUs of these compute capabilities; where there are none, for all that the library knows and newer ones, which takes a larger plan.
 void set_capabilities(nvinfer1::IBuilderConfig &config, rust::Vec<Capability> const &wanted, Capture &capture) {
     if (!config.setNbComputeCapabilities(static_cast<std::int32_t>(wanted.size()))) {
         capture.fail("setNbComputeCapabilities");

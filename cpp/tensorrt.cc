@@ -163,7 +163,8 @@ Engine::Engine(std::unique_ptr<nvinfer1::ICudaEngine> engine) : engine_(std::mov
 #if FOR_RTX
     Capture capture;
     auto const config = capture.require(engine_->createRuntimeConfig(), "createRuntimeConfig");
-    cache_ = capture.require(config->createRuntimeCache(), "createRuntimeCache");
+    compiled_ = std::make_shared<CompiledKernels>();
+    compiled_->cache = capture.require(config->createRuntimeCache(), "createRuntimeCache");
 #endif
 }
 
@@ -256,8 +257,8 @@ std::unique_ptr<Context> Engine::create_context(Scratch scratch) const {
     // Kernels of a shape are compiled at its first run, before it is captured or timed, and not in the background, where a later run
     // would compute with others. This crate captures graphs itself.
     config->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
-    bool const configured = config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kDISABLED) && config->setRuntimeCache(*cache_);
-    if (!configured) {
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    if (!config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kDISABLED) || !config->setRuntimeCache(*compiled_->cache)) {
         capture.fail("the runtime's configuration was refused");
     }
     auto context = capture.require(engine_->createExecutionContext(config.get()), "createExecutionContext");
@@ -268,13 +269,14 @@ std::unique_ptr<Context> Engine::create_context(Scratch scratch) const {
     auto context = capture.require(
         given ? engine_->createExecutionContextWithoutDeviceMemory() : engine_->createExecutionContext(), "createExecutionContext");
 #endif
-    return std::make_unique<Context>(*engine_, std::move(configuration), std::move(context));
+    return std::make_unique<Context>(*engine_, compiled_, std::move(configuration), std::move(context));
 }
 
 bool Engine::load_kernels(rust::Slice<std::uint8_t const> bytes) const {
 #if FOR_RTX
     Expected const refusal;
-    return cache_->deserialize(bytes.data(), bytes.size());
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    return compiled_->cache->deserialize(bytes.data(), bytes.size());
 #else
     static_cast<void>(bytes);
     return false;
@@ -285,7 +287,8 @@ rust::Vec<std::uint8_t> Engine::kernels() const {
     rust::Vec<std::uint8_t> bytes;
 #if FOR_RTX
     Capture capture;
-    auto const memory = capture.require(cache_->serialize(), "serialize the compiled kernels");
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    auto const memory = capture.require(compiled_->cache->serialize(), "serialize the compiled kernels");
     auto const *const first = static_cast<std::uint8_t const *>(memory->data());
     bytes.reserve(memory->size());
     std::copy(first, first + memory->size(), std::back_inserter(bytes));
@@ -301,9 +304,9 @@ void LayerTimes::reportLayerTime(char const *name, float milliseconds) noexcept 
     }
 }
 
-Context::Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<void const> configuration,
-                 std::unique_ptr<nvinfer1::IExecutionContext> context)
-    : engine_(engine), capacities_(static_cast<std::size_t>(std::max(engine.getNbIOTensors(), 0))),
+Context::Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<CompiledKernels> compiled,
+                 std::shared_ptr<void const> configuration, std::unique_ptr<nvinfer1::IExecutionContext> context)
+    : engine_(engine), capacities_(static_cast<std::size_t>(std::max(engine.getNbIOTensors(), 0))), compiled_(std::move(compiled)),
       configuration_(std::move(configuration)), context_(std::move(context)) {}
 
 char const *Context::name(std::uint32_t tensor) const {
@@ -311,6 +314,10 @@ char const *Context::name(std::uint32_t tensor) const {
         throw std::runtime_error("tensor " + std::to_string(tensor) + " of " + std::to_string(capacities_.size()));
     }
     return engine_.getIOTensorName(static_cast<std::int32_t>(tensor));
+}
+
+std::unique_lock<std::mutex> Context::lock_kernels() const {
+    return compiled_ != nullptr ? std::unique_lock<std::mutex>(compiled_->mutex) : std::unique_lock<std::mutex>();
 }
 
 void Context::set_scratch(std::size_t address, std::size_t bytes) {
@@ -325,6 +332,7 @@ void Context::set_scratch(std::size_t address, std::size_t bytes) {
 
 void Context::set_profile(std::uint32_t profile, std::size_t stream) {
     Capture capture;
+    auto const lock = lock_kernels();
     if (!context_->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), to_stream(stream))) {
         capture.fail("profile " + std::to_string(profile) + " was refused");
     }
@@ -333,6 +341,7 @@ void Context::set_profile(std::uint32_t profile, std::size_t stream) {
 void Context::set_input_shape(std::uint32_t tensor, rust::Slice<std::int64_t const> shape) {
     Capture capture;
     Dims const dims = to_dims(shape.data(), shape.size());
+    auto const lock = lock_kernels();
     if (!context_->setInputShape(name(tensor), dims)) {
         capture.fail(std::string("input ") + name(tensor) + " refused the shape " + to_text(dims));
     }
@@ -373,6 +382,7 @@ void Context::enqueue(std::size_t stream) {
                                      + " bytes, its memory has " + std::to_string(capacities_[tensor]));
         }
     }
+    auto const lock = lock_kernels();
     if (!context_->enqueueV3(to_stream(stream))) {
         capture.fail("enqueueV3");
     }

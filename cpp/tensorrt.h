@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -105,6 +106,15 @@ private:
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
 };
 
+/// The kernels that TensorRT for RTX compiles on the GPU for an engine's contexts. It does not say whether threads may share them, so each call that
+/// may compile holds the lock.
+struct CompiledKernels {
+    std::mutex mutex;
+#if FOR_RTX
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache;
+#endif
+};
+
 class Engine {
 public:
     explicit Engine(std::unique_ptr<nvinfer1::ICudaEngine> engine);
@@ -128,9 +138,7 @@ public:
 
 private:
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
-#if FOR_RTX
-    std::unique_ptr<nvinfer1::IRuntimeCache> cache_; // shared by all contexts; TensorRT locks it
-#endif
+    std::shared_ptr<CompiledKernels> compiled_; // with TensorRT for RTX alone
 };
 
 /// Collects the time of each layer.
@@ -144,8 +152,8 @@ public:
 /// One execution context. Used by one thread at a time, always with the same stream.
 class Context {
 public:
-    /// `configuration` is what the context was made with, where it was, and lives as long.
-    Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<void const> configuration,
+    /// `compiled` and `configuration` are what the context was made with, where it was, and live as long.
+    Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<CompiledKernels> compiled, std::shared_ptr<void const> configuration,
             std::unique_ptr<nvinfer1::IExecutionContext> context);
 
     /// Device memory for intermediate results, for a context made with `Scratch::Given`.
@@ -163,10 +171,13 @@ public:
 
 private:
     char const *name(std::uint32_t tensor) const;
+    /// Held by calls that may compile kernels; of nothing where none are compiled.
+    std::unique_lock<std::mutex> lock_kernels() const;
 
     nvinfer1::ICudaEngine &engine_;
     std::vector<std::size_t> capacities_; // bytes behind each tensor's address
     LayerTimes times_;                    // before the context: it must outlive it
+    std::shared_ptr<CompiledKernels> compiled_;
     std::shared_ptr<void const> configuration_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
 };

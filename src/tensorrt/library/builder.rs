@@ -230,10 +230,12 @@ impl<'a> PlanBuilder<'a> {
             auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
             detailed_layers: settings.layer_details == LayerDetails::Full,
             fp32_layers: settings.fp32_layers.clone(),
+            // A GPU that is newer than the library runs what is built for all.
             capabilities: self
                 .target
                 .capabilities()
                 .into_iter()
+                .filter(|capability| ahead_of_time_capabilities().contains(capability))
                 .map(|ComputeCapability { major, minor }| bridge::Capability { major, minor })
                 .collect(),
             timing_cache: &settings.timing_cache,

@@ -167,7 +167,7 @@ impl Engine {
 
     /// Takes the kernels that [`Engine::kernels`] of the same plan gave earlier, so that contexts need not compile them. False where they are
     /// another version's, driver's or GPU's, and with all but TensorRT for RTX, which alone compiles at load.
-    pub fn load_kernels(&self, bytes: &[u8]) -> bool {
+    pub(crate) fn load_kernels(&self, bytes: &[u8]) -> bool {
         self.engine.load_kernels(bytes)
     }
 
@@ -175,7 +175,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::TensorRt`].
-    pub fn kernels(&self) -> Result<Vec<u8>> {
+    pub(crate) fn kernels(&self) -> Result<Vec<u8>> {
         self.engine.kernels().map_err(|exception| failure("keep the compiled kernels", &exception))
     }
 

@@ -119,7 +119,7 @@ pub(super) mod bridge {
         detailed_layers: bool,
         /// Layers whose name contains one of these compute in fp32.
         fp32_layers: Vec<String>,
-        /// For TensorRT for RTX, which wants at least one; not looked at elsewhere.
+        /// For TensorRT for RTX: none for all that it knows and newer ones. Not looked at elsewhere.
         capabilities: Vec<Capability>,
         /// Not looked at by TensorRT for RTX, which times nothing.
         timing_cache: &'a [u8],
@@ -241,7 +241,7 @@ unsafe impl Sync for bridge::Runtime {}
 // SAFETY: TensorRT ties no engine to the thread that made it.
 unsafe impl Send for bridge::Engine {}
 // SAFETY: the methods read the engine or create contexts, both of which TensorRT's documentation lists as safe from several
-// threads on one engine; the cache of compiled kernels is TensorRT's own, which it shares between contexts of several threads.
+// threads on one engine; what is compiled for contexts is reached under a lock.
 unsafe impl Sync for bridge::Engine {}
 
 // SAFETY: a context may be used by one thread after another, as long as they do not overlap: every method that changes it
