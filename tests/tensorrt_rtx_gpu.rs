@@ -46,7 +46,7 @@ fn a_gpu_that_is_not_served_is_refused_by_name() {
 #[ignore = "needs an NVIDIA GPU of compute capability 9.0, and TensorRT for RTX with its headers"]
 fn an_embedder_refuses_and_auto_goes_on() {
     let (device, library) = (Device::open(0).unwrap(), Library::load().unwrap());
-    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet");
+    let model = "tests/fixtures/mpnet";
     let folder = ModelFolder::open(model).unwrap();
     let disk = tempfile::tempdir().unwrap();
     let mut request = EngineRequest::new(&folder);

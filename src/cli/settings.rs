@@ -31,7 +31,7 @@ pub struct ExecutorArgs {
     pub engine: Option<PathBuf>,
     /// Refuses an engine file that was never compared with its model: one that was built ahead of time and was not loaded on this machine before,
     /// or without comparison. Otherwise the first is compared when it is first loaded.
-    #[arg(long, env = "TRT_EMBED_REQUIRE_PROOF", requires = "engine")]
+    #[arg(long, requires = "engine")]
     pub require_proof: bool,
     /// Precision of an engine that is built for the cache [default: fp16]. `--backend auto` then takes TensorRT before cuda.
     #[arg(long, value_enum, value_name = "PRECISION", conflicts_with = "engine")]

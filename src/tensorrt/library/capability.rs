@@ -73,20 +73,17 @@ impl Library {
             return Ok(());
         }
         let served = format!("{} and newer", list(&known));
-        Err(not_served(format!("TensorRT {}", self.version()), properties.name.clone(), capability, served))
+        Err(not_served(format!("TensorRT {}", self.version()), properties.name.clone(), capability, served, ANOTHER_EXECUTOR))
     }
 }
 
+/// What to do where TensorRT for RTX does not run on a GPU at all.
+pub(super) const ANOTHER_EXECUTOR: &str = "Choose the backend cuda, this crate's own kernels, or build with the headers of TensorRT 8.6, 10 or 11, \
+                                           which serve GPUs of data centres.";
+
 /// `what` does not run on the GPU.
-pub(super) fn not_served(what: String, gpu: String, capability: ComputeCapability, served: String) -> Error {
-    Error::GpuNotServed {
-        what,
-        gpu,
-        capability: capability.to_string(),
-        served,
-        next: "Choose the backend cuda, this crate's own kernels, or build with the headers of TensorRT 8.6, 10 or 11, which serve GPUs of \
-               data centres.",
-    }
+pub(super) fn not_served(what: String, gpu: String, capability: ComputeCapability, served: String, next: &'static str) -> Error {
+    Error::GpuNotServed { what, gpu, capability: capability.to_string(), served, next }
 }
 
 /// `8.6, 8.9`.
@@ -184,7 +181,8 @@ mod tests {
         }
         let standard = Version { flavour: Flavour::Standard, ..RTX };
         assert!(runs_on(standard, &[], (9, 0).into()));
-        let error = not_served("TensorRT RTX 1.7.1".into(), "NVIDIA H100".into(), (9, 0).into(), list(&known()));
+        let error =
+            not_served("TensorRT RTX 1.7.1".into(), "NVIDIA H100".into(), (9, 0).into(), list(&known()), ANOTHER_EXECUTOR);
         for part in ["RTX 1.7.1", "NVIDIA H100", "9.0", "8.6, 8.9", "backend cuda", "TensorRT 8.6"] {
             assert!(error.to_string().contains(part), "no {part:?} in: {error}");
         }

@@ -7,7 +7,7 @@
 
 use super::Library;
 use super::builder::failure;
-use super::capability::not_served;
+use super::capability::{ANOTHER_EXECUTOR, not_served};
 use super::ffi::bridge;
 use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
 use crate::gpu::LayerTime;
@@ -121,8 +121,12 @@ impl Runtime {
         // TensorRT's own words, behind which nothing else stands on the line: "Supported compute capabilities: 8.0 8.6 >12.0".
         let said = exception.what().split_once("Supported compute capabilities: ").and_then(|(_, list)| list.lines().next());
         let served = said.map_or_else(|| "other GPUs".to_owned(), |list| list.trim().to_owned());
+        let next = match self.library.check_device(&self.device) {
+            Ok(()) => "Build it for this GPU's compute capability.",
+            Err(_) => ANOTHER_EXECUTOR,
+        };
         let properties = self.device.properties();
-        not_served("the engine".into(), properties.name.clone(), properties.compute_capability.into(), served)
+        not_served("the engine".into(), properties.name.clone(), properties.compute_capability.into(), served, next)
     }
 
     /// The device that it runs on.
