@@ -70,15 +70,6 @@ DEVICE int4 load_two_spans(const int2* spans, int token) {
     return two;
 }
 
-DEVICE void unpack16(float (&v)[8], uint4 words) {
-    const float2 pairs[4] = {unpack2(words.x), unpack2(words.y), unpack2(words.z), unpack2(words.w)};
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) {
-        v[2 * pair] = pairs[pair].x;
-        v[2 * pair + 1] = pairs[pair].y;
-    }
-}
-
 constexpr int ROW_THREADS = (HIDDEN / 8 + 31) / 32 * 32;
 
 // Sums over a block of ROW_THREADS threads; `scratch` is not used again.

@@ -145,6 +145,14 @@ DEVICE int row_before(int t, const int* starts, int rows) {
     return low - 1;
 }
 
+// The place of token t in its row; 0 for one of no row.
+DEVICE int place_in_row(int t, const int* starts, const int* lengths, int rows) {
+    const int row = row_before(t, starts, rows);
+    if (row < 0) return 0;
+    const int place = t - starts[row];
+    return place < lengths[row] ? place : 0;
+}
+
 // ---- functions of one value, and of one in each lane
 
 DEVICE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
@@ -196,4 +204,40 @@ template <int WHICH> DEVICE float activate(float x) {
     if (WHICH == RELU) return x < 0.f ? 0.f : x; // a NaN stays a NaN
     if (WHICH == SILU) return silu(x);
     return x;
+}
+
+// ---- 8 neighbouring values of a token
+
+DEVICE void unpack16(float (&v)[8], uint4 words) {
+    const float2 pairs[4] = {unpack2(words.x), unpack2(words.y), unpack2(words.z), unpack2(words.w)};
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        v[2 * pair] = pairs[pair].x;
+        v[2 * pair + 1] = pairs[pair].y;
+    }
+}
+
+// EXACT: f32 and row-major.
+template <bool EXACT> DEVICE void load_piece(float (&v)[8], const void* stream, int t, int piece, int hidden, int capacity) {
+    if constexpr (EXACT) {
+        const float4* at = (const float4*)((const float*)stream + (size_t)t * hidden + piece * 8);
+        const float4 a = at[0];
+        const float4 b = at[1];
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else {
+        unpack16(v, load16((const Value*)stream + chunked((size_t)t, (u32)piece, (size_t)capacity)));
+    }
+}
+
+// Writes the piece, and changes `v` to what a reader will see.
+template <bool EXACT> DEVICE void store_piece(float (&v)[8], void* stream, int t, int piece, int hidden, int capacity) {
+    if constexpr (EXACT) {
+        float4* at = (float4*)((float*)stream + (size_t)t * hidden + piece * 8);
+        at[0] = make_float4(v[0], v[1], v[2], v[3]);
+        at[1] = make_float4(v[4], v[5], v[6], v[7]);
+    } else {
+        const uint4 words = make_uint4(pack2(v[0], v[1]), pack2(v[2], v[3]), pack2(v[4], v[5]), pack2(v[6], v[7]));
+        store16((Value*)stream + chunked((size_t)t, (u32)piece, (size_t)capacity), words.x, words.y, words.z, words.w);
+        unpack16(v, words);
+    }
 }

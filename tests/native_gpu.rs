@@ -134,7 +134,7 @@ fn seeded(kind: Kind, sizes: Sizes) -> (TempDir, ModelFolder) {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn fixtures_in_fp32_equal_the_cpu() {
-    for name in ["mpnet", "bert", "bert-fp16-plain"] {
+    for name in ["mpnet", "bert", "bert-fp16-plain", "xlm-roberta", "distilbert", "modernbert", "nomic_bert", "gte", "new"] {
         packs_equal_the_cpu(&ModelFolder::open(Path::new("tests/fixtures").join(name)).unwrap(), Precision::Fp32);
     }
 }
@@ -142,7 +142,7 @@ fn fixtures_in_fp32_equal_the_cpu() {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn models_with_heads_of_64_equal_the_cpu() {
-    for kind in [Kind::Mpnet, Kind::Bert] {
+    for kind in [Kind::Mpnet, Kind::Bert, Kind::ModernBert] {
         for sizes in [SMALL, FEW_TOKENS] {
             let (_keep, folder) = seeded(kind, sizes);
             for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {

@@ -47,12 +47,13 @@ impl Arch {
 }
 
 /// The engine's kernel files.
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 7] = [
     ("load.cu", include_str!("../../kernels/load.cu")),
     ("stream.cu", include_str!("../../kernels/stream.cu")),
     ("linear.cu", include_str!("../../kernels/linear.cu")),
     ("linear_sm90.cu", include_str!("../../kernels/linear_sm90.cu")),
     ("attention.cu", include_str!("../../kernels/attention.cu")),
+    ("elementwise.cu", include_str!("../../kernels/elementwise.cu")),
     ("exact.cu", include_str!("../../kernels/exact.cu")),
 ];
 
@@ -176,6 +177,8 @@ mod tests {
             wide,
             activation: 1,
             precision: Precision::Fp16,
+            gated: false,
+            rotary: false,
         };
         let shapes = [
             shape(128, 4, 256),

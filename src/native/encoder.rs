@@ -236,6 +236,8 @@ struct Work {
     statistics: DeviceBuffer<f32>,
     qkv: Matrix,
     context: Matrix,
+    /// None without gates.
+    expanded: Option<Matrix>,
     wide: Matrix,
     partials: DeviceBuffer<f32>,
     list: DeviceBuffer<u8>,
@@ -254,6 +256,7 @@ impl Session {
             statistics: self.scratch.slice(places.statistics.clone())?.cast()?,
             qkv: matrix(&places.qkv, shape.qkv())?,
             context: matrix(&places.context, shape.hidden)?,
+            expanded: shape.gated.then(|| matrix(&places.expanded, shape.expanded())).transpose()?,
             wide: matrix(&places.wide, shape.wide)?,
             partials: self.scratch.slice(places.partials.clone())?.cast()?,
             list: self.scratch.slice(places.work.clone())?,
@@ -301,7 +304,7 @@ impl Session {
         let (step, next) = (&steps[place], steps.get(place + 1));
         let before = place.checked_sub(1).and_then(|before| steps.get(before));
         let Parts { kernels, model, windows, .. } = &*self.parts;
-        let Work { stream: residual, statistics, qkv, context, wide, partials, list } = work;
+        let Work { stream: residual, statistics, qkv, context, expanded, wide, partials, list } = work;
         let fault = &self.fault;
         let BatchSize { rows, longest, tokens } = self.size;
         let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
@@ -327,7 +330,7 @@ impl Session {
                 let (input, out) = match linear {
                     LinearId::Qkv => (residual, qkv),
                     LinearId::Output => (context, residual),
-                    LinearId::Expansion => (residual, wide),
+                    LinearId::Expansion => (residual, expanded.as_ref().unwrap_or(wide)),
                     LinearId::Contraction => (wide, residual),
                 };
                 let through = match added {
@@ -340,7 +343,7 @@ impl Session {
                     linear: weights,
                     statistics,
                     residual: added.map(|_| (residual, through)),
-                    activated: linear == LinearId::Expansion,
+                    activated: linear == LinearId::Expansion && expanded.is_none(),
                     out,
                     tokens,
                     partials,
@@ -353,6 +356,15 @@ impl Session {
                 let measured = Measured { norm, rows, stage, fault };
                 let tile = kernels.tile(tokens, weights.weight.capacity, weights.weight.columns);
                 Ok(kernels.linear(stream, &job, tile, &measured)?)
+            }
+            Step::Rotate { layer } => {
+                let rotary = model.rotaries.get(layer).and_then(Option::as_ref);
+                let rotary = rotary.ok_or_else(|| unfit(format!("layer {layer} has no rotary positions")))?;
+                Ok(kernels.rotate(stream, qkv, &rows, longest, rotary)?)
+            }
+            Step::Gate { layer } => {
+                let expanded = expanded.as_ref().ok_or_else(|| unfit(format!("layer {layer} has no gate")))?;
+                Ok(kernels.gate(stream, expanded, wide, tokens)?)
             }
             Step::Attention { layer } => {
                 let window = windows.get(layer).copied().unwrap_or(-1);

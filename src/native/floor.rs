@@ -80,7 +80,7 @@ pub(super) fn work(step: &Step, shape: &Shape, load: &Load<'_>) -> LayerWork {
             let (outputs, inputs) = match linear {
                 LinearId::Qkv => (shape.qkv(), hidden),
                 LinearId::Output => (hidden, hidden),
-                LinearId::Expansion => (wide, hidden),
+                LinearId::Expansion => (shape.expanded(), hidden),
                 LinearId::Contraction => (hidden, wide),
             };
             // The weight's row sums, and the statistics of what is read.
@@ -94,6 +94,9 @@ pub(super) fn work(step: &Step, shape: &Shape, load: &Load<'_>) -> LayerWork {
             let bytes = weights + matrix(inputs) + matrix(outputs) + of_norm + of_residual;
             LayerWork { bytes: bytes as u64, flops: 2 * (tokens * outputs * inputs) as u64 }
         }
+        // Queries and keys, read and written; the table of turns lies in the level 2 cache.
+        Step::Rotate { .. } => moved(4 * matrix(hidden)),
+        Step::Gate { .. } => moved(matrix(shape.expanded()) + matrix(wide)),
         Step::Attention { layer } => {
             let window = load.windows.get(layer).copied().unwrap_or(-1);
             let seen: usize = load.rows.iter().map(|&row| pairs(row, window)).sum();
@@ -169,6 +172,8 @@ enum Kind {
 enum Single {
     Embed,
     Normalise,
+    Rotate,
+    Gate,
     Give,
 }
 
@@ -177,6 +182,8 @@ impl Single {
         match self {
             Self::Embed => matches!(step, Step::Embed { .. }),
             Self::Normalise => matches!(step, Step::Normalise { .. }),
+            Self::Rotate => matches!(step, Step::Rotate { .. }),
+            Self::Gate => matches!(step, Step::Gate { .. }),
             Self::Give => matches!(step, Step::Give { .. }),
         }
     }
@@ -197,6 +204,8 @@ impl Kind {
         match name {
             "attention" | "attention_window" | "attention_exact" => Self::Attention,
             "embed" | "embed_exact" => Self::Single(Single::Embed),
+            "rotate" | "rotate_exact" => Self::Single(Single::Rotate),
+            "gate" | "gate_exact" => Self::Single(Single::Gate),
             "normalise" | "normalise_exact" => Self::Single(Single::Normalise),
             "hidden_states" | "hidden_states_exact" | "hidden states" => Self::Single(Single::Give),
             "statistics" | "statistics_exact" => Self::Measure(Statistics::Read),

@@ -5,7 +5,16 @@ use crate::model::ModelFolder;
 use crate::native::program::{NormId, program};
 use std::path::Path;
 
-const MPNET: Shape = Shape { hidden: 768, heads: 12, head_size: 64, wide: 3072, activation: 1, precision: Precision::Fp16 };
+const MPNET: Shape = Shape {
+    hidden: 768,
+    heads: 12,
+    head_size: 64,
+    wide: 3072,
+    activation: 1,
+    precision: Precision::Fp16,
+    gated: false,
+    rotary: false,
+};
 const WINDOWS: [i32; 12] = [-1; 12];
 
 fn load(rows: usize, longest: usize) -> Load<'static> {

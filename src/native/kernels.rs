@@ -4,6 +4,7 @@
 
 use super::arch::{Arch, native_source, options, shape_options};
 use super::attention::AttentionKernel;
+use super::elementwise::Elementwise;
 use super::encoder::NativeSettings;
 use super::linear::Linears;
 use super::shape::{CHUNK, Precision, Shape};
@@ -59,6 +60,8 @@ pub(super) struct Inner {
     pub hidden_states: Function,
     pub linears: Linears,
     pub attention: AttentionKernel,
+    /// Of models with rotary positions or gates.
+    pub elementwise: Option<Elementwise>,
     pub shape: Shape,
     /// Whether a kernel may start before the one in front has ended.
     pub dependent: bool,
@@ -89,6 +92,7 @@ impl NativeKernels {
             hidden_states: either(c"hidden_states", c"hidden_states_exact")?,
             linears: Linears::load(shape.precision, arch.hopper, module)?,
             attention: AttentionKernel::load(shape.precision, biased, module)?,
+            elementwise: (shape.gated || shape.rotary).then(|| Elementwise::load(shape.precision, module)).transpose()?,
             shape,
             dependent: arch.dependent,
             invariant: settings.invariant,

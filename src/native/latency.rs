@@ -39,6 +39,8 @@ pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) ->
             && layer.attention.reach == Reach::All
     };
     arch.hopper
+        && !shape.gated
+        && !shape.rotary
         && precision != Precision::Fp32
         && hidden.is_multiple_of(128)
         && hidden <= MOST_HIDDEN
@@ -464,7 +466,16 @@ mod tests {
     fn post_norm_encoders_of_whole_tiles_are_served() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mpnet");
         let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
-        let shape = Shape { hidden: 768, heads: 12, head_size: 64, wide: 3072, activation: 1, precision: Precision::Fp16 };
+        let shape = Shape {
+            hidden: 768,
+            heads: 12,
+            head_size: 64,
+            wide: 3072,
+            activation: 1,
+            precision: Precision::Fp16,
+            gated: false,
+            rotary: false,
+        };
         assert!(serves(&architecture, &shape, &hopper()));
         assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
         for other in [
@@ -499,7 +510,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_of_scratch_do_not_overlap(class in 0usize..4, hidden in 1usize..9, wide in 1usize..33, parts in 0usize..65) {
-            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16 };
+            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false };
             let LatencyScratch { fault, stream, attended, qkv, context, wide, measures: [first, second], spans, bytes } =
                 LatencyScratch::of(&shape, CLASSES[class], parts);
             let all = [&fault, &stream, &attended, &qkv, &context, &wide, &first, &second, &spans];

@@ -53,7 +53,9 @@ pub(super) enum Linears {
 /// Those of linear_sm90.cu, each plain, with the activation, and with a residual.
 pub(super) struct Hopper {
     pingpong: [Function; 3],
+    pingpong_of4: [Function; 3],
     wide: [Function; 3],
+    wide_of2: [Function; 3],
     medium: [Function; 3],
     narrow: [Function; 3],
     split: [Function; 3],
@@ -71,8 +73,12 @@ pub(super) enum Tile {
     Large,
     /// `linear_sm90_pingpong`.
     Pingpong,
+    /// `linear_sm90_pingpong_of4`.
+    PingpongOf4,
     /// `linear_sm90_192`.
     Wide,
+    /// `linear_sm90_192_of2`.
+    WideOf2,
     /// `linear_sm90_128`.
     Medium,
     /// `linear_sm90_64`.
@@ -91,8 +97,8 @@ impl Tile {
             Self::Few => 0,
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
-            Self::Pingpong => 230_720,
-            Self::Wide => 214_272,
+            Self::Pingpong | Self::PingpongOf4 => 230_720,
+            Self::Wide | Self::WideOf2 => 214_272,
             Self::Medium => 197_840,
             Self::Narrow => 230_656,
             Self::Split(_) => 197_760,
@@ -160,6 +166,14 @@ impl Hopper {
             pingpong: three(
                 [c"linear_sm90_pingpong_plain", c"linear_sm90_pingpong_activated", c"linear_sm90_pingpong_residual"],
                 Tile::Pingpong,
+            )?,
+            pingpong_of4: three(
+                [c"linear_sm90_pingpong_of4_plain", c"linear_sm90_pingpong_of4_activated", c"linear_sm90_pingpong_of4_residual"],
+                Tile::PingpongOf4,
+            )?,
+            wide_of2: three(
+                [c"linear_sm90_192_of2_plain", c"linear_sm90_192_of2_activated", c"linear_sm90_192_of2_residual"],
+                Tile::WideOf2,
             )?,
             wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide)?,
             medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium)?,
@@ -299,6 +313,15 @@ impl NativeKernels {
         let rows = tokens.div_ceil(128);
         let (functions, blocks, cluster) = match tile {
             Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
+            Tile::WideOf2 => {
+                let pairs = tokens.div_ceil(256) * outputs.div_ceil(192);
+                (&hopper.wide_of2, 2 * pairs.min(multiprocessors / 2), 2)
+            }
+            // A part of the GPU, of which a cluster is, has 16 or 18 multiprocessors.
+            Tile::PingpongOf4 => {
+                let clusters = tokens.div_ceil(512) * outputs.div_ceil(192);
+                (&hopper.pingpong_of4, 4 * clusters.min(multiprocessors / 16 * 4), 4)
+            }
             Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
             Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
@@ -365,7 +388,12 @@ mod choice_tests {
                 Tile::Few => prop_assert!(tokens <= FEW),
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
                 Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
-                Tile::Pingpong | Tile::Wide | Tile::Medium | Tile::Narrow => prop_assert!(hopper),
+                Tile::Pingpong
+                | Tile::PingpongOf4
+                | Tile::Wide
+                | Tile::WideOf2
+                | Tile::Medium
+                | Tile::Narrow => prop_assert!(hopper),
             }
         }
     }

@@ -90,7 +90,7 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
     let measures = Measured { norm: normed.then_some(&norm), rows, stage: 3, fault: &fault };
     kernels.linear(&mut stream, &job, tile, &measures).unwrap();
     let found = download(&mut stream, precision, &out, tokens);
-    if residual != 0 && matches!(tile, Tile::Pingpong | Tile::Wide | Tile::Medium | Tile::Narrow | Tile::Split(_)) {
+    if residual != 0 && !matches!(tile, Tile::Few | Tile::Small | Tile::Large) {
         let joined = upload(&mut stream, &vec![f32::NAN; 2 * capacity]);
         kernels.join(&mut stream, &partials, (&out, &joined), &rows, &norm, (1, &fault)).unwrap();
         let mut values = vec![0.0; 2 * capacity];
@@ -134,7 +134,7 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
             };
             // Half a unit of what is stored; sums in f32, whose errors grow at most with the number of terms; the activations' own 4e-7, and what
             // linear_sm90.cu says of its GELU.
-            let hopper = matches!(tile, Tile::Pingpong | Tile::Wide | Tile::Medium | Tile::Narrow | Tile::Split(_));
+            let hopper = !matches!(tile, Tile::Few | Tile::Small | Tile::Large);
             let gelu = if hopper && which == 1 { 8.4e-5 * value.abs() + 1.3e-5 } else { 0.0 };
             let allowed = gelu
                 + unit(precision) * value.abs() * 1.01
@@ -184,7 +184,17 @@ fn tiles(precision: Precision) -> Vec<Tile> {
         (Precision::Fp32, _) => vec![Tile::Small],
         (_, false) => vec![Tile::Few, Tile::Small, Tile::Large],
         (_, true) => {
-            let own = [Tile::Pingpong, Tile::Wide, Tile::Medium, Tile::Narrow, Tile::Split(1), Tile::Split(2), Tile::Split(4)];
+            let own = [
+                Tile::Pingpong,
+                Tile::PingpongOf4,
+                Tile::Wide,
+                Tile::WideOf2,
+                Tile::Medium,
+                Tile::Narrow,
+                Tile::Split(1),
+                Tile::Split(2),
+                Tile::Split(4),
+            ];
             [Tile::Few, Tile::Small, Tile::Large].into_iter().chain(own).collect()
         }
     }

@@ -4,7 +4,7 @@
 //! stream through the norm. So a norm needs a step of its own, [`Step::Measure`], only for its statistics.
 
 use crate::model::Architecture;
-use crate::model::architecture::{Norm, NormPlacement};
+use crate::model::architecture::{Expansion, Norm, NormPlacement};
 
 /// Which norm of an architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +22,7 @@ pub(super) enum LinearId {
     Qkv,
     /// Of what attention gives, into the stream.
     Output,
-    /// Of the stream: the wide half, activated.
+    /// Of the stream: the wide half, activated; or gate and value, of which a step of its own makes it.
     Expansion,
     /// Of the wide half, into the stream.
     Contraction,
@@ -60,7 +60,15 @@ pub(super) enum Step {
         norm: Option<NormId>,
         residual: Option<Residual>,
     },
+    /// Queries and keys are turned by their positions.
+    Rotate {
+        layer: usize,
+    },
     Attention {
+        layer: usize,
+    },
+    /// The wide half of a gated feed-forward part, of what its linear gave.
+    Gate {
         layer: usize,
     },
     /// Hidden states of the stream.
@@ -99,7 +107,12 @@ pub(super) fn program(architecture: &Architecture) -> Vec<Step> {
             };
             writer.steps.push(Step::Linear { layer, linear: before, norm: folded, residual: None });
             if before == LinearId::Qkv {
+                if parts.attention.rotary.is_some() {
+                    writer.steps.push(Step::Rotate { layer });
+                }
                 writer.steps.push(Step::Attention { layer });
+            } else if !matches!(parts.feed_forward.expansion, Expansion::Plain(_)) {
+                writer.steps.push(Step::Gate { layer });
             }
             writer.steps.push(Step::Linear { layer, linear: after, norm: None, residual: Some(residual) });
             if !pre {
@@ -207,6 +220,21 @@ mod tests {
         );
         assert_eq!(stage_name(&program(&fixture()), 3), "layer 1, at the norm of attention");
         assert_eq!(stage_name(&program(&fixture()), 0), "the embeddings");
+    }
+
+    #[test]
+    fn rotary_positions_and_gates_have_steps_of_their_own() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/modernbert");
+        let steps = program(&ModelFolder::open(&folder).unwrap().architecture().unwrap());
+        let behind = |wanted: LinearId| {
+            steps.windows(2).filter_map(move |pair| match pair[0] {
+                Step::Linear { layer, linear, .. } if linear == wanted => Some((layer, pair[1])),
+                _ => None,
+            })
+        };
+        assert!(behind(LinearId::Qkv).all(|(layer, step)| step == Step::Rotate { layer }));
+        assert!(behind(LinearId::Expansion).all(|(layer, step)| step == Step::Gate { layer }));
+        assert_eq!(behind(LinearId::Qkv).count(), behind(LinearId::Expansion).count());
     }
 
     /// ModernBERT's: a norm of the embeddings, no norm before the first attention, one at the end.

@@ -17,7 +17,9 @@ pub(super) struct Scratch {
     pub statistics: Range<usize>,
     pub qkv: Range<usize>,
     pub context: Range<usize>,
-    /// The wide half; it lies where queries, keys, values and context were.
+    /// Gate and value of a gated feed-forward part; it lies where queries, keys, values and context were. Empty without a gate.
+    pub expanded: Range<usize>,
+    /// The wide half, behind that; it lies where queries, keys, values and context were.
     pub wide: Range<usize>,
     /// Sums of the stream's chunks, two f32 a chunk and token.
     pub partials: Range<usize>,
@@ -53,9 +55,11 @@ impl Scratch {
         let work = piece(work);
         let qkv = piece(matrix(shape.qkv()));
         let context = piece(matrix(shape.hidden));
-        let wide = qkv.start..qkv.start + matrix(shape.wide);
+        let expanded = qkv.start..qkv.start + if shape.gated { matrix(shape.expanded()) } else { 0 };
+        let begin = expanded.end.next_multiple_of(ALIGNMENT);
+        let wide = begin..begin + matrix(shape.wide);
         let bytes = context.end.max(wide.end).next_multiple_of(ALIGNMENT);
-        Self { stream, statistics, qkv, context, wide, partials, work, fault, bytes }
+        Self { stream, statistics, qkv, context, expanded, wide, partials, work, fault, bytes }
     }
 }
 
@@ -68,19 +72,20 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_in_use_at_once_do_not_overlap(
-            tokens in 0usize..40_000, chunks in 1usize..20, wide in 1usize..80, work in 0usize..100_000, exact in any::<bool>(),
+            tokens in 0usize..40_000, chunks in 1usize..20, wide in 1usize..80, work in 0usize..100_000, exact: bool, gated: bool,
         ) {
             let precision = if exact { Precision::Fp32 } else { Precision::Fp16 };
-            let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision };
+            let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision, gated, rotary: false };
             let scratch = Scratch::of(&shape, tokens, work);
-            let Scratch { stream, statistics, qkv, context, wide, partials, work, fault, bytes } = scratch;
+            let Scratch { stream, statistics, qkv, context, expanded, wide, partials, work, fault, bytes } = scratch;
             let always = [&stream, &statistics, &partials, &work, &fault];
-            for together in [[&qkv, &context], [&wide, &(bytes..bytes)]] {
+            for together in [[&qkv, &context], [&expanded, &wide]] {
                 let mut pieces: Vec<_> = always.iter().copied().chain(together).collect();
                 pieces.sort_by_key(|piece| piece.start);
                 prop_assert!(pieces.windows(2).all(|pair| pair[0].end <= pair[1].start), "{pieces:?}");
                 prop_assert!(pieces.iter().all(|piece| piece.start.is_multiple_of(1024) && piece.end <= bytes));
             }
+            prop_assert_eq!(expanded.len(), if gated { 2 * wide.len() } else { 0 });
             prop_assert_eq!(fault, 0..4);
             prop_assert!(capacity(tokens) >= tokens && capacity(tokens).is_multiple_of(128));
             prop_assert_eq!(stream.len(), capacity(tokens) * shape.hidden * precision.bytes());

@@ -24,6 +24,9 @@ const MOST_HIDDEN: usize = 2048;
 /// Head sizes of the fast attention.
 const HEAD_SIZES: [usize; 2] = [32, 64];
 
+/// Of how many values of a head the fast kernels turn multiples.
+const ROTARY_GRANULE: usize = 16;
+
 /// The sizes of an architecture that is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -35,6 +38,10 @@ pub(super) struct Shape {
     /// As the kernels number it.
     pub activation: i32,
     pub precision: Precision,
+    /// Whether the feed-forward part is gated.
+    pub gated: bool,
+    /// Whether queries and keys are turned by their positions.
+    pub rotary: bool,
 }
 
 impl Precision {
@@ -92,7 +99,9 @@ impl Shape {
             Activation::Silu => 4,
             other => return refused(format!("the activation {other:?}"), "gelu, its tanh approximation, relu and silu"),
         };
-        let shape = Self { hidden, heads, head_size, wide, activation, precision };
+        let gated = !matches!(first.feed_forward.expansion, Expansion::Plain(_));
+        let rotary = architecture.layers.iter().any(|layer| layer.attention.rotary.is_some());
+        let shape = Self { hidden, heads, head_size, wide, activation, precision, gated, rotary };
         architecture.layers.iter().try_for_each(|layer| shape.check(layer, first.feed_forward.activation))?;
         Ok(shape)
     }
@@ -103,16 +112,19 @@ impl Shape {
             Err(Error::NotServed { backend: "cuda", part: format!("{part} ({name})"), served: served.to_owned() })
         };
         if let Some(rotary) = &layer.attention.rotary {
-            return refused(format!("rotary positions of base {}", rotary.base), "absolute and relative positions");
+            let granule = if self.precision == Precision::Fp32 { 2 } else { ROTARY_GRANULE };
+            if rotary.size == 0 || rotary.size > self.head_size || !rotary.size.is_multiple_of(granule) {
+                let part = format!("rotary positions of {} values of a head in {}", rotary.size, self.precision.name());
+                return refused(part, &format!("multiples of {granule} up to the head size of {}", self.head_size));
+            }
         }
         let attention = &layer.attention;
         if let Some(norm) = [&attention.query_norm, &attention.key_norm, &attention.output_norm].into_iter().flatten().next() {
             return refused(format!("a norm within attention, {}", norm.name), "norms around it");
         }
-        if !matches!(layer.feed_forward.expansion, Expansion::Plain(_)) {
-            return refused("a gated feed-forward part".to_owned(), "plain ones");
-        }
-        if layer.feed_forward.output.inputs() != self.wide || layer.feed_forward.activation != activation {
+        let feed_forward = &layer.feed_forward;
+        let gated = !matches!(feed_forward.expansion, Expansion::Plain(_));
+        if feed_forward.output.inputs() != self.wide || feed_forward.activation != activation || gated != self.gated {
             return refused("a feed-forward part unlike that of the first layer".to_owned(), "layers that are alike");
         }
         Ok(())
@@ -121,6 +133,11 @@ impl Shape {
     /// Outputs of queries, keys and values.
     pub fn qkv(&self) -> usize {
         3 * self.hidden
+    }
+
+    /// Outputs of the linear to the wide half: with a gate as many again.
+    pub fn expanded(&self) -> usize {
+        if self.gated { 2 * self.wide } else { self.wide }
     }
 }
 
@@ -173,14 +190,17 @@ mod tests {
 
     #[test]
     fn what_is_not_served_is_named_with_what_is() {
-        let rotary = Rotary { base: 160_000.0, size: 8, scaling: RotaryScaling::None };
+        let rotary = Rotary { base: 160_000.0, size: 10, scaling: RotaryScaling::None };
         let layer = |architecture: &mut Architecture| architecture.layers[1].clone();
         let exact = Precision::Fp32;
         for (refusal, parts) in [
             (refusal(|_| (), Precision::Fp16), ["hidden size of 32 in fp16", "multiples of 64"]),
             (refusal(|a| (a.num_heads, a.head_size) = (4, 16), exact), ["4 heads of 16", "hidden size of 32"]),
             (refusal(|a| a.layers.clear(), exact), ["without layers", "at least one"]),
-            (refusal(|a| a.layers[1].attention.rotary = Some(rotary), exact), ["base 160000", "encoder.layer.1.attention"]),
+            (
+                refusal(|a| a.layers[1].attention.rotary = Some(rotary), exact),
+                ["rotary positions of 10 values", "head size of 8"],
+            ),
             (refusal(|a| a.layers[0].feed_forward.activation = Activation::Mish, exact), ["Mish", "gelu"]),
             (
                 refusal(|a| a.layers[2].feed_forward.activation = Activation::Relu, exact),
@@ -194,7 +214,7 @@ mod tests {
                     },
                     exact,
                 ),
-                ["gated", "plain ones"],
+                ["unlike that of the first", "encoder.layer.1"],
             ),
         ] {
             assert!(parts.iter().all(|part| refusal.contains(part)), "{refusal}");
@@ -202,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_served_or_named_by_their_parts() {
+    fn families_are_served() {
         let of = |name: &str| {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
             Shape::of(&ModelFolder::open(&folder).unwrap().architecture().unwrap(), Precision::Fp32)
@@ -210,15 +230,9 @@ mod tests {
         for name in ["bert", "mpnet", "xlm-roberta", "roberta", "camembert", "distilbert"] {
             of(name).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
-        for (name, part) in [
-            ("modernbert", "rotary positions of base 160000 (layers.0.attn.Wo)"),
-            ("nomic_bert", "rotary positions of base 1000 (encoder.layers.0.attn.out_proj)"),
-            ("gte", "rotary positions of base 160000 (encoder.layer.0.attention.o_proj)"),
-            ("new", "rotary positions of base 500000 (encoder.layer.0.attention.o_proj)"),
-        ] {
-            let error = of(name).unwrap_err();
-            assert!(matches!(error, Error::NotServed { backend: "cuda", .. }), "{error:?}");
-            assert!(error.to_string().contains(part), "{error}");
+        for (name, gated) in [("modernbert", true), ("nomic_bert", true), ("gte", true), ("new", true)] {
+            let shape = of(name).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!((shape.rotary, shape.gated, shape.expanded()), (true, gated, 2 * shape.wide), "{name}");
         }
     }
 

@@ -2,12 +2,13 @@
 //! same files on one device share them, but for what depends on the longest text.
 
 use super::attention::Bias;
+use super::elementwise::DeviceRotary;
 use super::kernels::{DeviceLinear, DeviceNorm, Matrix};
 use super::load::{LoadJob, LoadKernels};
 use super::program::{LinearId, NormId, Step};
 use super::shape::{Precision, Shape, by_distance, rms};
 use crate::cuda::{Device, DeviceBuffer, Stream};
-use crate::model::architecture::{Layer, Linear, NormKind};
+use crate::model::architecture::{Layer, Linear, NormKind, Rotary};
 use crate::model::{Architecture, Origin, TensorView};
 use crate::shared::Registry;
 use crate::{Error, Result};
@@ -30,6 +31,8 @@ pub(super) struct DeviceModel {
     /// What is added to a token's row by its place, `[positions, hidden]`.
     pub added: Option<DeviceBuffer<f32>>,
     pub bias: Option<Bias>,
+    /// Of each layer, where it has them.
+    pub rotaries: Vec<Option<DeviceRotary>>,
     pub norms: BTreeMap<NormId, DeviceNorm>,
     linears: Vec<[DeviceLinear; 4]>,
     /// Of all of it, in bytes; shared ones count for each who shares them.
@@ -127,10 +130,27 @@ impl DeviceModel {
                 Ok::<_, Error>(Bias { by_distance: upload("the bias of scores", &values)?, reach, table: None })
             })
             .transpose()?;
-        let own = [added.as_ref(), bias.as_ref().map(|bias| &bias.by_distance)].into_iter().flatten().map(|own| own.len() * 4);
+        let mut known: Vec<(&Rotary, DeviceRotary)> = Vec::new();
+        let mut rotaries = Vec::with_capacity(architecture.layers.len());
+        for rotary in architecture.layers.iter().map(|layer| layer.attention.rotary.as_ref()) {
+            let Some(rotary) = rotary else {
+                rotaries.push(None);
+                continue;
+            };
+            if !known.iter().any(|(of, _)| *of == rotary) {
+                known.push((rotary, DeviceRotary::new(device, &mut stream, rotary, max_tokens)?));
+            }
+            rotaries.push(known.iter().find(|(of, _)| *of == rotary).map(|(_, made)| made.clone()));
+        }
+        let turns = known.iter().map(|(_, rotary)| &rotary.turns);
+        let own = [added.as_ref(), bias.as_ref().map(|bias| &bias.by_distance)]
+            .into_iter()
+            .flatten()
+            .chain(turns)
+            .map(|own| own.len() * 4);
         let bytes = bytes + own.sum::<usize>();
         let (words, norms, linears) = (words.clone(), norms.clone(), linears.clone());
-        Ok(Self { words, added, bias, norms, linears, bytes, _shared: shared })
+        Ok(Self { words, added, bias, rotaries, norms, linears, bytes, _shared: shared })
     }
 
     /// A linear of a layer.
@@ -159,7 +179,7 @@ impl Weights {
             stream: device.stream()?,
             source: device.alloc(PIECE)?,
             arena: Arena { memory: device.alloc(bytes)?, next: 0 },
-            faults: device.alloc(architecture.layers.len() * 6 + 1)?,
+            faults: device.alloc(architecture.layers.len() * 7 + 1)?,
             names: Vec::new(),
         };
         let faults = loader.faults.clone();
@@ -204,11 +224,11 @@ impl Weights {
 
 /// The linears of a layer, each in the parts that make it.
 fn parts(layer: &Layer) -> [Vec<Linear>; 4] {
-    let (expansion, _) = layer.feed_forward.expansion.linears();
+    let (gate, value) = layer.feed_forward.expansion.linears();
     [
         layer.attention.projections.linears().to_vec(),
         vec![layer.attention.output.clone()],
-        vec![expansion],
+        [gate].into_iter().chain(value).collect(),
         vec![layer.feed_forward.output.clone()],
     ]
 }
@@ -217,7 +237,7 @@ fn norms_of(program: &[Step]) -> impl Iterator<Item = NormId> {
     program.iter().filter_map(|step| match *step {
         Step::Embed { norm } | Step::Linear { norm, .. } | Step::Give { norm } => norm,
         Step::Normalise { norm } | Step::Measure { norm, .. } => Some(norm),
-        Step::Attention { .. } => None,
+        Step::Rotate { .. } | Step::Attention { .. } | Step::Gate { .. } => None,
     })
 }
 
@@ -232,7 +252,7 @@ impl Sizes {
         let value = shape.precision.bytes();
         let Shape { hidden, wide, .. } = *shape;
         sizes.add(architecture.vocab_size * hidden * value);
-        for (outputs, inputs) in [(shape.qkv(), hidden), (hidden, hidden), (wide, hidden), (hidden, wide)] {
+        for (outputs, inputs) in [(shape.qkv(), hidden), (hidden, hidden), (shape.expanded(), hidden), (hidden, wide)] {
             for _ in &architecture.layers {
                 sizes.add(outputs * inputs * value);
                 sizes.add(outputs * 4);

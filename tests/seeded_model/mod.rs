@@ -30,11 +30,16 @@ pub struct Sizes {
 pub enum Kind {
     Mpnet,
     Bert,
+    ModernBert,
 }
 
 /// A folder of such a model; its weights grow with `scale`, 1 being what training gives.
 pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
-    let name = if kind == Kind::Mpnet { "mpnet" } else { "bert" };
+    let name = match kind {
+        Kind::Mpnet => "mpnet",
+        Kind::Bert => "bert",
+        Kind::ModernBert => "modernbert",
+    };
     let fixture = Path::new("tests/fixtures").join(name);
     let out = tempfile::tempdir().unwrap();
     copy(&fixture, out.path());
@@ -52,6 +57,11 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
         config["intermediate_size"] = wide.into();
         config["num_hidden_layers"] = layers.into();
         config["max_position_embeddings"] = positions.into();
+        if kind == Kind::ModernBert {
+            for bias in ["norm_bias", "attention_bias", "mlp_bias"] {
+                config[bias] = false.into();
+            }
+        }
     });
     edit("1_Pooling/config.json", &|pooling| pooling["word_embedding_dimension"] = hidden.into());
     edit("sentence_bert_config.json", &|transformer| transformer["max_seq_length"] = 512.into());
@@ -61,7 +71,31 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
     let mut tensors: Vec<(String, Vec<usize>, f32, f32)> = Vec::new(); // name, shape, mean, deviation
     let mut add =
         |name: String, shape: &[usize], mean: f32, deviation: f32| tensors.push((name, shape.to_vec(), mean, deviation));
-    add("embeddings.word_embeddings.weight".into(), &[vocabulary, hidden], 0.0, 0.5);
+    let words = if kind == Kind::ModernBert { "embeddings.tok_embeddings.weight" } else { "embeddings.word_embeddings.weight" };
+    add(words.into(), &[vocabulary, hidden], 0.0, 0.5);
+    if kind == Kind::ModernBert {
+        for norm in ["embeddings.norm.weight", "final_norm.weight"] {
+            add(norm.into(), &[hidden], 1.0, 0.1);
+        }
+        for layer in 0..layers {
+            let name = |part: &str| format!("layers.{layer}.{part}.weight");
+            let linears = [
+                ("attn.Wqkv", 3 * hidden, hidden),
+                ("attn.Wo", hidden, hidden),
+                ("mlp.Wi", 2 * wide, hidden),
+                ("mlp.Wo", hidden, wide),
+            ];
+            for (part, outputs, inputs) in linears {
+                add(name(part), &[outputs, inputs], 0.0, scale / (inputs as f32).sqrt());
+            }
+            if layer > 0 {
+                add(name("attn_norm"), &[hidden], 1.0, 0.1);
+            }
+            add(name("mlp_norm"), &[hidden], 1.0, 0.1);
+        }
+        write(out.path(), tensors, seed);
+        return out;
+    }
     add("embeddings.position_embeddings.weight".into(), &[positions, hidden], 0.0, 0.2);
     if kind == Kind::Bert {
         add("embeddings.token_type_embeddings.weight".into(), &[2, hidden], 0.0, 0.2);
@@ -72,15 +106,14 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
     let mut linears = Vec::new();
     for layer in 0..layers {
         let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-        let (attention, norm, output) = match kind {
-            Kind::Mpnet => {
-                (["attention.attn.q", "attention.attn.k", "attention.attn.v"], "attention.LayerNorm", "attention.attn.o")
-            }
-            Kind::Bert => (
+        let (attention, norm, output) = if kind == Kind::Mpnet {
+            (["attention.attn.q", "attention.attn.k", "attention.attn.v"], "attention.LayerNorm", "attention.attn.o")
+        } else {
+            (
                 ["attention.self.query", "attention.self.key", "attention.self.value"],
                 "attention.output.LayerNorm",
                 "attention.output.dense",
-            ),
+            )
         };
         linears.extend(attention.map(|part| (name(part), hidden, hidden)));
         linears.push((name(output), hidden, hidden));
@@ -96,6 +129,12 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
         add(format!("{name}.weight"), &[hidden], 1.0, 0.1);
         add(format!("{name}.bias"), &[hidden], 0.0, 0.1);
     }
+    write(out.path(), tensors, seed);
+    out
+}
+
+/// Of each tensor its name, shape, mean and deviation.
+fn write(folder: &Path, tensors: Vec<(String, Vec<usize>, f32, f32)>, seed: u64) {
     let mut random = Random(seed);
     let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
         .into_iter()
@@ -107,8 +146,7 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
         .collect();
     let views =
         bytes.iter().map(|(name, shape, bytes)| (name.clone(), TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
-    std::fs::write(out.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    out
+    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {
