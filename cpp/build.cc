@@ -1,6 +1,7 @@
 // Builds engines: an ONNX graph through TensorRT's parser and builder into a serialised plan.
 #include "trt-embed/cpp/tensorrt.h"
 
+#include "trt-embed/cpp/flavour.h"
 #include "trt-embed/cpp/log.h"
 #include "trt-embed/cpp/shapes.h"
 
@@ -8,7 +9,9 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
 
@@ -25,7 +28,7 @@ rust::Slice<std::uint8_t const> to_slice(nvinfer1::IHostMemory const *memory) {
     return {static_cast<std::uint8_t const *>(memory->data()), memory->size()};
 }
 
-#if NV_TENSORRT_MAJOR >= 10
+#if API_VERSION >= 1000
 /// Hands a build's phases to Rust. TensorRT calls it from several threads.
 class Monitor final : public nvinfer1::IProgressMonitor {
 public:
@@ -45,12 +48,27 @@ private:
 };
 #endif
 
+#if FOR_RTX
+struct KnownCapability {
+    std::uint32_t major;
+    std::uint32_t minor;
+    nvinfer1::ComputeCapability value;
+};
+
+/// What TensorRT for RTX can build for where no such GPU is there.
+constexpr KnownCapability CAPABILITIES[] = {
+    {7, 5, nvinfer1::ComputeCapability::kSM75},   {8, 0, nvinfer1::ComputeCapability::kSM80},
+    {8, 6, nvinfer1::ComputeCapability::kSM86},   {8, 9, nvinfer1::ComputeCapability::kSM89},
+    {12, 0, nvinfer1::ComputeCapability::kSM120}, {12, 1, nvinfer1::ComputeCapability::kSM121},
+};
+#endif
+
 std::string parser_errors(nvonnxparser::IParser const &parser) {
     std::string text = "the ONNX graph was refused";
     for (std::int32_t i = 0; i < parser.getNbErrors(); ++i) {
         nvonnxparser::IParserError const *const error = parser.getError(i);
         text += "\n  node " + std::to_string(error->node());
-#if NV_TENSORRT_MAJOR >= 10
+#if API_VERSION >= 1000
         auto const add = [&](char const *word) {
             if (word != nullptr && *word != '\0') {
                 text += std::string(" ") + word;
@@ -59,7 +77,7 @@ std::string parser_errors(nvonnxparser::IParser const &parser) {
         add(error->nodeOperator());
         add(error->nodeName());
 #endif
-        text += std::string(": ") + (error->desc() != nullptr ? error->desc() : "no reason given");
+        text += ": " + without_last_cuda_error(error->desc() != nullptr ? error->desc() : "no reason given");
     }
     return text;
 }
@@ -98,7 +116,7 @@ void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefiniti
     if (graph_has_half && !wants_half) {
         throw std::runtime_error("the graph holds fp16 tensors: build it with --precision fp16, or export it as fp32");
     }
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
     if (wants_half) {
         config.setFlag(nvinfer1::BuilderFlag::kFP16);
         if (wants_int8) {
@@ -115,13 +133,12 @@ void set_arithmetic(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefiniti
 #else
     // Strongly typed: the types of the graph are the types of the engine.
     if (wants_half && !graph_has_half) {
-        throw std::runtime_error("TensorRT " + std::to_string(NV_TENSORRT_MAJOR)
-                                 + " takes precisions from the graph, and this graph is fp32: export it with --precision fp16");
+        throw std::runtime_error("this TensorRT takes precisions from the graph, and this graph is fp32: export it with --precision fp16");
     }
 #endif
 }
 
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
 /// Lets the float layers whose name contains one of `names` compute in fp32, whatever is faster.
 void keep_fp32(nvinfer1::IBuilderConfig &config, nvinfer1::INetworkDefinition const &network, rust::Vec<rust::String> const &names) {
     for (rust::String const &wanted : names) {
@@ -176,6 +193,27 @@ void add_profiles(nvinfer1::IBuilder &builder, nvinfer1::IBuilderConfig &config,
     }
 }
 
+#if FOR_RTX
+/// Builds for GPUs of these compute capabilities; where there are none, for all that the library knows and newer ones, which takes a larger plan.
+void set_capabilities(nvinfer1::IBuilderConfig &config, rust::Vec<Capability> const &wanted, Capture &capture) {
+    if (!config.setNbComputeCapabilities(static_cast<std::int32_t>(wanted.size()))) {
+        capture.fail("setNbComputeCapabilities");
+    }
+    std::int32_t place = 0;
+    for (Capability const &one : wanted) {
+        std::string const name = std::to_string(one.major) + "." + std::to_string(one.minor);
+        auto const found = std::find_if(std::begin(CAPABILITIES), std::end(CAPABILITIES), [&](KnownCapability const &known) {
+            return known.major == one.major && known.minor == one.minor;
+        });
+        if (found == std::end(CAPABILITIES)) {
+            throw std::runtime_error("compute capability " + name + " is not known to these headers");
+        }
+        if (!config.setComputeCapability(found->value, place++)) {
+            capture.fail("compute capability " + name + " was refused");
+        }
+    }
+}
+#else
 /// Attaches the given cache, or an empty one where TensorRT refuses it: one of another version or GPU, and with 8.6 often its own.
 std::unique_ptr<nvinfer1::ITimingCache> attach_timing_cache(nvinfer1::IBuilderConfig &config,
                                                             rust::Slice<std::uint8_t const> bytes) {
@@ -188,8 +226,19 @@ std::unique_ptr<nvinfer1::ITimingCache> attach_timing_cache(nvinfer1::IBuilderCo
     }
     return nullptr;
 }
+#endif
 
 } // namespace
+
+rust::Vec<Capability> ahead_of_time_capabilities() {
+    rust::Vec<Capability> known;
+#if FOR_RTX
+    for (KnownCapability const &one : CAPABILITIES) {
+        known.push_back(Capability{one.major, one.minor});
+    }
+#endif
+    return known;
+}
 
 Plan::Plan(std::unique_ptr<nvinfer1::IHostMemory> plan, std::unique_ptr<nvinfer1::IHostMemory> timing_cache)
     : plan_(std::move(plan)), timing_cache_(std::move(timing_cache)) {}
@@ -206,7 +255,7 @@ rust::Slice<std::uint8_t const> Plan::timing_cache() const {
 /// past the end of 8.6.0's table; `destroy`, deprecated but older, has one place in both.
 struct DestroyParser {
     void operator()(nvonnxparser::IParser *parser) const {
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
         parser->destroy();
@@ -221,15 +270,15 @@ Builder::Builder(std::unique_ptr<nvinfer1::IBuilder> builder) : builder_(std::mo
 
 std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildRequest const &request, BuildWatch const &watch) const {
     Capture capture(Capture::Reach::kBuild);
-#if NV_TENSORRT_MAJOR >= 10
+#if API_VERSION >= 1000
     Monitor monitor(watch); // the first: it must outlive all that uses it
 #else
     static_cast<void>(watch); // TensorRT 8.6 neither reports progress nor can be stopped
 #endif
     nvinfer1::NetworkDefinitionCreationFlags flags = 0;
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
-#elif NV_TENSORRT_MAJOR == 10
+#elif API_VERSION < 1100
     flags = 1U << static_cast<std::uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED); // always so in 11
 #endif
     // Destroyed in reverse order. The parser owns weights that the network points at, so it lives through the build.
@@ -248,7 +297,7 @@ std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildR
     }
     add_profiles(*builder_, *config, *network, request.profiles, capture);
     set_arithmetic(*config, *network, request.arithmetic);
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
     keep_fp32(*config, *network, request.fp32_layers);
 #endif
     if (request.workspace_bytes > 0) {
@@ -262,20 +311,27 @@ std::unique_ptr<Plan> Builder::build(ParserLibrary const &parser_library, BuildR
     }
     config->setProfilingVerbosity(request.detailed_layers ? nvinfer1::ProfilingVerbosity::kDETAILED
                                                           : nvinfer1::ProfilingVerbosity::kLAYER_NAMES_ONLY);
-#if NV_TENSORRT_MAJOR == 8
+#if API_VERSION < 1000
     // Without it a profile serves one context at a time. Always on from 10.
     config->setPreviewFeature(nvinfer1::PreviewFeature::kPROFILE_SHARING_0806, true);
 #else
     config->setProgressMonitor(&monitor);
 #endif
+#if FOR_RTX
+    // Nothing is timed, so there is no timing cache either.
+    set_capabilities(*config, request.capabilities, capture);
+#else
     auto const timing_cache = attach_timing_cache(*config, request.timing_cache);
+#endif
 
     // Null also for a build that the monitor stopped.
     auto plan = capture.require(builder_->buildSerializedNetwork(*network, *config), "buildSerializedNetwork");
     std::unique_ptr<nvinfer1::IHostMemory> timings;
+#if !FOR_RTX
     if (auto const *const filled = config->getTimingCache()) {
         timings.reset(filled->serialize());
     }
+#endif
     return std::make_unique<Plan>(std::move(plan), std::move(timings));
 }
 

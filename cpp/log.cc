@@ -3,9 +3,16 @@
 
 #include "trt-embed/src/tensorrt/library/ffi.rs.h"
 
+#include <algorithm>
 #include <stdexcept>
+#include <string_view>
 
 namespace trt_embed {
+namespace {
+
+constexpr std::string_view LAST_CUDA_ERROR = "[checkMacros.cpp::catchCudaError";
+
+} // namespace
 
 thread_local Capture *Capture::on_thread = nullptr;
 std::mutex Capture::build_mutex;
@@ -50,8 +57,23 @@ void Capture::append(bool is_error, char const *message) {
     std::string &said = is_error ? errors_ : warnings_;
     // The first messages name the cause; a build can log thousands.
     if (said.size() < 8192) {
-        said.append("\n  ").append(message);
+        std::string const line = std::string("\n  ") + message;
+        said = said.empty() ? line : without_last_cuda_error(said + line);
     }
+}
+
+std::string without_last_cuda_error(std::string const &message) {
+    std::string kept;
+    std::size_t start = 0;
+    while (start < message.size()) {
+        std::size_t const end = std::min(message.find('\n', start), message.size() - 1) + 1;
+        std::size_t const word = std::min(message.find_first_not_of(' ', start), end);
+        if (kept.find_first_not_of('\n') == std::string::npos || message.compare(word, LAST_CUDA_ERROR.size(), LAST_CUDA_ERROR) != 0) {
+            kept.append(message, start, end - start);
+        }
+        start = end;
+    }
+    return kept;
 }
 
 thread_local bool Expected::on_thread = false;

@@ -47,6 +47,10 @@ private:
     std::string warnings_;
 };
 
+/// `message` without the lines by which TensorRT for RTX adds to each refusal that CUDA's last call failed: no cause, and true of every call where
+/// there is no driver. The first line stays, whatever it is.
+std::string without_last_cuda_error(std::string const &message);
+
 /// While a value of this type lives, errors that TensorRT logs on its thread are no faults: neither captured nor logged as errors.
 class Expected {
 public:

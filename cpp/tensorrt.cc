@@ -4,6 +4,7 @@
 // classes are reached through their virtual tables, its factories through dlsym.
 #include "trt-embed/cpp/tensorrt.h"
 
+#include "trt-embed/cpp/flavour.h"
 #include "trt-embed/cpp/log.h"
 #include "trt-embed/cpp/shapes.h"
 
@@ -12,14 +13,9 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
-
-// NV_TENSORRT_VERSION is no macro in 8.6, so preprocessor tests need their own number.
-#define HEADERS (NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR)
-
-static_assert(HEADERS == 806 || NV_TENSORRT_MAJOR == 10 || NV_TENSORRT_MAJOR == 11,
-              "trt-embed knows TensorRT 8.6, 10 and 11; set TENSORRT_INCLUDE_DIR to the headers of one of them");
 
 namespace trt_embed {
 namespace {
@@ -45,13 +41,6 @@ template <class Function> Function symbol(void *library, char const *name) {
     return reinterpret_cast<Function>(address);
 }
 
-/// `getInferLibVersion`: 1000 major + 100 minor + patch up to TensorRT 9, then 10000 major + 100 minor + patch.
-Version decode_version(std::int32_t raw) {
-    auto const value = static_cast<std::uint32_t>(std::max(raw, 0));
-    return value >= 100000 ? Version{value / 10000, value / 100 % 100, value % 100}
-                           : Version{value / 1000, value / 100 % 10, value % 100};
-}
-
 rust::Vec<std::int64_t> from_dims(Dims const &dims) {
     rust::Vec<std::int64_t> values;
     for (std::int32_t i = 0; i < dims.nbDims; ++i) {
@@ -68,7 +57,7 @@ Element to_element(DataType type) {
     case DataType::kINT32: return Element::I32;
     case DataType::kBOOL: return Element::Bool;
     case DataType::kUINT8: return Element::U8;
-#if NV_TENSORRT_MAJOR >= 10
+#if API_VERSION >= 1000
     case DataType::kBF16: return Element::Bf16;
     case DataType::kINT64: return Element::I64;
 #endif
@@ -98,7 +87,7 @@ cudaStream_t to_stream(std::size_t stream) {
 } // namespace
 
 Version header_version() {
-    return {NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH};
+    return {FOR_RTX != 0, NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR, NV_TENSORRT_PATCH};
 }
 
 std::unique_ptr<Library> open_library(rust::Str path) {
@@ -120,8 +109,8 @@ Library::Library(std::string const &path) {
     create_runtime_ = symbol<Factory>(handle, "createInferRuntime_INTERNAL");
 }
 
-Version Library::version() const {
-    return decode_version(raw_version_);
+std::int32_t Library::raw_version() const {
+    return raw_version_;
 }
 
 rust::String Library::path() const {
@@ -154,7 +143,30 @@ std::unique_ptr<Engine> Runtime::deserialize(rust::Slice<std::uint8_t const> pla
     return std::make_unique<Engine>(std::move(engine));
 }
 
-Engine::Engine(std::unique_ptr<nvinfer1::ICudaEngine> engine) : engine_(std::move(engine)) {}
+bool Runtime::is_for_another_gpu(rust::Slice<std::uint8_t const> plan) const {
+#if FOR_RTX
+    if (plan.size() < static_cast<std::size_t>(std::max<std::int64_t>(runtime_->getEngineHeaderSize(), 0))) {
+        return false;
+    }
+    Expected const refusal;
+    std::uint64_t reasons = 0;
+    auto const validity = runtime_->getEngineValidity(plan.data(), static_cast<std::int64_t>(plan.size()), &reasons);
+    auto const wrong_gpu = static_cast<std::uint64_t>(nvinfer1::EngineInvalidityDiagnostics::kUNSUPPORTED_CC);
+    return validity == nvinfer1::EngineValidity::kINVALID && (reasons & wrong_gpu) != 0;
+#else
+    static_cast<void>(plan);
+    return false;
+#endif
+}
+
+Engine::Engine(std::unique_ptr<nvinfer1::ICudaEngine> engine) : engine_(std::move(engine)) {
+#if FOR_RTX
+    Capture capture;
+    auto const config = capture.require(engine_->createRuntimeConfig(), "createRuntimeConfig");
+    compiled_ = std::make_shared<CompiledKernels>();
+    compiled_->cache = capture.require(config->createRuntimeCache(), "createRuntimeCache");
+#endif
+}
 
 rust::Vec<IoTensor> Engine::io() const {
     rust::Vec<IoTensor> tensors;
@@ -211,9 +223,9 @@ std::uint64_t Engine::scratch_bytes(std::uint32_t profile) const {
         throw std::runtime_error("profile " + std::to_string(profile) + " of " + std::to_string(profile_count()));
     }
     auto const index = static_cast<std::int32_t>(profile);
-#if HEADERS >= 1001
+#if API_VERSION >= 1001
     return static_cast<std::uint64_t>(std::max<std::int64_t>(engine_->getDeviceMemorySizeForProfileV2(index), 0));
-#elif NV_TENSORRT_MAJOR == 10
+#elif API_VERSION >= 1000
     return engine_->getDeviceMemorySizeForProfile(index);
 #else
     static_cast<void>(index);
@@ -234,15 +246,54 @@ rust::String Engine::layers_json() const {
 std::unique_ptr<Context> Engine::create_context(Scratch scratch) const {
     Capture capture;
     bool const given = scratch == Scratch::Given;
-#if NV_TENSORRT_MAJOR >= 10
+    std::shared_ptr<void const> configuration;
+#if API_VERSION >= 1000
     using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
-    auto context = capture.require(engine_->createExecutionContext(given ? Strategy::kUSER_MANAGED : Strategy::kSTATIC),
-                                   "createExecutionContext");
+    Strategy const strategy = given ? Strategy::kUSER_MANAGED : Strategy::kSTATIC;
+#endif
+#if FOR_RTX
+    std::shared_ptr<nvinfer1::IRuntimeConfig> const config(capture.require(engine_->createRuntimeConfig(), "createRuntimeConfig"));
+    config->setExecutionContextAllocationStrategy(strategy);
+    // Kernels of a shape are compiled at its first run, before it is captured or timed, and not in the background, where a later run
+    // would compute with others. This crate captures graphs itself.
+    config->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    if (!config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kDISABLED) || !config->setRuntimeCache(*compiled_->cache)) {
+        capture.fail("the runtime's configuration was refused");
+    }
+    auto context = capture.require(engine_->createExecutionContext(config.get()), "createExecutionContext");
+    configuration = config;
+#elif API_VERSION >= 1000
+    auto context = capture.require(engine_->createExecutionContext(strategy), "createExecutionContext");
 #else
     auto context = capture.require(
         given ? engine_->createExecutionContextWithoutDeviceMemory() : engine_->createExecutionContext(), "createExecutionContext");
 #endif
-    return std::make_unique<Context>(*engine_, std::move(context));
+    return std::make_unique<Context>(*engine_, compiled_, std::move(configuration), std::move(context));
+}
+
+bool Engine::load_kernels(rust::Slice<std::uint8_t const> bytes) const {
+#if FOR_RTX
+    Expected const refusal;
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    return compiled_->cache->deserialize(bytes.data(), bytes.size());
+#else
+    static_cast<void>(bytes);
+    return false;
+#endif
+}
+
+rust::Vec<std::uint8_t> Engine::kernels() const {
+    rust::Vec<std::uint8_t> bytes;
+#if FOR_RTX
+    Capture capture;
+    std::lock_guard<std::mutex> const guard(compiled_->mutex);
+    auto const memory = capture.require(compiled_->cache->serialize(), "serialize the compiled kernels");
+    auto const *const first = static_cast<std::uint8_t const *>(memory->data());
+    bytes.reserve(memory->size());
+    std::copy(first, first + memory->size(), std::back_inserter(bytes));
+#endif
+    return bytes;
 }
 
 void LayerTimes::reportLayerTime(char const *name, float milliseconds) noexcept {
@@ -253,8 +304,10 @@ void LayerTimes::reportLayerTime(char const *name, float milliseconds) noexcept 
     }
 }
 
-Context::Context(nvinfer1::ICudaEngine &engine, std::unique_ptr<nvinfer1::IExecutionContext> context)
-    : engine_(engine), capacities_(static_cast<std::size_t>(std::max(engine.getNbIOTensors(), 0))), context_(std::move(context)) {}
+Context::Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<CompiledKernels> compiled,
+                 std::shared_ptr<void const> configuration, std::unique_ptr<nvinfer1::IExecutionContext> context)
+    : engine_(engine), capacities_(static_cast<std::size_t>(std::max(engine.getNbIOTensors(), 0))), compiled_(std::move(compiled)),
+      configuration_(std::move(configuration)), context_(std::move(context)) {}
 
 char const *Context::name(std::uint32_t tensor) const {
     if (tensor >= capacities_.size()) {
@@ -263,9 +316,13 @@ char const *Context::name(std::uint32_t tensor) const {
     return engine_.getIOTensorName(static_cast<std::int32_t>(tensor));
 }
 
+std::unique_lock<std::mutex> Context::lock_kernels() const {
+    return compiled_ != nullptr ? std::unique_lock<std::mutex>(compiled_->mutex) : std::unique_lock<std::mutex>();
+}
+
 void Context::set_scratch(std::size_t address, std::size_t bytes) {
     void *const memory = reinterpret_cast<void *>(address);
-#if HEADERS >= 1001
+#if API_VERSION >= 1001
     context_->setDeviceMemoryV2(memory, static_cast<std::int64_t>(bytes));
 #else
     static_cast<void>(bytes);
@@ -275,6 +332,7 @@ void Context::set_scratch(std::size_t address, std::size_t bytes) {
 
 void Context::set_profile(std::uint32_t profile, std::size_t stream) {
     Capture capture;
+    auto const lock = lock_kernels();
     if (!context_->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), to_stream(stream))) {
         capture.fail("profile " + std::to_string(profile) + " was refused");
     }
@@ -283,6 +341,7 @@ void Context::set_profile(std::uint32_t profile, std::size_t stream) {
 void Context::set_input_shape(std::uint32_t tensor, rust::Slice<std::int64_t const> shape) {
     Capture capture;
     Dims const dims = to_dims(shape.data(), shape.size());
+    auto const lock = lock_kernels();
     if (!context_->setInputShape(name(tensor), dims)) {
         capture.fail(std::string("input ") + name(tensor) + " refused the shape " + to_text(dims));
     }
@@ -323,6 +382,7 @@ void Context::enqueue(std::size_t stream) {
                                      + " bytes, its memory has " + std::to_string(capacities_[tensor]));
         }
     }
+    auto const lock = lock_kernels();
     if (!context_->enqueueV3(to_stream(stream))) {
         capture.fail("enqueueV3");
     }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "rust/cxx.h"
+#include "trt-embed/cpp/flavour.h"
 
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,7 @@ namespace trt_embed {
 // Defined by the bridge.
 struct BuildRequest;
 struct BuildWatch;
+struct Capability;
 struct InputRange;
 struct IoTensor;
 struct LayerTime;
@@ -38,7 +41,8 @@ class Library {
 public:
     explicit Library(std::string const &path);
 
-    Version version() const;
+    /// What `getInferLibVersion` says.
+    std::int32_t raw_version() const;
     /// The file that the loader chose.
     rust::String path() const;
     std::unique_ptr<Runtime> create_runtime() const;
@@ -95,9 +99,20 @@ public:
 
     /// Safe from several threads at once (TensorRT's rule for deserialising).
     std::unique_ptr<Engine> deserialize(rust::Slice<std::uint8_t const> plan) const;
+    /// Whether `plan` was built for other GPUs than the one that is here. Only TensorRT for RTX tells; false elsewhere.
+    bool is_for_another_gpu(rust::Slice<std::uint8_t const> plan) const;
 
 private:
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
+};
+
+/// The kernels that TensorRT for RTX compiles on the GPU for an engine's contexts. It does not say whether threads may share them, so each call that
+/// may compile holds the lock.
+struct CompiledKernels {
+    std::mutex mutex;
+#if FOR_RTX
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache;
+#endif
 };
 
 class Engine {
@@ -115,9 +130,15 @@ public:
     rust::String layers_json() const;
     /// Safe from several threads at once (TensorRT's rule for creating contexts).
     std::unique_ptr<Context> create_context(Scratch scratch) const;
+    /// Takes the kernels that an earlier process compiled for this plan; false where they are another version's, driver's or GPU's, and
+    /// where kernels are not compiled at load at all (all but TensorRT for RTX).
+    bool load_kernels(rust::Slice<std::uint8_t const> bytes) const;
+    /// The kernels that contexts of this engine have compiled, for `load_kernels`; empty where none are compiled at load.
+    rust::Vec<std::uint8_t> kernels() const;
 
 private:
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+    std::shared_ptr<CompiledKernels> compiled_; // with TensorRT for RTX alone
 };
 
 /// Collects the time of each layer.
@@ -131,7 +152,9 @@ public:
 /// One execution context. Used by one thread at a time, always with the same stream.
 class Context {
 public:
-    Context(nvinfer1::ICudaEngine &engine, std::unique_ptr<nvinfer1::IExecutionContext> context);
+    /// `compiled` and `configuration` are what the context was made with, where it was, and live as long.
+    Context(nvinfer1::ICudaEngine &engine, std::shared_ptr<CompiledKernels> compiled, std::shared_ptr<void const> configuration,
+            std::unique_ptr<nvinfer1::IExecutionContext> context);
 
     /// Device memory for intermediate results, for a context made with `Scratch::Given`.
     void set_scratch(std::size_t address, std::size_t bytes);
@@ -148,15 +171,21 @@ public:
 
 private:
     char const *name(std::uint32_t tensor) const;
+    /// Held by calls that may compile kernels; of nothing where none are compiled.
+    std::unique_lock<std::mutex> lock_kernels() const;
 
     nvinfer1::ICudaEngine &engine_;
     std::vector<std::size_t> capacities_; // bytes behind each tensor's address
     LayerTimes times_;                    // before the context: it must outlive it
+    std::shared_ptr<CompiledKernels> compiled_;
+    std::shared_ptr<void const> configuration_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
 };
 
 /// The version of the headers that this file was compiled with.
 Version header_version();
+/// Compute capabilities that engines can be built for where no such GPU is there; none with headers that build on the GPU alone.
+rust::Vec<Capability> ahead_of_time_capabilities();
 std::unique_ptr<Library> open_library(rust::Str path);
 std::unique_ptr<ParserLibrary> open_parser(rust::Str path);
 /// Ends the process without running what is registered for its end, so that it may be called while other threads build.

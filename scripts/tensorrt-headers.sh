@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Gets the headers of TensorRT 11.4 out of the crate registry into .headers/, for machines without TensorRT.
+# Gets TensorRT's headers out of the crate registry into .headers/, for machines without TensorRT: those of TensorRT 11.4, or with `rtx`
+# those of TensorRT for RTX 1.7.
 #
 #   export TENSORRT_INCLUDE_DIR="$(scripts/tensorrt-headers.sh | tail -n 1)"
 #   cargo build --features tensorrt
@@ -11,12 +12,19 @@ set -euo pipefail
 version=0.9.1
 build=rtx1.7
 checksum=5480ee056292951daa1bc74532162d6cb75190f091e45d7d97c0c356916ae171
-folder=TensorRT-Headers/TRT-Enterprise-11.4
 platform=x86_64-unknown-linux-gnu
 
-headers=$(cd "$(dirname "$0")/.." && pwd)/.headers
-target=$headers/tensorrt-11.4-${checksum:0:12}
+case ${1-} in
+'') name="TensorRT 11.4" stem=tensorrt-11.4 folder=TensorRT-Headers/TRT-Enterprise-11.4 ;;
+rtx) name="TensorRT for RTX 1.7" stem=tensorrt-rtx-1.7 folder=TensorRT-Headers/TRT-RTX-1.7 ;;
+*)
+    echo "usage: $0 [rtx]; \"$1\" is no TensorRT that it knows" >&2
+    exit 2
+    ;;
+esac
 
+headers=$(cd "$(dirname "$0")/.." && pwd)/.headers
+target=$headers/$stem-${checksum:0:12}
 if [[ ! -d $target ]]; then
     mkdir -p "$headers"
     work=$(mktemp -d "$headers/get.XXXXXX")
@@ -46,7 +54,7 @@ TOML
     cp -r "$(dirname "$manifest")/$folder" "$work/headers"
     test -f "$work/headers/NvInfer.h" && test -f "$work/headers/NvOnnxParser.h"
     mv -T "$work/headers" "$target" 2>/dev/null || test -f "$target/NvInfer.h" # another run may have been first
-    echo "TensorRT 11.4 headers from trtx-sys $version+$build" >&2
+    echo "$name headers from trtx-sys $version+$build" >&2
 fi
 
 echo "$target"

@@ -320,6 +320,28 @@ pub enum Error {
         /// What to do about it.
         next: &'static str,
     },
+    /// This TensorRT, or an engine of it, does not run on the GPU.
+    #[error("{what} does not run on {gpu}, compute capability {capability}; it serves {served}. {next}")]
+    GpuNotServed {
+        /// E.g. `TensorRT RTX 1.7.1`, or `the engine`.
+        what: String,
+        /// The GPU's name.
+        gpu: String,
+        /// Its compute capability.
+        capability: String,
+        /// Compute capabilities that are served.
+        served: String,
+        /// What to do about it.
+        next: &'static str,
+    },
+    /// An engine that was never compared with its model is asked for with a proof.
+    #[error("the engine {}: {reason}; open it once without asking for proof, which compares it, or build it on its GPU", path.display())]
+    Unproven {
+        /// The engine file.
+        path: PathBuf,
+        /// Why it has none.
+        reason: String,
+    },
     /// An engine was built for another GPU, library, model or setting.
     #[error("the engine does not fit: {field} is {found}, expected {expected}; build it again")]
     EngineMismatch {
@@ -356,6 +378,8 @@ pub enum Error {
     Fidelity {
         /// What was found, in words.
         measured: String,
+        /// The smallest cosine; none where a vector has a NaN or an infinity, which no bar accepts.
+        min_cosine: Option<f64>,
         /// The smallest cosine that passes.
         bar: f64,
         /// The worst profile.

@@ -9,6 +9,8 @@ use std::fmt;
 pub enum Setting {
     /// The ranges that INT8 needs.
     Calibration,
+    /// GPUs that an engine is built for.
+    ComputeCapability,
     /// Measured times of an executor's shapes.
     Costs,
     /// Dense modules of a [`Head`](crate::pooling::Head).
@@ -51,8 +53,9 @@ pub enum Setting {
 
 impl Setting {
     /// Every setting, in the order of their names: for faces that spell them all.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Calibration,
+        Self::ComputeCapability,
         Self::Costs,
         Self::Dense,
         Self::Dim,
@@ -78,6 +81,7 @@ impl Setting {
     pub fn name(self) -> &'static str {
         match self {
             Self::Calibration => "calibration",
+            Self::ComputeCapability => "compute_capability",
             Self::Costs => "costs",
             Self::Dense => "dense",
             Self::Dim => "dim",

@@ -52,6 +52,7 @@ fn manifest() -> Manifest {
             int8_inputs: 0,
         },
         fidelity: None,
+        unproven: None,
         speed: Vec::new(),
         products: Vec::new(),
         costs: Vec::new(),

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use trt_embed::backend::tensorrt::{
-    Arithmetic, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Source, build_engine,
-    build_fastest, cached_engine, load_engine,
+    Arithmetic, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Source, Unproven,
+    build_engine, build_fastest, cached_engine, load_engine, prove,
 };
 use trt_embed::cuda::Device;
 use trt_embed::graph::onnx::{self, AttributeProto, Dim, ElementType, NodeProto, ValueInfoProto};
@@ -157,6 +157,64 @@ fn engines_of_both_precisions_pass_and_say_how_well() {
         assert!(matches!(error, Error::EngineMismatch { .. }), "{error}");
     }
     assert_eq!((place.entries("timing"), place.entries("engine")), (1, 0));
+}
+
+/// As an engine for this GPU that was built where no GPU was; its plan is one that runs here.
+fn unproven(place: &Place, min_cosine: f64) -> EngineFile {
+    let mut request = place.request(Arithmetic::Fp32, 0.99999);
+    request.gate = Gate::Off;
+    let mut engine = place.build(&request).unwrap();
+    assert!(engine.manifest.fidelity.is_none() && engine.manifest.unproven.is_none());
+    engine.manifest.unproven = Some(Unproven { min_cosine });
+    engine
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn an_engine_that_was_built_elsewhere_is_proven_once_on_a_machine() {
+    let place = Place::new();
+    let prove = |engine: &mut EngineFile, phases: &Phases| {
+        prove(&place.library, &place.device, &place.cache, &place.folder, engine, phases)
+    };
+    let fresh = unproven(&place, 0.99999);
+    let (mut first, phases) = (fresh.clone(), Phases::default());
+    prove(&mut first, &phases).unwrap();
+    assert!(phases.has("comparing the engine") && first.manifest.unproven.is_none());
+    assert!(first.manifest.fidelity.as_ref().unwrap().min_cosine >= 0.99999, "{:?}", first.manifest.fidelity);
+    assert_eq!((first.manifest.costs.len(), place.entries("proof")), (PROFILES.len(), 1));
+
+    let (mut second, phases) = (fresh.clone(), Phases::default());
+    prove(&mut second, &phases).unwrap();
+    assert!(!phases.has("comparing the engine") && second == first);
+
+    // What misses its bar leaves nothing.
+    let mut strict = fresh;
+    strict.manifest.unproven = Some(Unproven { min_cosine: 1.5 });
+    let error = prove(&mut strict, &Phases::default()).unwrap_err();
+    assert!(matches!(error, Error::Fidelity { bar: 1.5, .. }), "{error}");
+    assert_eq!(place.entries("proof"), 1);
+}
+
+#[cfg(feature = "cli")]
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn who_requires_proof_gets_it_or_a_refusal() {
+    let place = Place::new();
+    let engine = unproven(&place, 0.99999);
+    let path = place.disk.path().join("a.engine");
+    EngineFile::write(&path, &engine.manifest, engine.plan()).unwrap();
+    let embed = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trt-embed"));
+        command.env("TRT_EMBED_CACHE", place.cache.folder()).args(["embed", "-m", "tests/fixtures/mpnet", "a"]);
+        let out = command.arg("--engine").arg(&path).args(more).output().unwrap();
+        (out.status.success(), String::from_utf8(out.stderr).unwrap())
+    };
+    let (passed, said) = embed(&["--require-proof"]);
+    assert!(!passed && said.contains("never compared with its model on"), "{said}");
+    for more in [&[][..], &["--require-proof"]] {
+        let (passed, said) = embed(more);
+        assert!(passed, "{said}");
+    }
 }
 
 #[test]

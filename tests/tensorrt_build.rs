@@ -10,24 +10,42 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use trt_embed::Error;
-use trt_embed::backend::tensorrt::{Library, SearchPath, header_version};
+use trt_embed::backend::tensorrt::{Flavour, Library, SearchPath, header_version};
 
 /// A folder that goes away with the value.
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
+/// A library's name, with the headers' major version.
+fn named(stem: &str) -> String {
+    format!("{stem}.so.{}", header_version().major)
+}
+
 fn infer() -> String {
-    format!("libnvinfer.so.{}", header_version().major)
+    named(header_version().flavour.library_stem())
 }
 
 fn parser() -> String {
-    format!("libnvonnxparser.so.{}", header_version().major)
+    named(header_version().flavour.parser_stem())
 }
 
-/// `getInferLibVersion` as TensorRT `major`.9.8 encodes it.
-fn encoded(major: u32) -> u32 {
-    if major >= 10 { major * 10_000 + 908 } else { major * 1_000 + 908 }
+/// How the folders of its Python packages begin.
+fn package() -> &'static str {
+    match header_version().flavour {
+        Flavour::Rtx => "onnxruntime_ep_nv_tensorrt_rtx",
+        _ => "tensorrt",
+    }
+}
+
+/// `getInferLibVersion` of a library that serves the headers.
+fn own_version() -> u32 {
+    let headers = header_version();
+    match headers.flavour {
+        Flavour::Rtx => headers.major * 10_000 + headers.minor * 100 + 8,
+        _ if headers.major >= 10 => headers.major * 10_000 + 908,
+        _ => headers.major * 1_000 + 908,
+    }
 }
 
 /// Compiles a shared library whose functions say nothing true but a version.
@@ -65,8 +83,10 @@ fn no_library_lists_every_path_and_what_to_set() {
     let absent = |path: &Path| {
         (path.to_path_buf(), format!("{}: cannot open shared object file: No such file or directory", path.display()))
     };
-    let expected =
-        [absent(&lib.path().join(infer())), absent(&venv.path().join("lib/python*/site-packages/tensorrt*").join(infer()))];
+    let expected = [
+        absent(&lib.path().join(infer())),
+        absent(&venv.path().join(format!("lib/python*/site-packages/{}*", package())).join(infer())),
+    ];
     assert_eq!(tried(&error), expected);
 
     let message = error.to_string();
@@ -77,24 +97,51 @@ fn no_library_lists_every_path_and_what_to_set() {
 #[test]
 fn another_major_version_in_the_folder_is_named() {
     let lib = folder();
-    fs::write(lib.path().join("libnvinfer.so.7"), "").unwrap();
+    let other = format!("{}.so.7", header_version().flavour.library_stem());
+    fs::write(lib.path().join(&other), "").unwrap();
     let error = Library::load_from(SearchPath::in_folder(lib.path())).unwrap_err();
     let reason = &tried(&error)[0].1;
-    assert!(reason.ends_with("(that folder has libnvinfer.so.7: another version)"), "{reason}");
+    assert!(reason.ends_with(&format!("(that folder has {other}: another version)")), "{reason}");
 }
 
 #[test]
-fn a_library_of_another_major_version_is_refused() {
-    for major in [7, 8, 10, 11, 12].into_iter().filter(|&major| major != header_version().major) {
+fn a_library_of_another_version_or_flavour_is_refused() {
+    let headers = header_version();
+    let own = match headers.flavour {
+        Flavour::Rtx => format!("RTX {}.{}.", headers.major, headers.minor),
+        _ => format!("{}.", headers.major),
+    };
+    let versions = [
+        (7908, "7.9.8"),
+        (8908, "8.9.8"),
+        (100_908, "10.9.8"),
+        (110_908, "11.9.8"),
+        (120_908, "12.9.8"),
+        (10_608, "RTX 1.6.8"),
+        (10_708, "RTX 1.7.8"),
+        (20_708, "RTX 2.7.8"),
+    ];
+    for (raw, said) in versions.into_iter().filter(|(_, said)| !said.starts_with(&own)) {
         let lib = folder();
         let path = lib.path().join(infer());
-        stub(&path, encoded(major), &FACTORIES, &[]);
+        stub(&path, raw, &FACTORIES, &[]);
         let error = Library::load_from(SearchPath::in_folder(lib.path())).unwrap_err();
         let message = error.to_string();
-        let Error::TensorRtVersion { path: named, found, headers } = error else { panic!("{message}") };
-        assert_eq!((named, found, headers), (path, format!("{major}.9.8"), header_version().to_string()));
-        assert!(message.contains(&format!("built with the headers of {}", header_version())), "{message}");
+        let Error::TensorRtVersion { path: named, found, headers: needed } = error else { panic!("{message}") };
+        assert_eq!((named, found, needed), (path, said.to_owned(), headers.to_string()));
+        assert!(message.contains(&format!("built with the headers of {headers}")), "{message}");
     }
+}
+
+#[test]
+fn a_library_under_its_whole_version_is_found() {
+    let lib = folder();
+    let path = lib.path().join(format!("{}.8.9", infer()));
+    stub(&path, own_version(), &FACTORIES, &[]);
+    stub(&lib.path().join(format!("{}.8.9", parser())), 0, &["createNvOnnxParser_INTERNAL"], &[]);
+    let library = Library::load_from(SearchPath::in_folder(lib.path())).unwrap();
+    assert_eq!(library.path(), path);
+    library.load_parser().unwrap();
 }
 
 #[test]
@@ -106,7 +153,7 @@ fn a_library_that_is_none_gives_the_loaders_reason() {
     assert!(tried(&error)[0].1.contains("invalid ELF header"), "{error}");
 
     let lib = folder();
-    stub(&lib.path().join(infer()), encoded(header_version().major), &FACTORIES[..1], &[]);
+    stub(&lib.path().join(infer()), own_version(), &FACTORIES[..1], &[]);
     let error = Library::load_from(SearchPath::in_folder(lib.path())).unwrap_err();
     assert_eq!(tried(&error)[0].1, "has no symbol createInferRuntime_INTERNAL");
 }
@@ -114,17 +161,17 @@ fn a_library_that_is_none_gives_the_loaders_reason() {
 #[test]
 fn a_virtual_environment_is_searched() {
     let venv = folder();
-    let packages = venv.path().join("lib/python3.11/site-packages/tensorrt_libs");
-    stub(&packages.join(infer()), encoded(header_version().major), &FACTORIES, &[]);
+    let packages = venv.path().join(format!("lib/python3.11/site-packages/{}_libs", package()));
+    stub(&packages.join(infer()), own_version(), &FACTORIES, &[]);
     let library = Library::load_from(SearchPath::in_virtual_env(venv.path())).unwrap();
     assert_eq!(library.path(), packages.join(infer()));
-    assert_eq!((library.version().major, library.version().minor), (header_version().major, 9));
+    assert_eq!((library.version().flavour, library.version().major), (header_version().flavour, header_version().major));
 }
 
 #[test]
 fn the_parser_is_loaded_from_beside_the_library() {
     let lib = folder();
-    stub(&lib.path().join(infer()), encoded(header_version().major), &FACTORIES, &[]);
+    stub(&lib.path().join(infer()), own_version(), &FACTORIES, &[]);
     let library = Library::load_from(SearchPath::in_folder(lib.path())).unwrap();
 
     let absent = lib.path().join(parser());
@@ -152,13 +199,16 @@ fn the_real_library_loads_without_a_gpu() {
 }
 
 #[test]
-#[ignore = "needs TensorRT's libraries of another major version in TRT_EMBED_OTHER_LIB_DIR"]
+#[ignore = "needs TensorRT's libraries of another major version or flavour in TRT_EMBED_OTHER_LIB_DIR"]
 fn a_real_library_under_a_false_name_is_refused() {
     let other = PathBuf::from(std::env::var_os("TRT_EMBED_OTHER_LIB_DIR").unwrap());
     let real = fs::read_dir(&other)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("libnvinfer.so."))
+        .find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            ["libnvinfer.so.", "libtensorrt_rtx.so."].iter().any(|start| name.starts_with(start))
+        })
         .unwrap();
     let lib = folder();
     symlink(fs::canonicalize(real).unwrap(), lib.path().join(infer())).unwrap();

@@ -4,9 +4,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 use std::path::PathBuf;
 
-/// Builds a TensorRT engine for this machine's GPU.
+/// Builds a TensorRT engine for this machine's GPU, or with TensorRT for RTX for GPUs that are not here.
 ///
-/// The engine is compared with the model on the CPU, on texts of all lengths at every profile, and written only when it is true to it.
+/// The engine is compared with the model on the CPU, on texts of all lengths at every profile, and written only when it is true to it. One that is built
+/// for other GPUs is compared where it is first loaded.
 #[derive(Debug, clap::Args)]
 #[cfg_attr(not(feature = "tensorrt"), allow(dead_code))] // this build only says what it lacks
 #[command(after_help = "\
@@ -21,7 +22,8 @@ Examples:
   trt-embed build -m models/all-MiniLM-L6-v2 --precision fp32 --profile 1x1:1x128:1x512 --bucket 64x64 -o minilm.engine
   trt-embed build --onnx optimum/model.onnx -o model.engine
   trt-embed build -m models/all-MiniLM-L6-v2 --precision int8 --calibration calibration.json -o minilm-int8.engine
-  trt-embed build -m models/all-MiniLM-L6-v2 --precision auto --calibration calibration.json -o minilm.engine")]
+  trt-embed build -m models/all-MiniLM-L6-v2 --precision auto --calibration calibration.json -o minilm.engine
+  trt-embed build -m models/all-MiniLM-L6-v2 --compute-capability 8.6 --bucket 1x32 --bucket 32x128 -o minilm-a10g.engine  # no GPU needed")]
 pub struct Args {
     /// Model folder (sentence-transformers or plain Hugging Face), or hub id `org/name[@revision]`. May be left out where --onnx names a
     /// file in such a folder, or in a folder within it.
@@ -69,6 +71,10 @@ pub struct Args {
     /// Writes the engine without comparing it.
     #[arg(long)]
     no_parity: bool,
+    /// Builds for GPUs of this compute capability (8.6: A10G, RTX 30; 8.9: L4, RTX 40; 12.0: RTX 50) without asking for one; may be given several times
+    /// (TensorRT for RTX). The engine is compared with its model where it is first loaded.
+    #[arg(long, value_name = "X.Y", conflicts_with = "reference")]
+    compute_capability: Vec<String>,
     /// Which GPU, as the driver counts them.
     #[arg(long, env = "TRT_EMBED_DEVICE", value_name = "N", default_value_t = 0)]
     device: usize,
@@ -140,8 +146,8 @@ mod with_tensorrt {
     use std::path::{Path, PathBuf};
     use std::sync::Arc;
     use trt_embed::backend::tensorrt::{
-        Arithmetic, Cache, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Profile, Shape, build_engine,
-        build_fastest,
+        Arithmetic, Cache, ComputeCapability, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Profile, Shape,
+        Target as BuiltFor, build_engine, build_fastest,
     };
     use trt_embed::cuda::Device;
     #[cfg(feature = "cpu")]
@@ -166,6 +172,7 @@ mod with_tensorrt {
     /// Runs the verb: what can go wrong at once first, then what takes minutes.
     pub fn run(args: Args) -> Result<()> {
         let profiles = profiles(&args)?;
+        let capabilities = capabilities(&args)?;
         let output = output_file(&args.output)?;
         let folder = folder(&args)?;
         let mut request = EngineRequest::new(&folder);
@@ -184,14 +191,18 @@ mod with_tensorrt {
         match args.precision.arithmetic() {
             Some(arithmetic) => {
                 request.settings.arithmetic = arithmetic;
-                run_one(&args, &output, request)
+                run_one(&args, &output, request, &capabilities)
+            }
+            None if !capabilities.is_empty() => {
+                let next = "nothing can be timed for a GPU that is not here: choose fp32, fp16 or int8";
+                Err(Usage(format!("--precision auto does not go with --compute-capability: {next}")).into())
             }
             None => run_fastest(&args, &output, request),
         }
     }
 
     /// Builds the engine in the precision asked for.
-    fn run_one(args: &Args, output: &Path, request: EngineRequest<'_>) -> Result<()> {
+    fn run_one(args: &Args, output: &Path, request: EngineRequest<'_>, capabilities: &[ComputeCapability]) -> Result<()> {
         let mut request = request;
         let calibration = args.calibration.as_deref().map(Calibration::read).transpose()?;
         if let Some(calibration) = &calibration {
@@ -200,7 +211,12 @@ mod with_tensorrt {
         let quantization = calibration.as_ref().map(|ranges| ranges.quantization(args.keep_float.iter().cloned()));
         request.quantization = quantization.as_ref();
         request.check()?;
-        let (device, library) = open(args)?;
+        // No driver is asked for a GPU that is not here.
+        let (device, library) = match capabilities {
+            [] => open(args).map(|(device, library)| (Some(device), library))?,
+            _ => (None, open_library()?),
+        };
+        let target = device.as_ref().map_or(BuiltFor::Capabilities(capabilities), BuiltFor::Device);
         // Last, because it takes minutes: all else has proved right. Before builds are watched: a signal ends it at once.
         #[cfg(feature = "cpu")]
         let chosen = calibration.as_ref().map(|ranges| choose(&request, ranges, &args.keep_float)).transpose()?;
@@ -209,8 +225,11 @@ mod with_tensorrt {
             request.quantization = Some(chosen);
         }
         let progress = watch(&library);
-        let built = build_engine(&library, &device, &Cache::from_env()?, &request, &progress);
+        let built = Cache::from_env().and_then(|cache| build_engine(&library, target, &cache, &request, &progress));
         progress.finish();
+        if let Err(trt_embed::Error::Fidelity { min_cosine: Some(cosine), .. }) = &built {
+            say(&format!("to accept this engine as it is: {}", accepting(std::env::args(), *cosine)));
+        }
         let engine = built?;
         EngineFile::write(output, &engine.manifest, engine.plan())?;
         output::print(&table(&engine_lines(&args.output, &engine)))?;
@@ -255,6 +274,27 @@ mod with_tensorrt {
         Ok(())
     }
 
+    /// The command of `args` with the bar that a smallest cosine of `cosine` reaches.
+    pub(super) fn accepting(args: impl IntoIterator<Item = String>, cosine: f64) -> String {
+        const FLAG: &str = "--min-cosine";
+        let mut words = vec!["trt-embed".to_owned()];
+        let mut args = args.into_iter().skip(1);
+        while let Some(word) = args.next() {
+            if word == FLAG {
+                args.next(); // its value
+            } else if !word.starts_with(&format!("{FLAG}=")) {
+                words.push(word);
+            }
+        }
+        // Down, so that rounding does not refuse it again.
+        words.extend([FLAG.to_owned(), format!("{:.5}", (cosine * 1e5).floor() / 1e5)]);
+        let plain = |word: &str| {
+            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./:=,@+%".contains(&byte))
+        };
+        let quoted = |word: String| if plain(&word) { word } else { format!("'{}'", word.replace('\'', r"'\''")) };
+        words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+    }
+
     /// What must not go unheard.
     fn say_all(notes: [Option<String>; 2]) {
         notes.iter().flatten().for_each(|note| say(note));
@@ -263,9 +303,18 @@ mod with_tensorrt {
     /// The GPU, and TensorRT with its parser.
     fn open(args: &Args) -> Result<(Device, Arc<Library>)> {
         let device = Device::open(args.device)?;
+        Ok((device, open_library()?))
+    }
+
+    /// TensorRT with its parser.
+    fn open_library() -> Result<Arc<Library>> {
         let library = Library::load()?;
         library.load_parser()?;
-        Ok((device, library))
+        Ok(library)
+    }
+
+    fn capabilities(args: &Args) -> Result<Vec<ComputeCapability>> {
+        Ok(args.compute_capability.iter().map(|text| text.parse()).collect::<trt_embed::Result<_>>()?)
     }
 
     #[cfg(feature = "cpu")]
@@ -349,6 +398,33 @@ mod tests {
         }
         for text in ["", "0", "0GiB", "-1", "+1", "1.5GiB", "GiB", "1TiB", "99999999999GiB", "1 2GiB"] {
             assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[cfg(feature = "tensorrt")]
+    #[test]
+    fn the_command_that_accepts_an_engine_can_be_run_as_it_is_printed() {
+        for (args, cosine, expected) in [
+            (
+                &["trt-embed", "build", "-m", "a", "-o", "b.engine"][..],
+                0.999_897_4,
+                "trt-embed build -m a -o b.engine --min-cosine 0.99989",
+            ),
+            (
+                &["/bin/t", "build", "--min-cosine", "0.5", "-o", "it's b"],
+                0.25,
+                r"trt-embed build -o 'it'\''s b' --min-cosine 0.25000",
+            ),
+            (
+                &["t", "build", "--min-cosine=0.99", "--bucket", "1x32"],
+                0.98,
+                "trt-embed build --bucket 1x32 --min-cosine 0.98000",
+            ),
+        ] {
+            let said = with_tensorrt::accepting(args.iter().map(|word| (*word).to_owned()), cosine);
+            assert_eq!(said, expected);
+            let bar: f64 = said.rsplit(' ').next().unwrap().parse().unwrap();
+            assert!(bar <= cosine && bar > cosine - 1e-5);
         }
     }
 

@@ -30,7 +30,7 @@ struct Phase {
 /// cannot, it ends the process. Nothing half-written is left in any case.
 pub fn watch(library: &Library) -> Watch {
     let stop = Arc::new(AtomicBool::new(false));
-    let stoppable = library.reports_progress();
+    let stoppable = library.version().reports_progress();
     let reason = if stoppable { String::new() } else { format!("TensorRT {} cannot be asked to stop", library.version()) };
     let signals = signals::stop_with(stoppable.then(|| stop.clone()), reason);
     let plain = !std::io::stderr().is_terminal();

@@ -2,7 +2,7 @@
 
 use indicatif::HumanBytes;
 use std::path::Path;
-use trt_embed::backend::tensorrt::{Arithmetic, Candidate, EngineFile, Manifest, Profile, Speed};
+use trt_embed::backend::tensorrt::{Arithmetic, Candidate, EngineFile, Manifest, Profile, Speed, Unproven};
 
 /// A line of the table: its name and its value.
 pub type Line = (&'static str, String);
@@ -16,19 +16,26 @@ pub fn table(lines: &[Line]) -> String {
 pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
     let manifest = &engine.manifest;
     let profiles = manifest.profiles.iter().map(Profile::to_string).collect::<Vec<_>>().join(", ");
-    let fidelity = match &manifest.fidelity {
-        Some(found) => format!(
+    let fidelity = match (&manifest.fidelity, &manifest.unproven) {
+        (Some(found), _) => format!(
             "smallest cosine {:.7} ({} tokens at {}), largest difference {:.1e}, {} texts",
             found.min_cosine, found.worst_tokens, found.worst_profile, found.max_abs_difference, found.texts
         ),
-        None => "not measured".into(),
+        (None, Some(wanted)) => unproven_words(wanted),
+        (None, None) => "not measured".into(),
     };
     let machine = &manifest.machine;
     let mut lines = vec![
         ("engine", path.display().to_string()),
         ("size", HumanBytes(engine.plan().len() as u64).to_string()),
         ("built in", format!("{} s", manifest.build.seconds)),
-        ("for", format!("{}, TensorRT {}", machine.gpu, machine.tensorrt)),
+        (
+            "for",
+            match machine.is_ahead_of_time() {
+                true => format!("{}, TensorRT {}", machine.gpu_words(), machine.tensorrt),
+                false => format!("{}, TensorRT {}", machine.gpu, machine.tensorrt),
+            },
+        ),
         ("precision", precision(manifest)),
         ("profiles", profiles),
         ("fidelity", fidelity),
@@ -45,6 +52,11 @@ pub fn engine_lines(path: &Path, engine: &EngineFile) -> Vec<Line> {
     lines.extend(manifest.speed.iter().map(|speed| ("speed", speed.to_string())));
     lines.extend(manifest.products.iter().map(|products| ("products", products.to_string())));
     lines
+}
+
+/// What is said in the place of the fidelity of an engine that was built ahead of time.
+pub fn unproven_words(wanted: &Unproven) -> String {
+    format!("unproven: a cosine of at least {} is to be shown when it is first loaded on a GPU", wanted.min_cosine)
 }
 
 /// In which arithmetic, and where that is not the model's own function.

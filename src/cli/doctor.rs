@@ -173,7 +173,7 @@ fn checks(device: usize) -> Vec<Check> {
     #[cfg(not(feature = "cuda"))]
     checks.push(Check::new(State::Missing, "feature cuda", "not in this build").next(HOW_TO_BUILD_CUDA).for_cuda());
     #[cfg(feature = "tensorrt")]
-    checks.extend(tensorrt::checks());
+    checks.extend(tensorrt::checks(device));
     #[cfg(not(feature = "tensorrt"))]
     checks.push(Check::new(State::Missing, "feature tensorrt", "not in this build").next(HOW_TO_BUILD).for_tensorrt());
     checks.push(build_headers());

@@ -30,6 +30,7 @@ pub fn of_chain(error: &anyhow::Error) -> String {
 fn flag(setting: Setting) -> Option<&'static str> {
     Some(match setting {
         Setting::Calibration => "--calibration",
+        Setting::ComputeCapability => "--compute-capability",
         Setting::Dim => "--dim",
         Setting::Engine => "--engine",
         Setting::Fp32Layers => "--fp32-layers",
@@ -60,6 +61,8 @@ fn hint(error: &Error) -> &'static str {
         Error::OutsideProfile { .. } => " (--profile)",
         Error::NoReference { .. } => " (--reference FILE, --no-parity)",
         Error::Fidelity { .. } => " (`trt-embed build` with --precision, --min-cosine)",
+        Error::GpuNotServed { .. } => " (--backend cuda)",
+        Error::Unproven { .. } => " (without --require-proof)",
         Error::Cancelled { .. } => "; nothing was written",
         Error::NoPrecision { .. } => " (--min-cosine)",
         #[cfg(not(feature = "tensorrt"))]

@@ -29,6 +29,10 @@ pub struct ExecutorArgs {
     /// Engine file made by `trt-embed build` [default: the engine cache's, built at the first use].
     #[arg(long, env = "TRT_EMBED_ENGINE", value_name = "FILE")]
     pub engine: Option<PathBuf>,
+    /// Refuses an engine file that was never compared with its model: one that was built ahead of time and was not loaded on this machine before,
+    /// or without comparison. Otherwise the first is compared when it is first loaded.
+    #[arg(long, requires = "engine")]
+    pub require_proof: bool,
     /// Precision of an engine that is built for the cache [default: fp16]. `--backend auto` then takes TensorRT before cuda.
     #[arg(long, value_enum, value_name = "PRECISION", conflicts_with = "engine")]
     pub engine_precision: Option<EnginePrecision>,
@@ -244,7 +248,7 @@ pub fn builder(source: &str, executor: &ExecutorArgs) -> Result<EmbedderBuilder>
     let mut builder = Embedder::builder(source).backend(executor.backend.choice());
     builder = builder.device(executor.device);
     if let Some(file) = &executor.engine {
-        builder = builder.engine(file);
+        builder = builder.engine(file).require_proof(executor.require_proof);
     }
     if let Some(lanes) = executor.lanes {
         builder = builder.lanes(lanes.get());

@@ -122,7 +122,10 @@ fn is_absent(error: &Error) -> bool {
                 | Cuda::Driver { during: "start the driver", .. }
         );
     }
-    matches!(error, Error::Backend { .. } | Error::TensorRtLibrary { .. } | Error::TensorRtVersion { .. })
+    matches!(
+        error,
+        Error::Backend { .. } | Error::TensorRtLibrary { .. } | Error::TensorRtVersion { .. } | Error::GpuNotServed { .. }
+    )
 }
 
 /// The first of `candidates` that `open` opens, and why those in front of it were not taken.
@@ -241,6 +244,14 @@ mod tests {
         assert!(lacking(Stage::Finding, backend_error("tensorrt")));
         let library = Error::TensorRtLibrary { library: "libnvinfer.so.8".into(), tried: Vec::new(), next: "install it".into() };
         assert!(lacking(Stage::Finding, library));
+        let not_on_this_gpu = || Error::GpuNotServed {
+            what: "TensorRT RTX 1.7.1".into(),
+            gpu: "NVIDIA H100".into(),
+            capability: "9.0".into(),
+            served: "8.6".into(),
+            next: "choose another",
+        };
+        assert!(lacking(Stage::Finding, not_on_this_gpu()) && !lacking(Stage::Opening, not_on_this_gpu()));
     }
 
     #[cfg(feature = "cuda")]

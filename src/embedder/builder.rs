@@ -30,6 +30,8 @@ pub struct EmbedderBuilder {
     threads: Option<usize>,
     backend: BackendChoice,
     engine: Option<PathBuf>,
+    /// Of engine files alone.
+    require_proof: bool,
     device: usize,
     lanes: Option<usize>,
     queue_tokens: Option<usize>,
@@ -82,6 +84,7 @@ impl EmbedderBuilder {
             threads: None,
             backend: BackendChoice::Auto,
             engine: None,
+            require_proof: false,
             device: 0,
             lanes: None,
             queue_tokens: None,
@@ -175,6 +178,14 @@ impl EmbedderBuilder {
     #[must_use]
     pub fn engine(mut self, file: impl Into<PathBuf>) -> Self {
         self.engine = Some(file.into());
+        self
+    }
+
+    /// Whether the [`EmbedderBuilder::engine`] must have been compared with its model before: when it was built, or when it was loaded on this machine
+    /// earlier. Otherwise one that was built ahead of time is compared when it is first loaded, which takes the model's time on the CPU.
+    #[must_use]
+    pub fn require_proof(mut self, required: bool) -> Self {
+        self.require_proof = required;
         self
     }
 
@@ -452,7 +463,13 @@ impl EmbedderBuilder {
 
     #[cfg(feature = "tensorrt")]
     fn gpu_request<'a>(&'a self, build: &'a BuildSettings) -> super::tensorrt::Request<'a> {
-        super::tensorrt::Request { lanes: self.lanes, max_tokens: self.max_tokens, build, progress: self.progress.as_ref() }
+        super::tensorrt::Request {
+            lanes: self.lanes,
+            max_tokens: self.max_tokens,
+            require_proof: self.require_proof,
+            build,
+            progress: self.progress.as_ref(),
+        }
     }
 
     #[cfg(feature = "cpu")]

@@ -13,15 +13,19 @@ mod engine_file;
 mod library;
 mod make;
 
-pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed};
+pub use engine_file::{Build, Cache, CacheKey, Cost, EngineFile, Fidelity, Machine, Manifest, Model, Source, Speed, Unproven};
 pub use library::{
-    Arithmetic, BuildSettings, Direction, Element, Engine, IoTensor, Layer, LayerDetails, LayerTensor, Library, Plan, Products,
-    Profile, ProfileRange, Runtime, SearchPath, Shape, Version, build_plan, default_profiles, exit_during_build, header_version,
+    Arithmetic, BuildSettings, ComputeCapability, Direction, Element, Engine, Flavour, IoTensor, Layer, LayerDetails,
+    LayerTensor, Library, Plan, Products, Profile, ProfileRange, Runtime, SearchPath, Shape, Target, Version,
+    ahead_of_time_capabilities, build_plan, default_profiles, exit_during_build, header_version,
 };
 pub use make::{
     Candidate, EngineRequest, Fastest, FastestRequest, Gate, TensorRtObserver, build_engine, build_fastest, cached_engine,
-    load_engine, machine,
+    load_engine, machine, prove,
 };
+
+pub(crate) use engine_file::Loaded;
+pub(crate) use make::{loaded, recall_proof};
 
 // What serves this crate alone; its own tests see it through the feature `internals`.
 #[cfg(not(feature = "internals"))]

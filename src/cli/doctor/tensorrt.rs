@@ -3,27 +3,47 @@
 use super::gpu::{can_write, files};
 use super::{Check, State};
 use indicatif::HumanBytes;
-use trt_embed::backend::tensorrt::{Cache, Library, header_version};
+use std::sync::Arc;
+use trt_embed::backend::tensorrt::{Cache, Flavour, Library, header_version};
+use trt_embed::cuda::Device;
 
 pub fn feature() -> Check {
     Check::ok("feature tensorrt", format!("compiled with the headers of TensorRT {}", header_version()))
 }
 
-pub fn checks() -> Vec<Check> {
-    let [library, parser] = tensorrt();
-    [library, parser, engine_cache()].map(Check::for_tensorrt).into()
+pub fn checks(device: usize) -> Vec<Check> {
+    let library = Library::load();
+    let gpu = library.as_ref().ok().and_then(|library| gpu(library, device));
+    let [library, parser] = tensorrt(library);
+    [Some(library), Some(parser), gpu, Some(engine_cache())].into_iter().flatten().map(Check::for_tensorrt).collect()
+}
+
+/// Whether this TensorRT runs on GPU `device`: said of TensorRT for RTX, which leaves GPUs of data centres out. None without a GPU, which has a line
+/// of its own.
+fn gpu(library: &Library, device: usize) -> Option<Check> {
+    const WHAT: &str = "GPU for TensorRT";
+    let opened = (library.version().flavour == Flavour::Rtx).then(|| Device::open(device)).and_then(Result::ok)?;
+    Some(match library.check_device(&opened) {
+        Ok(()) => Check::ok(WHAT, format!("TensorRT {} runs on {}", library.version(), opened.properties().name)),
+        Err(error) => Check::of_error(State::Missing, WHAT, &error),
+    })
 }
 
 /// The libraries are loaded and asked for their version, no more: TensorRT 8.6 crashes where it starts without a driver.
-fn tensorrt() -> [Check; 2] {
-    const PARSER: &str = "libnvonnxparser";
-    match Library::load() {
+fn tensorrt(library: trt_embed::Result<Arc<Library>>) -> [Check; 2] {
+    let headers = header_version();
+    let (name, parser_name) = (headers.flavour.library_stem(), headers.flavour.parser_stem());
+    match library {
         Ok(library) => {
-            let found = Check::ok("libnvinfer", format!("TensorRT {} from {}", library.version(), library.path().display()));
+            let found = Check::ok(name, format!("TensorRT {} from {}", library.version(), library.path().display()));
             let parser = match library.load_parser() {
-                Ok(()) => Check::ok(PARSER, "loads: engines can be built"),
+                Ok(()) if library.version().builds_ahead_of_time() => Check::ok(
+                    parser_name,
+                    "loads: engines can be built, with --compute-capability also for GPUs that are not here",
+                ),
+                Ok(()) => Check::ok(parser_name, "loads: engines can be built"),
                 Err(error) => {
-                    let mut check = Check::of_error(State::Missing, PARSER, &error);
+                    let mut check = Check::of_error(State::Missing, parser_name, &error);
                     let next =
                         "\nWithout it an engine that was built elsewhere, for this TensorRT and GPU, still runs with --engine.";
                     check.next.get_or_insert_default().push_str(next);
@@ -32,7 +52,7 @@ fn tensorrt() -> [Check; 2] {
             };
             [found, parser]
         }
-        Err(error) => [Check::of_error(State::Missing, "libnvinfer", &error), Check::not_checked(PARSER, "libnvinfer")],
+        Err(error) => [Check::of_error(State::Missing, name, &error), Check::not_checked(parser_name, name)],
     }
 }
 

@@ -1,7 +1,7 @@
 //! `trt-embed inspect FILE.engine`: the manifest on any machine, the engine itself where it can be loaded.
 
 use super::{Args, Port, table};
-use crate::cli::build_summary::precision;
+use crate::cli::build_summary::{precision, unproven_words};
 use crate::cli::{message, output, say};
 use anyhow::{Context, Result};
 use indicatif::HumanBytes;
@@ -146,12 +146,12 @@ fn first_line(error: &trt_embed::Error) -> String {
 }
 
 fn lines(report: &Report) -> Vec<(&'static str, String)> {
-    let Manifest { machine, model, arithmetic, profiles, build, fidelity, .. } = &report.manifest;
+    let Manifest { machine, model, arithmetic, profiles, build, fidelity, unproven, .. } = &report.manifest;
     let mut lines = vec![
         ("file", report.file.display().to_string()),
         ("size", HumanBytes(report.bytes).to_string()),
         ("TensorRT", machine.tensorrt.clone()),
-        ("GPU", format!("{}, compute capability {}", machine.gpu, machine.compute_capability)),
+        ("GPU", machine.gpu_words()),
         ("arithmetic", precision(&report.manifest)),
     ];
     for (number, profile) in profiles.iter().enumerate() {
@@ -164,7 +164,13 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         ("pooling", model.pooling.clone()),
         ("graph", model.graph.clone()),
         ("tokenizer", model.tokenizer.clone()),
-        ("built", format!("by {} in {} s, driver of CUDA {}", build.by, build.seconds, build.cuda_driver)),
+        (
+            "built",
+            match machine.is_ahead_of_time() {
+                true => format!("by {} in {} s, ahead of time", build.by, build.seconds),
+                false => format!("by {} in {} s, driver of CUDA {}", build.by, build.seconds, build.cuda_driver),
+            },
+        ),
     ]);
     if let Some(bytes) = build.workspace_bytes {
         lines.push(("workspace", format!("at most {}", HumanBytes(bytes as u64))));
@@ -174,12 +180,13 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     }
     lines.push((
         "fidelity",
-        match fidelity {
-            Some(found) => format!(
+        match (fidelity, unproven) {
+            (Some(found), _) => format!(
                 "{} texts against {}: min cosine {}, largest difference {:.1e}, {} not finite",
                 found.texts, found.reference, found.min_cosine, found.max_abs_difference, found.not_finite
             ),
-            None => "not measured".into(),
+            (None, Some(wanted)) => unproven_words(wanted),
+            (None, None) => "not measured".into(),
         },
     ));
     if *arithmetic == Arithmetic::Int8 && !build.float_linears.is_empty() {

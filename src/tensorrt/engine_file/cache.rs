@@ -1,7 +1,7 @@
 //! The engine cache: engines by the hash of all that decides them, built once on a machine.
 
 use super::EngineFile;
-use super::manifest::{Machine, Manifest, Model};
+use super::manifest::{Machine, Manifest, Model, Proof};
 use crate::digest::hex;
 use crate::files::{AtomicFile, user_cache_folder};
 use crate::tensorrt::library::{BuildSettings, wait_for_turn};
@@ -22,6 +22,18 @@ pub struct Cache {
 /// Names an engine: equal keys mean an interchangeable plan.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CacheKey(String);
+
+/// Names an engine on a machine that loads it: what is learnt there, of an engine that was built elsewhere, is kept under it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Loaded(String);
+
+impl Loaded {
+    /// Hashes the file's contents and the machine.
+    pub(in crate::tensorrt) fn new(file: &EngineFile, machine: &Machine) -> Result<Self> {
+        let name = format!("{}\n{}\n{}", machine.tensorrt, machine.compute_capability, machine.gpu);
+        Ok(Self(hex(&Sha256::new().chain_update(file.digest()?).chain_update(name).finalize())))
+    }
+}
 
 impl CacheKey {
     /// Hashes everything that decides the plan. Pooling, which follows the plan, and the name of an ONNX file do not.
@@ -131,10 +143,47 @@ impl Cache {
     /// # Errors
     /// [`Error::Io`].
     pub fn store_timing_cache(&self, machine: &Machine, bytes: &[u8]) -> Result<()> {
+        self.write(&self.timing_path(machine), bytes)
+    }
+
+    /// What the engine that `loaded` names has shown on its machine; none where it was not loaded there before.
+    pub(in crate::tensorrt) fn proof(&self, loaded: &Loaded) -> Option<Proof> {
+        let path = self.loaded_path(loaded, "proof");
+        let bytes = fs::read(&path).ok()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(proof) => Some(proof),
+            Err(error) => {
+                log::warn!("comparing the engine anew: {}: {error}", path.display());
+                None
+            }
+        }
+    }
+
+    /// Keeps `proof` for later loads.
+    pub(in crate::tensorrt) fn store_proof(&self, loaded: &Loaded, proof: &Proof) -> Result<()> {
+        let json = serde_json::to_vec_pretty(proof)
+            .map_err(|error| Error::Setting { setting: crate::Setting::EngineCache, reason: error.to_string() })?;
+        self.write(&self.loaded_path(loaded, "proof"), &json)
+    }
+
+    /// The kernels that earlier loads compiled of the engine that `loaded` names; empty where there were none.
+    pub(crate) fn kernels(&self, loaded: &Loaded) -> Vec<u8> {
+        fs::read(self.loaded_path(loaded, "kernels")).unwrap_or_default()
+    }
+
+    /// Keeps `bytes` for later loads.
+    pub(crate) fn store_kernels(&self, loaded: &Loaded, bytes: &[u8]) -> Result<()> {
+        self.write(&self.loaded_path(loaded, "kernels"), bytes)
+    }
+
+    fn loaded_path(&self, loaded: &Loaded, extension: &str) -> PathBuf {
+        self.folder.join(format!("{}.{extension}", loaded.0))
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
-        let path = self.timing_path(machine);
-        let mut file = AtomicFile::create(&path)?;
-        file.write_all(bytes).map_err(Error::io("write", &path))?;
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(bytes).map_err(Error::io("write", path))?;
         file.commit()
     }
 
@@ -283,6 +332,33 @@ mod tests {
         cache.store_timing_cache(&machine, b"tactics").unwrap();
         assert_eq!(cache.timing_cache(&machine), b"tactics");
         assert!(cache.timing_cache(&Machine { tensorrt: "10.0.0".into(), ..machine }).is_empty());
+    }
+
+    #[test]
+    fn proofs_and_kernels_are_kept_by_engine_and_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("made"));
+        let (file, machine) = (engine(b"plan"), manifest().machine);
+        let loaded = Loaded::new(&file, &machine).unwrap();
+        assert_eq!((cache.proof(&loaded), cache.kernels(&loaded)), (None, Vec::new()));
+        let proof = Proof { fidelity: manifest().fidelity.unwrap(), costs: Vec::new() };
+        cache.store_proof(&loaded, &proof).unwrap();
+        cache.store_kernels(&loaded, b"compiled").unwrap();
+        assert_eq!((cache.proof(&loaded), cache.kernels(&loaded)), (Some(proof), b"compiled".to_vec()));
+        let mut changed = manifest();
+        changed.model.pooling = "cls".into();
+        for (file, machine) in [
+            (engine(b"other"), machine.clone()),
+            (EngineFile::built(changed, b"plan".to_vec()), machine.clone()),
+            (file.clone(), Machine { gpu: "NVIDIA L4".into(), ..machine.clone() }),
+            (file.clone(), Machine { tensorrt: "RTX 1.7.1".into(), ..machine.clone() }),
+        ] {
+            let other = Loaded::new(&file, &machine).unwrap();
+            assert_eq!((cache.proof(&other), cache.kernels(&other)), (None, Vec::new()), "{machine:?}");
+        }
+        // A damaged one is as good as none.
+        fs::write(cache.loaded_path(&loaded, "proof"), "{").unwrap();
+        assert_eq!(cache.proof(&loaded), None);
     }
 
     /// Stops as soon as it waits, and counts the phases that began and ended.

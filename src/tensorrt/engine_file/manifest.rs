@@ -1,22 +1,28 @@
 //! What an engine file says of its plan, and the checks against the machine, the model and the call it is loaded for.
 
 use crate::graph::Precision;
-use crate::tensorrt::library::{Arithmetic, Products, Profile, ProfileRange, Shape, check_longest};
+use crate::tensorrt::library::{
+    Arithmetic, ComputeCapability, Products, Profile, ProfileRange, Shape, Version, check_longest, list_capabilities,
+};
 use crate::tokens::{ShapeCost, ShapeCosts, SizeRange};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What a plan was built for. A plan runs only where all of it is the same.
+/// What a plan was built for. A plan runs only where all of it is the same; one that was built ahead of time, on every GPU of its compute
+/// capabilities.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// Version of TensorRT.
+    /// Flavour and version of TensorRT, e.g. `8.6.0` or `RTX 1.7.1`.
     pub tensorrt: String,
-    /// Compute capability, e.g. `9.0`.
+    /// Compute capability, e.g. `9.0`; of a plan that was built ahead of time one or more, e.g. `8.6, 8.9`.
     pub compute_capability: String,
-    /// The GPU's name.
+    /// The GPU's name; `any` of a plan that was built ahead of time.
     pub gpu: String,
 }
+
+/// [`Machine::gpu`] of plans that were built ahead of time. No GPU has this name.
+const ANY_GPU: &str = "any";
 
 /// Where a plan's graph came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,12 +81,26 @@ pub struct Fidelity {
     pub worst_tokens: usize,
 }
 
+/// What an engine must still show, on a GPU that can run it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unproven {
+    /// The smallest cosine that passes.
+    pub min_cosine: f64,
+}
+
+/// What an engine that was built ahead of time showed on a GPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(in crate::tensorrt) struct Proof {
+    pub fidelity: Fidelity,
+    pub costs: Vec<Cost>,
+}
+
 /// How a plan was built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
     /// `trt-embed` and its version.
     pub by: String,
-    /// CUDA version of the driver. A plan also runs under other drivers.
+    /// CUDA version of the driver; `none` of a plan that was built ahead of time. A plan also runs under other drivers.
     pub cuda_driver: String,
     /// Seconds that it took.
     pub seconds: u64,
@@ -145,6 +165,9 @@ pub struct Manifest {
     pub build: Build,
     /// How good it is, where that was measured.
     pub fidelity: Option<Fidelity>,
+    /// What it must show when it is first loaded, where it was built without a GPU that could have run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<Unproven>,
     /// How fast it is beside other arithmetic, in the order of `profiles`; empty where that was not measured.
     #[serde(default)]
     pub speed: Vec<Speed>,
@@ -175,6 +198,28 @@ impl fmt::Display for Speed {
             }
         }
         Ok(())
+    }
+}
+
+impl Machine {
+    /// GPUs that need not be here: all of these compute capabilities.
+    pub(in crate::tensorrt) fn ahead_of_time(version: Version, capabilities: &[ComputeCapability]) -> Self {
+        Self { tensorrt: version.to_string(), compute_capability: list_capabilities(capabilities), gpu: ANY_GPU.into() }
+    }
+
+    /// Whether plans for it were built ahead of time, for every GPU of its compute capabilities.
+    pub fn is_ahead_of_time(&self) -> bool {
+        self.gpu == ANY_GPU
+    }
+
+    /// The machine in words, e.g. `NVIDIA L4, compute capability 8.9`.
+    pub fn gpu_words(&self) -> String {
+        let capability = &self.compute_capability;
+        if self.is_ahead_of_time() {
+            format!("any GPU of compute capability {capability}")
+        } else {
+            format!("{}, compute capability {capability}", self.gpu)
+        }
     }
 }
 
@@ -237,8 +282,17 @@ impl Manifest {
     /// [`Error::EngineMismatch`] for the first field that differs.
     pub fn check_machine(&self, machine: &Machine) -> Result<()> {
         mismatch("the version of TensorRT", &machine.tensorrt, &self.machine.tensorrt)?;
-        mismatch("the compute capability", &machine.compute_capability, &self.machine.compute_capability)?;
-        mismatch("the GPU", &machine.gpu, &self.machine.gpu)
+        let built = &self.machine;
+        if built.is_ahead_of_time() {
+            let holds = built.compute_capability.split(", ").any(|one| one == machine.compute_capability);
+            return if holds {
+                Ok(())
+            } else {
+                mismatch("the compute capability", &machine.compute_capability, &built.compute_capability)
+            };
+        }
+        mismatch("the compute capability", &machine.compute_capability, &built.compute_capability)?;
+        mismatch("the GPU", &machine.gpu, &built.gpu)
     }
 
     /// Checks that the plan computes `model`, by its numbers first. Pooling may differ: it is not part of the plan.
@@ -307,6 +361,14 @@ impl Manifest {
         let said = self.plan_bytes.iter().fold(0_u64, |sum, &bytes| sum.saturating_add(bytes));
         mismatch("the length of the plans", said, plan.len())?;
         Ok(plans)
+    }
+
+    /// Takes what was measured on this machine in the place of what was still to be shown.
+    pub(in crate::tensorrt) fn take_proof(&mut self, proof: Proof) {
+        let Proof { fidelity, costs } = proof;
+        self.fidelity = Some(fidelity);
+        self.costs = costs;
+        self.unproven = None;
     }
 
     /// Checks that the measured fidelity reaches `min_cosine`.

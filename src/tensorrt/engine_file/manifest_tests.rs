@@ -31,6 +31,7 @@ pub(crate) fn manifest() -> Manifest {
         speed: Vec::new(),
         products: Vec::new(),
         costs: Vec::new(),
+        unproven: None,
         fidelity: Some(Fidelity {
             texts: 60,
             reference: "cpu".into(),
@@ -71,6 +72,48 @@ fn each_field_that_differs_is_named() {
         let error = check(&manifest(), &here).unwrap_err();
         assert!(matches!(error, Error::EngineMismatch { field, .. } if field == name), "{name}: {error}");
     }
+}
+
+#[test]
+fn a_plan_that_was_built_ahead_of_time_is_for_every_gpu_of_its_capabilities() {
+    let rtx = Version { flavour: crate::tensorrt::library::Flavour::Rtx, major: 1, minor: 7, patch: 1 };
+    let mut built = manifest();
+    built.machine = Machine::ahead_of_time(rtx, &[(8, 6).into(), (12, 0).into()]);
+    built.unproven = Some(Unproven { min_cosine: 0.9999 });
+    let read: Manifest = serde_json::from_str(&serde_json::to_string(&built).unwrap()).unwrap();
+    assert_eq!(read, built);
+    assert_eq!(read.machine.gpu_words(), "any GPU of compute capability 8.6, 12.0");
+    let machine = |tensorrt: &str, capability: &str| Machine {
+        tensorrt: tensorrt.into(),
+        compute_capability: capability.into(),
+        gpu: "NVIDIA A10G".into(),
+    };
+    for capability in ["8.6", "12.0"] {
+        read.check_machine(&machine("RTX 1.7.1", capability)).unwrap();
+    }
+    for (tensorrt, capability, name, expected) in [
+        ("RTX 1.7.1", "9.0", "the compute capability", "9.0"),
+        ("RTX 1.7.1", "2.0", "the compute capability", "2.0"),
+        ("RTX 1.7.0", "8.6", "the version of TensorRT", "RTX 1.7.0"),
+        ("11.4.0", "8.6", "the version of TensorRT", "11.4.0"),
+    ] {
+        let error = read.check_machine(&machine(tensorrt, capability)).unwrap_err();
+        let named = matches!(&error, Error::EngineMismatch { field, expected: here, .. } if *field == name && here == expected);
+        assert!(named, "{error}");
+    }
+    // A plan that was built on a GPU is that GPU's.
+    let error = manifest().check_machine(&Machine { gpu: "any".into(), ..manifest().machine }).unwrap_err();
+    assert!(matches!(error, Error::EngineMismatch { field: "the GPU", .. }), "{error}");
+}
+
+#[test]
+fn what_was_to_be_shown_gives_way_to_what_was() {
+    let mut unproven = manifest();
+    let fidelity = unproven.fidelity.take().unwrap();
+    unproven.unproven = Some(Unproven { min_cosine: 0.9999 });
+    let costs = vec![Cost { profile: "1x16".parse().unwrap(), min_micros: 100.0, max_micros: 100.0 }];
+    unproven.take_proof(Proof { fidelity: fidelity.clone(), costs: costs.clone() });
+    assert_eq!(unproven, Manifest { fidelity: Some(fidelity), costs, ..manifest() });
 }
 
 #[test]

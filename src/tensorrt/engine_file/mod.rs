@@ -15,11 +15,13 @@ mod cache;
 mod load;
 mod manifest;
 
+pub(crate) use cache::Loaded;
 pub use cache::{Cache, CacheKey};
+pub(super) use manifest::Proof;
 pub(super) use manifest::rounded;
 #[cfg(test)]
 pub(super) use manifest::tests::manifest;
-pub use manifest::{Build, Cost, Fidelity, Machine, Manifest, Model, Source, Speed};
+pub use manifest::{Build, Cost, Fidelity, Machine, Manifest, Model, Source, Speed, Unproven};
 
 use crate::digest::{PIECE_BYTES, of_pieces};
 use crate::files::AtomicFile;
@@ -72,6 +74,13 @@ impl EngineFile {
     /// TensorRT's bytes: all plans, one after the other ([`Manifest::split`]).
     pub fn plan(&self) -> &[u8] {
         &self.plan
+    }
+
+    /// What the file's contents are recognised by.
+    pub(super) fn digest(&self) -> Result<[u8; 32]> {
+        let json = serde_json::to_vec(&self.manifest)
+            .map_err(|error| Error::Setting { setting: crate::Setting::Engine, reason: format!("its manifest: {error}") })?;
+        Ok(digest(&json, &of_pieces([self.plan()])))
     }
 
     /// Writes manifest and plan to `path`, whole or not at all.

@@ -1,6 +1,7 @@
 //! Builds plans: an ONNX graph and settings in, a serialised engine out.
 
 use super::Library;
+use super::capability::{ComputeCapability, ahead_of_time_capabilities, check_targets};
 use super::ffi::{BuildWatch, bridge};
 use super::profile::Profile;
 use super::turn::wait_for_turn;
@@ -72,6 +73,16 @@ pub struct BuildSettings {
     pub onnx_path: Option<PathBuf>,
 }
 
+/// Where a plan is to run.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Target<'a> {
+    /// On this GPU.
+    Device(&'a Device),
+    /// On any GPU of one of these compute capabilities, none of which need be here: what TensorRT for RTX alone can build.
+    Capabilities(&'a [ComputeCapability]),
+}
+
 /// A built engine.
 #[non_exhaustive]
 pub struct Plan {
@@ -100,51 +111,85 @@ impl fmt::Display for Arithmetic {
     }
 }
 
-impl Library {
-    /// Whether builds report their phases and can be stopped (TensorRT 10 and later).
-    pub fn reports_progress(&self) -> bool {
-        self.version().major >= 10
+impl<'a> From<&'a Device> for Target<'a> {
+    fn from(device: &'a Device) -> Self {
+        Self::Device(device)
     }
 }
 
-/// Builds an engine on `device` for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
+impl Target<'_> {
+    /// What the GPUs can do that a plan is for.
+    fn capabilities(&self) -> Vec<ComputeCapability> {
+        match self {
+            Self::Device(device) => vec![device.properties().compute_capability.into()],
+            Self::Capabilities(wanted) => wanted.to_vec(),
+        }
+    }
+
+    fn bind(&self) -> Result<()> {
+        match self {
+            Self::Device(device) => Ok(device.bind()?),
+            Self::Capabilities(_) => Ok(()),
+        }
+    }
+
+    /// Whether all GPUs that a plan is for have 8-bit arithmetic: Pascal's data centre and embedded GPUs, and what is older, compute fp16
+    /// fast but not int8.
+    pub(in crate::tensorrt) fn check_int8(&self) -> Result<()> {
+        let Some(without) = self.capabilities().into_iter().find(|&capability| !has_int8(capability)) else { return Ok(()) };
+        let name = match self {
+            Self::Device(device) => &device.properties().name,
+            Self::Capabilities(_) => "a GPU",
+        };
+        let reason = format!("{name} (compute capability {without}) has no 8-bit arithmetic for int8: use fp16");
+        Err(Error::Setting { setting: Setting::Precision, reason })
+    }
+}
+
+/// Builds an engine for `onnx`, whose inputs are all `[batch, seq]`. Takes from seconds to many minutes; one build runs at a time.
 ///
 /// # Errors
 /// [`Error::TensorRt`] with what TensorRT logged; [`Error::Setting`] for settings that this version or device does not have;
 /// [`Error::Cancelled`].
-pub fn build_plan(
-    library: &Library,
-    device: &Device,
+pub fn build_plan<'a>(
+    library: &'a Library,
+    target: impl Into<Target<'a>>,
     onnx: &[u8],
     settings: &BuildSettings,
     progress: &dyn Progress,
 ) -> Result<Plan> {
-    PlanBuilder::new(library, device)?.build(onnx, settings, progress)
+    PlanBuilder::new(library, target)?.build(onnx, settings, progress)
 }
 
 /// Builds engines one after the other. What TensorRT loads to build, for which 8.6 needs seconds, it loads once.
 pub struct PlanBuilder<'a> {
     library: &'a Library,
-    device: &'a Device,
+    target: Target<'a>,
     handle: UniquePtr<bridge::Builder>,
 }
 
 impl fmt::Debug for PlanBuilder<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("PlanBuilder").field("library", self.library).field("device", self.device).finish_non_exhaustive()
+        out.debug_struct("PlanBuilder").field("library", self.library).field("target", &self.target).finish_non_exhaustive()
     }
 }
 
 impl<'a> PlanBuilder<'a> {
-    /// For engines that run on `device`.
+    /// For engines that run where `target` says.
     ///
     /// # Errors
-    /// [`Error::TensorRtLibrary`] without the parser's library; [`Error::TensorRt`], e.g. where the GPU's memory is full.
-    pub fn new(library: &'a Library, device: &'a Device) -> Result<Self> {
+    /// [`Error::TensorRtLibrary`] without the parser's library; [`Error::Setting`] for compute capabilities that this TensorRT does not build
+    /// for ahead of time; [`Error::GpuNotServed`]; [`Error::TensorRt`], e.g. where the GPU's memory is full.
+    pub fn new(library: &'a Library, target: impl Into<Target<'a>>) -> Result<Self> {
+        let target = target.into();
+        match target {
+            Target::Device(device) => library.check_device(device)?,
+            Target::Capabilities(wanted) => check_targets(library.version(), &ahead_of_time_capabilities(), wanted)?,
+        }
         library.load_parser()?;
-        device.bind()?;
+        target.bind()?;
         let handle = library.handle().create_builder().map_err(|exception| failure(ACTION, &exception))?;
-        Ok(Self { library, device, handle })
+        Ok(Self { library, target, handle })
     }
 
     /// Takes from seconds to many minutes; one build runs at a time.
@@ -160,12 +205,12 @@ impl<'a> PlanBuilder<'a> {
                 reason: "an engine needs at least one profile or bucket".into(),
             });
         }
-        if library.version().major > 8 && !settings.fp32_layers.is_empty() {
+        if library.version().is_strongly_typed() && !settings.fp32_layers.is_empty() {
             let reason = format!("TensorRT {} takes the types of the graph; this is for TensorRT 8.6", library.version());
             return Err(Error::Setting { setting: Setting::Fp32Layers, reason });
         }
         if settings.arithmetic == Arithmetic::Int8 {
-            check_int8(self.device)?;
+            self.target.check_int8()?;
         }
         let request = bridge::BuildRequest {
             onnx,
@@ -185,9 +230,17 @@ impl<'a> PlanBuilder<'a> {
             auxiliary_streams: settings.auxiliary_streams.map_or(-1, i32::from),
             detailed_layers: settings.layer_details == LayerDetails::Full,
             fp32_layers: settings.fp32_layers.clone(),
+            // A GPU that is newer than the library runs what is built for all.
+            capabilities: self
+                .target
+                .capabilities()
+                .into_iter()
+                .filter(|capability| ahead_of_time_capabilities().contains(capability))
+                .map(|ComputeCapability { major, minor }| bridge::Capability { major, minor })
+                .collect(),
             timing_cache: &settings.timing_cache,
         };
-        self.device.bind()?;
+        self.target.bind()?;
         let parser = library.parser()?;
         let one = wait_for_turn(progress, || match ONE_BUILD.try_lock() {
             Ok(turn) => Ok(Some(turn)),
@@ -205,20 +258,9 @@ impl<'a> PlanBuilder<'a> {
     }
 }
 
-/// Whether `device` has 8-bit arithmetic: Pascal's data centre and embedded GPUs, and what is older, compute fp16 fast but not int8.
-pub(in crate::tensorrt) fn check_int8(device: &Device) -> Result<()> {
-    let properties = device.properties();
-    if has_int8(properties.compute_capability) {
-        return Ok(());
-    }
-    let ((major, minor), name) = (properties.compute_capability, &properties.name);
-    let reason = format!("{name} (compute capability {major}.{minor}) has no 8-bit arithmetic for int8: use fp16");
-    Err(Error::Setting { setting: Setting::Precision, reason })
-}
-
 /// Whether GPUs of this compute capability multiply 8-bit integers (`dp4a` or tensor cores).
-fn has_int8(capability: (u32, u32)) -> bool {
-    capability >= (6, 1) && capability != (6, 2)
+fn has_int8(capability: ComputeCapability) -> bool {
+    capability >= (6, 1).into() && capability != (6, 2).into()
 }
 
 /// A failed call as an error with a next step.
@@ -257,10 +299,10 @@ mod tests {
     #[test]
     fn gpus_that_compute_fp16_alone_are_known() {
         for capability in [(5, 3), (6, 0), (6, 2)] {
-            assert!(!has_int8(capability), "{capability:?}");
+            assert!(!has_int8(capability.into()), "{capability:?}");
         }
         for capability in [(6, 1), (7, 0), (7, 5), (8, 0), (9, 0), (12, 0)] {
-            assert!(has_int8(capability), "{capability:?}");
+            assert!(has_int8(capability.into()), "{capability:?}");
         }
     }
 }

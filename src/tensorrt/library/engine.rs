@@ -7,6 +7,7 @@
 
 use super::Library;
 use super::builder::failure;
+use super::capability::{ANOTHER_EXECUTOR, not_served};
 use super::ffi::bridge;
 use crate::cuda::{Device, DeviceBuffer, DeviceValue, Stream};
 use crate::gpu::LayerTime;
@@ -112,6 +113,22 @@ impl Runtime {
         Ok(Arc::new(Self { runtime, device: device.clone(), library: Arc::clone(library) }))
     }
 
+    /// Why `plan` was not loaded.
+    fn refusal(&self, action: &'static str, plan: &[u8], exception: &cxx::Exception) -> Error {
+        if !self.runtime.is_for_another_gpu(plan) {
+            return failure(action, exception);
+        }
+        // TensorRT's own words, behind which nothing else stands on the line: "Supported compute capabilities: 8.0 8.6 >12.0".
+        let said = exception.what().split_once("Supported compute capabilities: ").and_then(|(_, list)| list.lines().next());
+        let served = said.map_or_else(|| "other GPUs".to_owned(), |list| list.trim().to_owned());
+        let next = match self.library.check_device(&self.device) {
+            Ok(()) => "Build it for this GPU's compute capability.",
+            Err(_) => ANOTHER_EXECUTOR,
+        };
+        let properties = self.device.properties();
+        not_served("the engine".into(), properties.name.clone(), properties.compute_capability.into(), served, next)
+    }
+
     /// The device that it runs on.
     pub fn device(&self) -> &Device {
         &self.device
@@ -127,14 +144,15 @@ impl Engine {
     /// Loads `plan` onto the device.
     ///
     /// # Errors
-    /// [`Error::TensorRt`] for a plan of another TensorRT or GPU, a damaged one, or one whose tensors are not plain device memory.
+    /// [`Error::TensorRt`] for a plan of another TensorRT or GPU, a damaged one, or one whose tensors are not plain device memory;
+    /// [`Error::GpuNotServed`] where TensorRT for RTX says that the plan is for other GPUs.
     ///
     /// # Safety
     /// `plan` is as TensorRT's builder gave it, which trusts a plan's inside: one that was made up may do anything.
     pub unsafe fn deserialize(runtime: &Arc<Runtime>, plan: &[u8]) -> Result<Arc<Self>> {
         const ACTION: &str = "load the engine";
         runtime.device.bind()?;
-        let engine = runtime.runtime.deserialize(plan).map_err(|exception| failure(ACTION, &exception))?;
+        let engine = runtime.runtime.deserialize(plan).map_err(|exception| runtime.refusal(ACTION, plan, &exception))?;
         let io: Vec<IoTensor> = engine
             .io()
             .map_err(|exception| failure(ACTION, &exception))?
@@ -149,6 +167,20 @@ impl Engine {
             }
         }
         Ok(Arc::new(Self { engine, io, profiles, runtime: Arc::clone(runtime) }))
+    }
+
+    /// Takes the kernels that [`Engine::kernels`] of the same plan gave earlier, so that contexts need not compile them. False where they are
+    /// another version's, driver's or GPU's, and with all but TensorRT for RTX, which alone compiles at load.
+    pub(crate) fn load_kernels(&self, bytes: &[u8]) -> bool {
+        self.engine.load_kernels(bytes)
+    }
+
+    /// The kernels that contexts of this engine have compiled; empty with all but TensorRT for RTX.
+    ///
+    /// # Errors
+    /// [`Error::TensorRt`].
+    pub(crate) fn kernels(&self) -> Result<Vec<u8>> {
+        self.engine.kernels().map_err(|exception| failure("keep the compiled kernels", &exception))
     }
 
     /// Inputs and outputs. Their places here are how a context names them.

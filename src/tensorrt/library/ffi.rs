@@ -84,9 +84,17 @@ pub(super) mod bridge {
 
     #[derive(Debug)]
     struct Version {
+        /// TensorRT for RTX, which counts its versions by itself.
+        rtx: bool,
         major: u32,
         minor: u32,
         patch: u32,
+    }
+
+    /// A GPU's compute capability.
+    struct Capability {
+        major: u32,
+        minor: u32,
     }
 
     /// `[batch, seq]` of every input.
@@ -111,6 +119,9 @@ pub(super) mod bridge {
         detailed_layers: bool,
         /// Layers whose name contains one of these compute in fp32.
         fp32_layers: Vec<String>,
+        /// For TensorRT for RTX: none for all that it knows and newer ones. Not looked at elsewhere.
+        capabilities: Vec<Capability>,
+        /// Not looked at by TensorRT for RTX, which times nothing.
         timing_cache: &'a [u8],
     }
 
@@ -157,14 +168,16 @@ pub(super) mod bridge {
 
     // SAFETY (`unsafe extern`): each function checks what it is given and reports by exception, so a call with any values is
     // sound, save for two promises that the safe types around it keep: `Context` (engine.rs) takes addresses only of buffers
-    // and streams that then hold what they use, and `create_runtime` and `create_builder` are called with an open `Device` at hand.
+    // and streams that then hold what they use, and `create_runtime` and `create_builder` are called with an open `Device` at hand, but
+    // with TensorRT for RTX, which needs neither driver nor GPU for them.
     unsafe extern "C++" {
         include!("trt-embed/cpp/tensorrt.h");
 
         type Library;
         fn open_library(path: &str) -> Result<UniquePtr<Library>>;
         fn header_version() -> Version;
-        fn version(self: &Library) -> Version;
+        fn ahead_of_time_capabilities() -> Vec<Capability>;
+        fn raw_version(self: &Library) -> i32;
         fn path(self: &Library) -> String;
         /// TensorRT 8.6 dereferences null here without a usable CUDA driver.
         fn create_runtime(self: &Library) -> Result<UniquePtr<Runtime>>;
@@ -184,6 +197,7 @@ pub(super) mod bridge {
 
         type Runtime;
         fn deserialize(self: &Runtime, plan: &[u8]) -> Result<UniquePtr<Engine>>;
+        fn is_for_another_gpu(self: &Runtime, plan: &[u8]) -> bool;
 
         type Engine;
         fn io(self: &Engine) -> Result<Vec<IoTensor>>;
@@ -193,6 +207,8 @@ pub(super) mod bridge {
         fn scratch_bytes(self: &Engine, profile: u32) -> Result<u64>;
         fn layers_json(self: &Engine) -> Result<String>;
         fn create_context(self: &Engine, scratch: Scratch) -> Result<UniquePtr<Context>>;
+        fn load_kernels(self: &Engine, bytes: &[u8]) -> bool;
+        fn kernels(self: &Engine) -> Result<Vec<u8>>;
 
         type Context;
         fn set_scratch(self: Pin<&mut Context>, address: usize, bytes: usize) -> Result<()>;
@@ -218,13 +234,14 @@ unsafe impl Sync for bridge::ParserLibrary {}
 
 // SAFETY: TensorRT ties no runtime to the thread that made it.
 unsafe impl Send for bridge::Runtime {}
-// SAFETY: the one method deserialises, which TensorRT's documentation lists as safe from several threads on one runtime.
+// SAFETY: the methods deserialise, which TensorRT's documentation lists as safe from several threads on one runtime, or read a plan's
+// first bytes.
 unsafe impl Sync for bridge::Runtime {}
 
 // SAFETY: TensorRT ties no engine to the thread that made it.
 unsafe impl Send for bridge::Engine {}
 // SAFETY: the methods read the engine or create contexts, both of which TensorRT's documentation lists as safe from several
-// threads on one engine.
+// threads on one engine; what is compiled for contexts is reached under a lock.
 unsafe impl Sync for bridge::Engine {}
 
 // SAFETY: a context may be used by one thread after another, as long as they do not overlap: every method that changes it

@@ -1,15 +1,20 @@
 //! Finds and loads TensorRT's libraries, and sees to it that they match the headers this crate was compiled with.
 
 mod builder;
+mod capability;
 mod engine;
 mod ffi;
 mod layers;
 mod products;
 mod profile;
+#[cfg(test)]
+mod rtx_tests;
 mod turn;
+mod version;
 
-pub(super) use builder::check_int8;
-pub use builder::{Arithmetic, BuildSettings, LayerDetails, Plan, PlanBuilder, build_plan, exit_during_build};
+pub use builder::{Arithmetic, BuildSettings, LayerDetails, Plan, PlanBuilder, Target, build_plan, exit_during_build};
+pub(super) use capability::list as list_capabilities;
+pub use capability::{ComputeCapability, ahead_of_time_capabilities};
 pub(super) use engine::misuse;
 pub use engine::{Context, Direction, Element, Engine, IoTensor, ProfileRange, Runtime};
 pub use layers::{Layer, LayerTensor};
@@ -17,6 +22,7 @@ pub use products::Products;
 pub(super) use profile::check_longest;
 pub use profile::{Profile, Shape, default_profiles};
 pub(super) use turn::wait_for_turn;
+pub use version::{Flavour, Version, header_version};
 
 use crate::{Error, Result};
 use cxx::UniquePtr;
@@ -26,22 +32,6 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// A version of TensorRT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
-    /// Libraries and headers must agree in it.
-    pub major: u32,
-    /// Features within a major version.
-    pub minor: u32,
-    /// Corrections.
-    pub patch: u32,
-}
-
-/// The version of the headers that this crate was compiled with.
-pub fn header_version() -> Version {
-    bridge::header_version().into()
-}
 
 /// Where libraries are looked for, in this order: a folder, the system's loader, a Python virtual environment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,18 +55,8 @@ pub struct Library {
     parser: Mutex<Option<Parser>>,
 }
 
-/// The loaded libnvonnxparser, from which each build makes a parser of its own.
+/// The loaded parser's library, from which each build makes a parser of its own.
 pub(super) type Parser = Arc<UniquePtr<bridge::ParserLibrary>>;
-
-impl Version {
-    /// Whether a program compiled with `headers` may call this library.
-    fn serves(self, headers: Self) -> bool {
-        // The shim calls nothing that a major version's first release lacks, but for what 10.1 put in the place of 10.0's
-        // functions for device memory.
-        let too_old = self.major == 10 && self.minor == 0 && headers.minor > 0;
-        self.major == headers.major && !too_old
-    }
-}
 
 impl SearchPath {
     /// As `TENSORRT_LIB_DIR` and `VIRTUAL_ENV` say.
@@ -95,27 +75,39 @@ impl SearchPath {
         Self { virtual_env: Some(root.into()), ..Self::default() }
     }
 
-    /// The paths to try for `file`; a bare name is the loader's.
-    fn candidates(&self, file: &str) -> Vec<PathBuf> {
+    /// The paths to try for `file`, of a TensorRT of this flavour; a bare name is the loader's.
+    fn candidates(&self, file: &str, flavour: Flavour) -> Vec<PathBuf> {
         let mut paths = Vec::new();
-        paths.extend(self.folder.as_ref().map(|folder| folder.join(file)));
+        paths.extend(self.folder.as_ref().map(|folder| in_folder(folder, file).unwrap_or_else(|| folder.join(file))));
         if self.loader {
             paths.push(file.into());
         }
         if let Some(root) = &self.virtual_env {
-            // `tensorrt` in the wheels of 8.6, `tensorrt_libs` in those of 10 and 11.
-            let folders: Vec<PathBuf> = entries(&root.join("lib"), "python")
+            let package = flavour.package();
+            let found: Vec<PathBuf> = entries(&root.join("lib"), "python")
                 .into_iter()
-                .flat_map(|python| entries(&python.join("site-packages"), "tensorrt"))
-                .filter(|folder| folder.join(file).exists())
+                .flat_map(|python| entries(&python.join("site-packages"), package))
+                .filter_map(|folder| in_folder(&folder, file))
                 .collect();
-            if folders.is_empty() {
-                paths.push(root.join("lib/python*/site-packages/tensorrt*").join(file));
+            if found.is_empty() {
+                paths.push(root.join(format!("lib/python*/site-packages/{package}*")).join(file));
             }
-            paths.extend(folders.into_iter().map(|folder| folder.join(file)));
+            paths.extend(found);
         }
         paths
     }
+}
+
+/// The library `file` in `folder`: under that name, or under one with the whole version behind it, as the wheel of TensorRT for RTX has it.
+fn in_folder(folder: &Path, file: &str) -> Option<PathBuf> {
+    let exact = folder.join(file);
+    if exact.exists() {
+        return Some(exact);
+    }
+    let start = format!("{file}.");
+    let is_version = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let whole = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()?.strip_prefix(&start)).is_some_and(is_version);
+    entries(folder, &start).into_iter().rfind(whole)
 }
 
 /// Entries of `folder` whose name starts with `prefix`, sorted; none where it cannot be read.
@@ -160,7 +152,7 @@ fn open_first<T>(stem: &str, candidates: &[PathBuf], next: &str, open: impl Fn(&
 }
 
 impl Library {
-    /// Loads libnvinfer from [`SearchPath::from_env`].
+    /// Loads TensorRT from [`SearchPath::from_env`].
     ///
     /// # Errors
     /// As [`Library::load_from`].
@@ -168,21 +160,29 @@ impl Library {
         Self::load_from(SearchPath::from_env())
     }
 
-    /// Loads libnvinfer of the headers' major version. Needs no GPU.
+    /// Loads TensorRT (libnvinfer; libtensorrt_rtx with the headers of TensorRT for RTX) of the headers' major version. Needs no GPU.
     ///
     /// # Errors
     /// [`Error::TensorRtLibrary`] where none can be loaded, with every path tried; [`Error::TensorRtVersion`] where the first
-    /// one found says that it is another version than its name does.
+    /// one found says that it is another version or flavour than its name does.
     pub fn load_from(search: SearchPath) -> Result<Arc<Self>> {
         let headers = header_version();
-        let candidates = search.candidates(&format!("libnvinfer.so.{}", headers.major));
-        let next = format!(
-            "Install TensorRT {}.x and set TENSORRT_LIB_DIR to the folder of its libraries, \
-             or activate the virtual environment that its Python package is installed in.",
-            headers.major
-        );
-        let handle = open_first("libnvinfer", &candidates, &next, bridge::open_library)?;
-        let version = Version::from(handle.version());
+        let stem = headers.flavour.library_stem();
+        let candidates = search.candidates(&format!("{stem}.so.{}", headers.major), headers.flavour);
+        let next = match headers.flavour {
+            Flavour::Standard => format!(
+                "Install TensorRT {}.x and set TENSORRT_LIB_DIR to the folder of its libraries, \
+                 or activate the virtual environment that its Python package is installed in.",
+                headers.major
+            ),
+            Flavour::Rtx => {
+                "Install TensorRT for RTX with `pip install onnxruntime-ep-nv-tensorrt-rtx-cu12` into a virtual environment and \
+                             activate that, or set TENSORRT_LIB_DIR to the folder of its libraries."
+                    .to_owned()
+            }
+        };
+        let handle = open_first(stem, &candidates, &next, bridge::open_library)?;
+        let version = Version::decode(handle.raw_version());
         let path = PathBuf::from(handle.path());
         if !version.serves(headers) {
             // TensorRT's factories do not check: calling them would be undefined behaviour.
@@ -202,7 +202,7 @@ impl Library {
         &self.path
     }
 
-    /// Loads libnvonnxparser, which building needs. Needs no GPU.
+    /// Loads the parser of ONNX, which building needs. Needs no GPU.
     ///
     /// # Errors
     /// [`Error::TensorRtLibrary`].
@@ -225,58 +225,31 @@ impl Library {
     }
 
     fn open_parser(&self) -> Result<UniquePtr<bridge::ParserLibrary>> {
-        let file = format!("libnvonnxparser.so.{}", self.version.major);
+        let Version { flavour, major, .. } = self.version;
+        let file = format!("{}.so.{major}", flavour.parser_stem());
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
 
-        let mut candidates: Vec<PathBuf> = folder.map(|folder| folder.join(&file)).into_iter().collect();
-        for path in self.search.candidates(&file) {
+        let mut candidates: Vec<PathBuf> =
+            folder.map(|folder| in_folder(folder, &file).unwrap_or_else(|| folder.join(&file))).into_iter().collect();
+        for path in self.search.candidates(&file, flavour) {
             if !candidates.contains(&path) {
                 candidates.push(path);
             }
         }
         // The loader names the dependency that it misses; TensorRT's libraries look for theirs beside themselves.
-        let next = "Building needs libnvonnxparser and libnvinfer_plugin beside libnvinfer, and with TensorRT 8.6 also cuDNN 8 \
-                    and cuBLAS 12, in LD_LIBRARY_PATH or as Python packages beside TensorRT's.";
-        open_first("libnvonnxparser", &candidates, next, bridge::open_parser)
-    }
-}
-
-impl From<bridge::Version> for Version {
-    fn from(version: bridge::Version) -> Self {
-        Self { major: version.major, minor: version.minor, patch: version.patch }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{}.{}.{}", self.major, self.minor, self.patch)
+        let next = match flavour {
+            Flavour::Standard => {
+                "Building needs libnvonnxparser and libnvinfer_plugin beside libnvinfer, and with TensorRT 8.6 also cuDNN 8 \
+                 and cuBLAS 12, in LD_LIBRARY_PATH or as Python packages beside TensorRT's."
+            }
+            Flavour::Rtx => "Building needs libtensorrt_onnxparser_rtx beside libtensorrt_rtx, where the Python package has it.",
+        };
+        open_first(flavour.parser_stem(), &candidates, next, bridge::open_parser)
     }
 }
 
 impl fmt::Debug for Library {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Library").field("version", &self.version).field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_serves_headers_of_its_major_version() {
-        let version = |major, minor| Version { major, minor, patch: 0 };
-        for (library, headers, expected) in [
-            (version(8, 6), version(8, 6), true),
-            (version(8, 6), version(10, 0), false),
-            (version(11, 0), version(11, 4), true),
-            (version(11, 4), version(11, 0), true),
-            (version(10, 0), version(10, 0), true),
-            (version(10, 0), version(10, 16), false),
-            (version(10, 1), version(10, 16), true),
-            (version(11, 4), version(10, 4), false),
-        ] {
-            assert_eq!(library.serves(headers), expected, "{library} for headers {headers}");
-        }
     }
 }

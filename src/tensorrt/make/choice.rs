@@ -9,7 +9,7 @@ use crate::quantization::Calibration;
 #[cfg(feature = "cpu")]
 use crate::quantization::{Samples, choose_float};
 use crate::tensorrt::engine_file::{Cache, EngineFile, Fidelity, Manifest};
-use crate::tensorrt::library::{Arithmetic, Library, check_int8};
+use crate::tensorrt::library::{Arithmetic, Library, Target};
 use crate::{Error, Progress, Result, Setting};
 use std::sync::Arc;
 
@@ -187,7 +187,7 @@ struct Contest<'a> {
 
 impl Contest<'_> {
     fn enter_int8(&mut self, calibration: &Calibration) -> Result<()> {
-        if let Err(reason) = check_int8(self.device) {
+        if let Err(reason) = Target::from(self.device).check_int8() {
             return self.refuse_int8(reason);
         }
         match self.quantise(calibration) {
@@ -241,7 +241,7 @@ impl Contest<'_> {
     }
 
     fn build(&mut self, request: &EngineRequest<'_>) -> Result<()> {
-        let job = Job::new(self.library, self.device, self.cache, request, self.progress)?;
+        let job = Job::new(self.library, self.device.into(), self.cache, request, self.progress)?;
         let lock = self.cache.lock(self.progress)?;
         let mut engine = job.build_unproven()?;
         drop(lock);
@@ -313,6 +313,7 @@ mod tests {
     fn refused(arithmetic: Arithmetic, micros: &[f64], bar: f64) -> Candidate {
         let reason = Error::Fidelity {
             measured: "the smallest cosine is 0.5".into(),
+            min_cosine: Some(0.5),
             bar,
             profile: "1x16".into(),
             tokens: 9,

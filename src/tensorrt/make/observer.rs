@@ -85,7 +85,7 @@ impl TensorRtObserver {
         // Its vectors are not used; an fp32 engine's values are the CPU's but for rounding.
         request.gate = Gate::Off;
         let source = || GraphSource::observe(model);
-        let (file, _) = Job::of_graph(library, device, cache, &request, progress, source)?.cached(&request)?;
+        let (file, _) = Job::of_graph(library, device.into(), cache, &request, progress, source)?.cached(&request)?;
 
         let runtime = Runtime::new(library, device)?;
         let encoder = stage("loading the engine", || TensorRtEncoder::load(&runtime, &file))?;

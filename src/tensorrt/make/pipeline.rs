@@ -6,8 +6,10 @@ use super::timing::{Measured, measure, speeds};
 use crate::cuda::Device;
 use crate::graph::{Precision, Quantization};
 use crate::model::{Activation, ModelFolder};
-use crate::tensorrt::engine_file::{Build, Cache, CacheKey, EngineFile, Machine, Manifest, Model};
-use crate::tensorrt::library::{Arithmetic, BuildSettings, Library, PlanBuilder, Profile, check_longest, default_profiles};
+use crate::tensorrt::engine_file::{Build, Cache, CacheKey, EngineFile, Machine, Manifest, Model, Unproven};
+use crate::tensorrt::library::{
+    Arithmetic, BuildSettings, Flavour, Library, PlanBuilder, Profile, Target, Version, check_longest, default_profiles,
+};
 use crate::{Error, Progress, Result, Setting};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -140,21 +142,30 @@ pub(super) fn misplaced_calibration() -> Error {
 /// Builds the engine that `request` asks for and compares it with its reference. `cache` gives and keeps the timing cache, and
 /// its lock keeps builds of several processes apart; the engine is not put into it.
 ///
+/// For [`Target::Capabilities`] no GPU is asked, and so nothing compared: the engine says of itself what it must show, which [`prove`](super::prove)
+/// sees to where it is first loaded.
+///
 /// # Errors
 /// See [`EngineRequest::check`] and [`build_plan`](crate::backend::tensorrt::build_plan); [`Error::Fidelity`] where the engine does not pass the gate; [`Error::Cancelled`].
-pub fn build_engine(
-    library: &Arc<Library>,
-    device: &Device,
-    cache: &Cache,
-    request: &EngineRequest<'_>,
-    progress: &dyn Progress,
+pub fn build_engine<'a>(
+    library: &'a Arc<Library>,
+    target: impl Into<Target<'a>>,
+    cache: &'a Cache,
+    request: &EngineRequest<'a>,
+    progress: &'a dyn Progress,
 ) -> Result<EngineFile> {
+    let target = target.into();
     request.check()?;
-    let job = Job::new(library, device, cache, request, progress)?;
+    if matches!(target, Target::Capabilities(_)) && request.reference.is_some() {
+        let reason = "vectors of a file are compared where the engine is built, which no GPU for it does here: leave the file out, and the \
+                      engine is compared with the model on the CPU where it is first loaded";
+        return Err(Error::Setting { setting: Setting::ComputeCapability, reason: reason.into() });
+    }
+    let job = Job::new(library, target, cache, request, progress)?;
     let lock = cache.lock(progress)?;
     let mut engine = job.build()?;
     drop(lock);
-    if request.settings.arithmetic == Arithmetic::Int8 {
+    if let (Arithmetic::Int8, Target::Device(device)) = (request.settings.arithmetic, target) {
         // A quantised graph of another exporter has no fp16 one beside it. Before the lock, which building it takes.
         let half = || half_precision(library, device, cache, request, progress);
         let half = request.quantization.map(|_| half()).transpose()?;
@@ -196,10 +207,11 @@ pub fn cached_engine(
     progress: &dyn Progress,
 ) -> Result<(EngineFile, PathBuf)> {
     request.check_graph()?;
-    Job::new(library, device, cache, request, progress)?.cached(request)
+    Job::new(library, device.into(), cache, request, progress)?.cached(request)
 }
 
-/// The engine in the file at `path`, checked against machine and model before its plan is read.
+/// The engine in the file at `path`, checked against machine and model before its plan is read. One that was built ahead of time may still be
+/// unproven, which [`prove`](super::prove) changes.
 ///
 /// # Errors
 /// [`Error::EngineMismatch`] for the first field that differs; see [`EngineFile::read`] and [`Manifest::check_folder`].
@@ -213,7 +225,7 @@ pub fn load_engine(path: &Path, library: &Library, device: &Device, folder: &Mod
 /// A request with all that identifies its engine.
 pub(super) struct Job<'a> {
     library: &'a Arc<Library>,
-    device: &'a Device,
+    target: Target<'a>,
     cache: &'a Cache,
     folder: &'a ModelFolder,
     progress: &'a dyn Progress,
@@ -229,14 +241,14 @@ pub(super) struct Job<'a> {
 impl<'a> Job<'a> {
     pub fn new(
         library: &'a Arc<Library>,
-        device: &'a Device,
+        target: Target<'a>,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
         progress: &'a dyn Progress,
     ) -> Result<Self> {
         let folder = request.folder;
         let precision = graph_precision(library, request.settings.arithmetic);
-        Self::of_graph(library, device, cache, request, progress, || match (request.onnx, request.quantization) {
+        Self::of_graph(library, target, cache, request, progress, || match (request.onnx, request.quantization) {
             (Some(path), _) => GraphSource::open(path, folder),
             (None, Some(quantization)) => GraphSource::quantise(folder, precision, request.tanh_gelu, quantization),
             (None, None) => GraphSource::export(folder, precision, request.tanh_gelu),
@@ -246,14 +258,17 @@ impl<'a> Job<'a> {
     /// As [`Job::new`], for the graph that `source` gives.
     pub fn of_graph(
         library: &'a Arc<Library>,
-        device: &'a Device,
+        target: Target<'a>,
         cache: &'a Cache,
         request: &EngineRequest<'a>,
         progress: &'a dyn Progress,
         source: impl FnOnce() -> Result<GraphSource>,
     ) -> Result<Self> {
         let folder = request.folder;
-        let machine = machine(library, device);
+        let machine = match target {
+            Target::Device(device) => machine(library, device),
+            Target::Capabilities(wanted) => Machine::ahead_of_time(library.version(), wanted),
+        };
         let mut settings = BuildSettings { profiles: request.profiles(), ..request.settings.clone() };
         if settings.timing_cache.is_empty() {
             settings.timing_cache = cache.timing_cache(&machine);
@@ -265,7 +280,7 @@ impl<'a> Job<'a> {
         let float_linears: Vec<String> = float_linears.unwrap_or_default();
         Ok(Self {
             library,
-            device,
+            target,
             cache,
             folder,
             progress,
@@ -300,12 +315,17 @@ impl<'a> Job<'a> {
 
     fn build(&self) -> Result<EngineFile> {
         let progress = self.progress;
+        let Target::Device(device) = self.target else {
+            let mut file = self.build_unproven()?;
+            file.manifest.unproven = self.bar.map(|min_cosine| Unproven { min_cosine });
+            return Ok(file);
+        };
         // First, because what is wrong with it shows in seconds, and its memory is free again before TensorRT needs much.
         let reference = || proof::reference(self.folder, &self.settings.profiles, self.reference);
         let reference = self.bar.map(|_| phase(progress, "embedding the texts to compare", reference)).transpose()?;
         let mut file = self.build_unproven()?;
         if let (Some(bar), Some(reference)) = (self.bar, reference) {
-            let compare = || proof::compare(self.library, self.device, self.folder, &mut file, &reference, bar);
+            let compare = || proof::compare(self.library, device, self.folder, &mut file, &reference, bar);
             phase(progress, "comparing the engine with the reference", compare)??;
         }
         Ok(file)
@@ -324,6 +344,7 @@ impl<'a> Job<'a> {
             plan_bytes: plans.iter().map(|plan| plan.len() as u64).collect(),
             build: self.provenance(seconds),
             fidelity: None,
+            unproven: None,
             speed: Vec::new(),
             products: Vec::new(),
             costs: Vec::new(),
@@ -342,11 +363,11 @@ impl<'a> Job<'a> {
         let graph = phase(self.progress, "exporting the graph", || self.source.serialise())?;
         let mut settings = self.settings.clone();
         settings.onnx_path = graph.path.clone();
-        let parts: Vec<&[Profile]> = match self.library.version().major {
-            ..10 => self.settings.profiles.chunks(1).collect(),
+        let parts: Vec<&[Profile]> = match self.library.version() {
+            Version { flavour: Flavour::Standard, major: ..10, .. } => self.settings.profiles.chunks(1).collect(),
             _ => vec![&self.settings.profiles],
         };
-        let builder = phase(self.progress, "loading TensorRT's builder", || PlanBuilder::new(self.library, self.device))?;
+        let builder = phase(self.progress, "loading TensorRT's builder", || PlanBuilder::new(self.library, self.target))?;
         let mut plans = Vec::with_capacity(parts.len());
         for (number, profiles) in parts.iter().enumerate() {
             settings.profiles = profiles.to_vec();
@@ -359,18 +380,26 @@ impl<'a> Job<'a> {
             plans.push(plan.bytes);
             settings.timing_cache = plan.timing_cache;
         }
-        // Also for an engine that will not pass: its tactics need not be timed again.
-        if let Err(error) = self.cache.store_timing_cache(&self.machine, &settings.timing_cache) {
+        // Also for an engine that will not pass: its tactics need not be timed again. TensorRT for RTX times nothing.
+        if !settings.timing_cache.is_empty()
+            && let Err(error) = self.cache.store_timing_cache(&self.machine, &settings.timing_cache)
+        {
             log::warn!("the next build starts without a timing cache: {error}");
         }
         Ok(plans)
     }
 
     fn provenance(&self, seconds: u64) -> Build {
-        let (major, minor) = self.device.properties().driver_cuda;
+        let cuda_driver = match self.target {
+            Target::Device(device) => {
+                let (major, minor) = device.properties().driver_cuda;
+                format!("{major}.{minor}")
+            }
+            Target::Capabilities(_) => "none".into(),
+        };
         Build {
             by: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
-            cuda_driver: format!("{major}.{minor}"),
+            cuda_driver,
             seconds,
             workspace_bytes: self.settings.workspace_bytes,
             optimization_level: self.settings.optimization_level,
@@ -384,7 +413,7 @@ impl<'a> Job<'a> {
 /// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
 fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
     match arithmetic {
-        Arithmetic::Fp16 | Arithmetic::Int8 if library.version().major >= 10 => Precision::Fp16,
+        Arithmetic::Fp16 | Arithmetic::Int8 if library.version().is_strongly_typed() => Precision::Fp16,
         _ => Precision::Fp32,
     }
 }

@@ -8,7 +8,7 @@ use crate::gpu::{GpuBackend, GpuSettings};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tensorrt::encoder::TensorRtEncoder;
-use crate::tensorrt::engine_file::{EngineFile, Fidelity, rounded};
+use crate::tensorrt::engine_file::{EngineFile, Fidelity, Manifest, rounded};
 use crate::tensorrt::library::{Arithmetic, Library, Profile, Runtime};
 use crate::tokens::{Tokenizer, TokenizerSettings};
 use crate::{Error, Result};
@@ -79,7 +79,7 @@ pub(super) fn compare(
     }
     let agreement = oracle.vectors.compare(&executor)?;
     let fidelity = fidelity(&agreement, &file.manifest.profiles, &oracle.name)?;
-    let verdict = judge(&agreement, &fidelity, bar, file.manifest.arithmetic);
+    let verdict = judge(&agreement, &fidelity, bar, &file.manifest);
     file.manifest.fidelity = Some(fidelity);
     Ok(verdict)
 }
@@ -112,17 +112,22 @@ fn fidelity(agreement: &Agreement, profiles: &[Profile], reference: &str) -> Res
     })
 }
 
-/// Whether an engine of this arithmetic reaches `bar`.
-fn judge(agreement: &Agreement, fidelity: &Fidelity, bar: f64, arithmetic: Arithmetic) -> Result<()> {
+/// Whether the engine of `manifest` reaches `bar`.
+fn judge(agreement: &Agreement, fidelity: &Fidelity, bar: f64, manifest: &Manifest) -> Result<()> {
     if agreement.reaches(bar) {
         return Ok(());
     }
     Err(Error::Fidelity {
         measured: agreement.verdict(),
+        min_cosine: (fidelity.not_finite == 0).then_some(fidelity.min_cosine),
         bar,
         profile: fidelity.worst_profile.to_string(),
         tokens: fidelity.worst_tokens,
-        next: match arithmetic {
+        next: match manifest.arithmetic {
+            Arithmetic::Fp16 if manifest.machine.tensorrt.starts_with("8.") => {
+                "TensorRT 8 adds up products of fp16 in fp16, which costs deep models and long rows most; the backend cuda adds them up in fp32. \
+                 An fp32 engine keeps more; a lower bar accepts less."
+            }
             Arithmetic::Fp16 => "An fp32 engine keeps more; a lower bar accepts less.",
             Arithmetic::Int8 => "An fp16 engine keeps more; a lower bar accepts less.",
             Arithmetic::Fp32 => "Do the graph and the weights belong together? A lower bar accepts less.",
@@ -134,6 +139,7 @@ fn judge(agreement: &Agreement, fidelity: &Fidelity, bar: f64, arithmetic: Arith
 mod tests {
     use super::*;
     use crate::compare::Place;
+    use crate::tensorrt::engine_file::manifest;
 
     fn agreement(min_cosine: f64, not_finite: usize) -> Agreement {
         let worst = Place { profile: 1, tokens: 23 };
@@ -164,7 +170,8 @@ mod tests {
     #[test]
     fn what_passes_is_taken_and_what_does_not_says_where() {
         let judged = |agreement: &Agreement, arithmetic| {
-            judge(agreement, &fidelity(agreement, &profiles(), ON_CPU).unwrap(), 0.9999, arithmetic)
+            let manifest = Manifest { arithmetic, ..manifest() };
+            judge(agreement, &fidelity(agreement, &profiles(), ON_CPU).unwrap(), 0.9999, &manifest)
         };
         judged(&agreement(0.99995, 0), Arithmetic::Fp16).unwrap();
         for (agreement, arithmetic, parts) in [
@@ -173,7 +180,10 @@ mod tests {
             (agreement(1.0, 3), Arithmetic::Fp16, ["3 of 300", "0.9999", "23 tokens", "1x1:2x32:4x64", "not finite"]),
         ] {
             let error = judged(&agreement, arithmetic).unwrap_err();
-            assert!(matches!(error, Error::Fidelity { tokens: 23, .. }), "{error}");
+            let Error::Fidelity { tokens: 23, min_cosine, .. } = &error else { panic!("{error}") };
+            assert_eq!(*min_cosine, (agreement.not_finite == 0).then_some(agreement.min_cosine));
+            // The one TensorRT that adds up in fp16.
+            assert_eq!(error.to_string().contains("TensorRT 8 adds up"), arithmetic == Arithmetic::Fp16, "{error}");
             for part in parts {
                 assert!(error.to_string().contains(part), "no {part:?} in: {error}");
             }
