@@ -1,6 +1,7 @@
 //! Connections: how many there are, and how long they may take for what they send and read.
 
 use super::state::{Phase, State};
+use super::tls::Tls;
 use axum::Router;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -36,6 +37,10 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A Unix socket's path.
     Unix(PathBuf),
+    /// TCP, for /metrics and health alone, without a key and without TLS.
+    Probes(SocketAddr),
+    /// All sockets that systemd hands over (`LISTEN_FDS`); they can be taken once.
+    HandedOver,
 }
 
 impl std::fmt::Display for Address {
@@ -43,30 +48,40 @@ impl std::fmt::Display for Address {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Probes(address) => write!(f, "http://{address} (health and metrics)"),
+            Self::HandedOver => write!(f, "the sockets that systemd hands over"),
         }
     }
 }
 
-/// An address that is listened on; the path of a Unix socket is removed when this is dropped.
+/// An address that is listened on; the path of a Unix socket is removed when this is dropped, unless another made it.
 pub(super) enum Bound {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener, PathBuf),
+    Probes(std::net::TcpListener),
+    HandedOver(std::os::unix::net::UnixListener),
 }
 
 impl Bound {
+    /// What listens on `address`: one listener, but for those that are handed over.
+    ///
     /// # Errors
     /// An address that is taken or not this machine's.
-    pub fn new(address: &Address) -> io::Result<Self> {
+    pub fn all(address: &Address) -> io::Result<Vec<Self>> {
         let bound = match address {
-            Address::Tcp(address) => Self::Tcp(std::net::TcpListener::bind(address)?),
+            Address::Tcp(address) => vec![Self::Tcp(std::net::TcpListener::bind(address)?)],
+            Address::Probes(address) => vec![Self::Probes(std::net::TcpListener::bind(address)?)],
             Address::Unix(path) => {
                 remove_abandoned(path);
-                Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())
+                vec![Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())]
             }
+            Address::HandedOver => handed_over()?,
         };
-        match &bound {
-            Self::Tcp(listener) => listener.set_nonblocking(true)?,
-            Self::Unix(listener, _) => listener.set_nonblocking(true)?,
+        for bound in &bound {
+            match bound {
+                Self::Tcp(listener) | Self::Probes(listener) => listener.set_nonblocking(true)?,
+                Self::Unix(listener, _) | Self::HandedOver(listener) => listener.set_nonblocking(true)?,
+            }
         }
         Ok(bound)
     }
@@ -79,8 +94,33 @@ impl Bound {
         Ok(match self {
             Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
             Self::Unix(_, path) => Address::Unix(path.clone()),
+            Self::Probes(listener) => Address::Probes(listener.local_addr()?),
+            Self::HandedOver(listener) => {
+                Address::Unix(listener.local_addr()?.as_pathname().map(PathBuf::from).unwrap_or_default())
+            }
         })
     }
+}
+
+/// The sockets of systemd, TCP's and Unix'.
+///
+/// # Errors
+/// None, or one of another kind.
+fn handed_over() -> io::Result<Vec<Bound>> {
+    let mut sockets = listenfd::ListenFd::from_env();
+    if sockets.len() == 0 {
+        return Err(io::Error::other("systemd handed over no sockets, or they were taken before"));
+    }
+    (0..sockets.len())
+        .map(|place| {
+            // Each is tried as the one and then as the other: a failure leaves it where it is.
+            if let Ok(Some(listener)) = sockets.take_tcp_listener(place) {
+                return Ok(Bound::Tcp(listener));
+            }
+            let unix = sockets.take_unix_listener(place)?;
+            unix.map(Bound::HandedOver).ok_or_else(|| io::Error::other(format!("socket {place} was taken before")))
+        })
+        .collect()
 }
 
 impl Drop for Bound {
@@ -112,11 +152,14 @@ pub(super) async fn serve(
     state: Arc<State>,
     slots: Arc<Semaphore>,
     closing: watch::Receiver<bool>,
+    tls: Option<Tls>,
 ) -> io::Result<()> {
     let mut connections = JoinSet::new();
-    let mut door = Door { router, state, slots, closing: closing.clone() };
+    // A Unix socket's clients are of this machine, and probes speak no TLS.
+    let tls = tls.filter(|_| matches!(bound, Bound::Tcp(_)));
+    let mut door = Door { router, state, slots, closing: closing.clone(), tls };
     match &bound {
-        Bound::Tcp(listener) => {
+        Bound::Tcp(listener) | Bound::Probes(listener) => {
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             let accept = || async {
                 let (stream, _) = listener.accept().await?;
@@ -126,7 +169,7 @@ pub(super) async fn serve(
             };
             door.accept(accept, &mut connections).await;
         }
-        Bound::Unix(listener, _) => {
+        Bound::Unix(listener, _) | Bound::HandedOver(listener) => {
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             door.accept(|| async { listener.accept().await.map(|(stream, _)| stream) }, &mut connections).await;
         }
@@ -142,6 +185,7 @@ struct Door {
     state: Arc<State>,
     slots: Arc<Semaphore>,
     closing: watch::Receiver<bool>,
+    tls: Option<Tls>,
 }
 
 impl Door {
@@ -168,11 +212,18 @@ impl Door {
             };
             match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => {
-                    connections.spawn(converse(stream, self.router.clone(), self.state.clone(), self.closing.clone(), slot));
+                    let (router, state, closing) = (self.router.clone(), self.state.clone(), self.closing.clone());
+                    match self.tls.clone() {
+                        None => connections.spawn(converse(stream, router, state, closing, slot)),
+                        Some(tls) => connections.spawn(converse_within(tls, stream, router, state, closing, slot)),
+                    };
                 }
                 Err(_) => {
                     self.state.metrics.rejected.with_label_values(&["connections"]).inc();
-                    connections.spawn(turn_away(stream));
+                    // Within TLS a handshake would have to come first; closing says enough.
+                    if self.tls.is_none() {
+                        connections.spawn(turn_away(stream));
+                    }
                 }
             }
         }
@@ -187,6 +238,25 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 /// Tells a client that there is no room, without waiting for what it has to say.
 async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(PAUSE, stream.write_all(FULL)).await;
+}
+
+/// As [`converse`], within TLS.
+async fn converse_within<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    tls: Tls,
+    stream: S,
+    router: Router,
+    state: Arc<State>,
+    mut closing: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) {
+    let begun = tokio::select! {
+        begun = tls.begin(stream, state.settings.header_timeout) => begun,
+        () = closed(&mut closing) => return,
+    };
+    match begun {
+        Ok(stream) => converse(stream, router, state, closing, slot).await,
+        Err(error) => log::debug!("a connection did not come to TLS: {error}"),
+    }
 }
 
 /// One connection, from its first request to its last.

@@ -35,7 +35,7 @@ pub(super) async fn tokenize(
     Shared(state): Shared<Arc<State>>,
     Json(request): Json<TokenizeRequest>,
 ) -> Result<Response, Failure> {
-    let model = state.model(request.model.as_deref())?.clone();
+    let model = state.model(request.model.as_deref())?;
     let texts = request.inputs.into_list();
     if texts.is_empty() || texts.iter().any(String::is_empty) {
         return Err(Failure::empty("inputs"));
@@ -55,7 +55,7 @@ pub(super) async fn tokenize(
 
 /// POST /decode: the texts of rows of ids.
 pub(super) async fn decode(Shared(state): Shared<Arc<State>>, Json(request): Json<DecodeRequest>) -> Result<Response, Failure> {
-    let model = state.model(request.model.as_deref())?.clone();
+    let model = state.model(request.model.as_deref())?;
     let rows = request.ids.into_list();
     if rows.is_empty() || rows.iter().any(Vec::is_empty) {
         return Err(Failure::empty("ids"));

@@ -1,5 +1,7 @@
 //! A server in this process, and a client that sends exactly the bytes that a test wants.
 
+#![allow(dead_code)] // each test program uses some of it
+
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
