@@ -110,7 +110,7 @@ fn one(options: &Options) {
     // The same text for both: lengths would be noise.
     let requests: Vec<Vec<u8>> = texts.iter().map(|text| post("/embed", &serde_json::json!({ "inputs": text }), "")).collect();
     for round in 0..options.rounds {
-        let (mut library, mut http) = (Tally::default(), Tally::default());
+        let (mut library, mut http, mut empty) = (Tally::default(), Tally::default(), Tally::default());
         let began = Instant::now();
         while began.elapsed() < options.time {
             let first = library.answered.len();
@@ -130,13 +130,19 @@ fn one(options: &Options) {
                     http.answered.push(asked.elapsed());
                 }
             }
+            for _ in 0..20 {
+                let asked = Instant::now();
+                client.send(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+                empty.answered.push(asked.elapsed());
+            }
         }
         let (ours, through) = (library.percentile(0.5), http.percentile(0.5));
         let added = (through.as_secs_f64() - ours.as_secs_f64()) * 1e6;
         println!(
-            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {added:.0} us, {} calls each",
+            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {added:.0} us, of which a request that does nothing takes {:.0} us; {} calls each",
             milliseconds(ours),
             milliseconds(through),
+            empty.percentile(0.5).as_secs_f64() * 1e6,
             http.answered.len()
         );
     }

@@ -19,9 +19,10 @@ pub(super) async fn keep(state: Arc<State>, place: usize, mut model: Arc<Model>,
         health::watch(&model, settings.health_timeout, settings.recovery_delay).await;
         let reason = model.health.reason();
         log::warn!("the model {name} is loaded anew: {reason}");
-        // Before the other is made: memory and the context of a device go with the last who has the model.
+        // Before the other is made: memory and the context of a device go with the last who has the model. That waits for what runs, which a
+        // device that hangs never ends.
         slot.set(None);
-        drop(model);
+        let _ = tokio::time::timeout(settings.recovery_delay, tokio::task::spawn_blocking(move || drop(model))).await;
         let until = Instant::now() + settings.recovery_timeout;
         model = match revive(slot, until).await {
             Ok(model) => model,
