@@ -19,7 +19,7 @@ OUTSIDE = {"lib", "main", "cli"}
 # Names that the crate's root gives to what lies in a room.
 ROOT_NAMES = {"Error": "error", "Result": "error", "Similarity": "similarity", "Progress": "progress", "NoProgress": "progress", "Setting": "setting",
               "Class": "scheduler", "QueueStatus": "scheduler", "BackendChoice": "embedder", "Embedder": "embedder", "EmbedderBuilder": "embedder", "HiddenStates": "embedder",
-              "SubmitSettings": "embedder"}
+              "Submission": "embedder", "SubmitSettings": "embedder"}
 SPLIT = {"tensorrt"}
 
 

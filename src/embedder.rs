@@ -417,19 +417,45 @@ impl Embedder {
     /// As [`Embedder::submit`] for rows that a tokenizer of this model gave; pooling leaves out the first `skip` tokens of each.
     pub(crate) fn submit_rows(&self, rows: Vec<Result<Row>>, skip: u32, settings: SubmitSettings) -> Result<Submission> {
         let SubmitSettings { deadline, class } = settings;
-        let came = Instant::now();
-        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(came));
-        let job = Job { dim: self.info.dim, vocab_size: self.info.config.vocab_size, skip, came, patience };
-        let texts = Arc::new(Texts::new(self.backend.clone(), job, rows));
+        let texts = self.texts_of(rows, skip, deadline);
         if texts.is_done() {
             return Ok(Submission::new(texts, None));
         }
+        let Job { came, .. } = *texts.job();
         let new = NewTexts { owner: texts.clone(), class, group: skip, came, deadline, lengths: texts.lengths().into() };
         let submitted = self.scheduler.submit(new).map_err(|refused| match refused {
             Refused::NoThread(error) => self.no_thread(&error),
             Refused::Full(Full { waiting, limit, texts, tokens }) => Error::Overloaded { waiting, limit, texts, tokens },
         })?;
         Ok(Submission::new(texts, Some(submitted)))
+    }
+
+    /// As [`Embedder::submit_rows`] for a single row, run on this thread before this returns.
+    ///
+    /// # Errors
+    /// The row, where it would have to wait.
+    #[cfg(any(test, feature = "serve"))]
+    pub(crate) fn run_row_at_once(&self, row: Row, skip: u32) -> std::result::Result<Submission, Row> {
+        use crate::scheduler::{Part, Texts as _};
+        let size = crate::tokens::BatchSize::padded(1, row.ids.len());
+        let Some(_turn) = self.scheduler.turn_at_once(size) else { return Err(row) };
+        let texts = self.texts_of(vec![Ok(row)], skip, None);
+        Texts::run(vec![Part { owner: texts.clone(), texts: vec![0] }]);
+        Ok(Submission::new(texts, None))
+    }
+
+    /// Whether [`Embedder::run_row_at_once`] would run a row now.
+    #[cfg(feature = "serve")]
+    pub(crate) fn is_free(&self) -> bool {
+        let queue = self.queue();
+        queue.running < self.info.limits.parallelism && queue.waiting_tokens() == 0
+    }
+
+    fn texts_of(&self, rows: Vec<Result<Row>>, skip: u32, deadline: Option<Instant>) -> Arc<Texts> {
+        let came = Instant::now();
+        let patience = deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(came));
+        let job = Job { dim: self.info.dim, vocab_size: self.info.config.vocab_size, skip, came, patience };
+        Arc::new(Texts::new(self.backend.clone(), job, rows))
     }
 
     fn no_thread(&self, error: &std::io::Error) -> Error {

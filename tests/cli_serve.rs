@@ -196,6 +196,10 @@ fn environment_of_text_embeddings_inference_is_honoured() {
             ("MAX_CLIENT_BATCH_SIZE", "2"),
             ("DEFAULT_PROMPT_NAME", "query"),
             ("JSON_OUTPUT", "true"),
+            ("DTYPE", "float32"),
+            ("TOKENIZATION_WORKERS", "3"),
+            ("UDS_PATH", "/tmp/text-embeddings-inference-server"),
+            ("DISABLE_SPANS", "true"),
         ];
         command.envs(variables);
     });
@@ -220,11 +224,70 @@ fn environment_of_text_embeddings_inference_is_honoured() {
         (&line["model"], &line["request_id"], &line["target"]),
         (&"served".into(), &"r1".into(), &"trt_embed::access".into())
     );
+    let info = serving.send(&format!("GET /info HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{key}\r\n"));
+    assert_eq!(body(&info)["tokenization_workers"], 3);
     let long = format!("{{\"inputs\": \"{}\"}}", "cat ".repeat(30));
     assert!(serving.post("/embed", key, &long).starts_with("HTTP/1.1 422 "));
     assert!(serving.post("/embed", key, r#"{"inputs": ["a", "b", "c"]}"#).starts_with("HTTP/1.1 422 "));
     // Keys stand in no line.
     assert!(!serving.said.concat().contains("k2"), "{:#?}", serving.said);
+}
+
+#[test]
+fn sockets_of_systemd_are_listened_on() {
+    let place = Place::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // As systemd does: the socket is descriptor 3, and the process's own number is in the environment.
+    let server =
+        place.command(&["serve", "-m", "model", "--backend", "cpu", "--prometheus-port", "0", "--hostname", "127.0.0.1"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&0 0</dev/null"#, "sh"]);
+    command.arg(server.get_program()).args(server.get_args()).current_dir(server.get_current_dir().unwrap());
+    for (name, value) in server.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = read_lines(child.stderr.take().unwrap());
+    let mut serving = Serving { child, lines, said: Vec::new(), port };
+    serving.line(&format!("listening on http://127.0.0.1:{port}"));
+    serving.line("(health and metrics)");
+    let serving = serving.ready();
+    assert!(serving.get("/health").starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    let place = Place::new();
+    let socket = place.path("socket");
+    let mut command = place.command(&["serve", "-m", "model", "--backend", "cpu", "--unix-socket", socket.to_str().unwrap()]);
+    // Every write to it fails: no space is left on the device.
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let child = command.env_remove("API_KEY").stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    let mut serving = Serving { child, lines: mpsc::channel().1, said: Vec::new(), port: 0 };
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
+        let body = r#"{"inputs": "cat"}"#;
+        write!(
+            stream,
+            "POST /embed HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    let began = std::time::Instant::now();
+    while !ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
+        assert!(began.elapsed() < PATIENCE, "{:?}", ask());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    serving.signal(Signal::SIGTERM);
+    assert_eq!(serving.status(), Some(0));
 }
 
 #[test]
@@ -245,6 +308,14 @@ fn servers_that_cannot_be_end_with_a_reason() {
         (&["--port", "0", "-m", "model", "--max-concurrent-requests", "0"], 1, "0 requests at a time"),
         (&["--port", "0", "-m", "model", "--body-timeout", "0"], 2, "outside 0 to 86400"),
         (&["--port", "0", "-m", "model", "--pooling", "auto,cls"], 2, "stands alone"),
+        (&["--port", "0", "-m", "model", "--dtype", "float16"], 2, "the CPU backend computes in float32 alone"),
+        (&["--port", "0", "-m", "model", "--dense-path", "2_Dense"], 2, "modules.json"),
+        (&["--port", "0", "-m", "model", "--hf-api-token", "t"], 2, "HF_TOKEN"),
+        (&["--port", "0", "-m", "model", "--huggingface-hub-cache", "/x"], 2, "HF_HUB_CACHE"),
+        (&["--port", "0", "-m", "model", "--tls-cert", "a.pem"], 2, "--tls-key"),
+        (&["--port", "0", "-m", "model", "--otlp-endpoint", "localhost:4317"], 2, "http://HOST"),
+        (&["--port", "0", "-m", "model", "--calibration-texts", "nosuch.txt"], 1, "nosuch.txt"),
+        (&["--port", "0", "-m", "model", "--tls-cert", "a.pem", "--tls-key", "a.key"], 1, "a.pem"),
         (&["--port", "0", "-m", "model", "--default-prompt-name", "nosuch"], 1, "nosuch"),
     ] {
         let (code, stderr) = serve(args);

@@ -147,10 +147,20 @@ pub fn run() -> ExitCode {
             } else if matches!(error.downcast_ref(), Some(trt_embed::Error::Cancelled { .. })) {
                 ExitCode::from(signals::status())
             } else {
-                ExitCode::from(1)
+                ExitCode::from(status_of(&error))
             }
         }
     }
+}
+
+/// The exit status of a fault: 3 for a server that lost its device and should be started again, 1 for all others.
+fn status_of(error: &anyhow::Error) -> u8 {
+    #[cfg(feature = "serve")]
+    if matches!(error.downcast_ref(), Some(trt_embed::server::ServeError::Lost { .. })) {
+        return 3;
+    }
+    let _ = error;
+    1
 }
 
 /// Writes `message` to stderr. A closed stderr is no reason to stop.

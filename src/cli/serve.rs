@@ -1,6 +1,6 @@
 //! `trt-embed serve`: models over HTTP and gRPC, as text-embeddings-inference and OpenAI serve them.
 
-use super::settings::{self, ExecutorArgs, PoolingArg};
+use super::settings::{self, Backend, CudaPrecision, EnginePrecision, ExecutorArgs, PoolingArg};
 use super::{Usage, progress, signals};
 use anyhow::{Context, Result};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trt_embed::EmbedderBuilder;
-use trt_embed::server::{Address, Ended, Served, Server, Settings};
+use trt_embed::server::{Address, Collector, Ended, Served, Server, Settings, TlsFiles};
 
 /// Serves models over HTTP, and over gRPC with --grpc-port.
 ///
@@ -35,6 +35,12 @@ pub struct Args {
     /// Most tokens of one batch, padding included: as --batch-tokens, under text-embeddings-inference's name [default: the backend's choice].
     #[arg(long, env = "MAX_BATCH_TOKENS", value_name = "N", conflicts_with = "batch_tokens")]
     max_batch_tokens: Option<NonZeroUsize>,
+    /// Precision, under text-embeddings-inference's name: as --cuda-precision, or --engine-precision with `--backend tensorrt`. The CPU has float32 alone.
+    #[arg(long, env = "DTYPE", value_enum, value_name = "DTYPE", conflicts_with_all = ["cuda_precision", "engine_precision", "engine"])]
+    dtype: Option<Dtype>,
+    /// Long texts that are tokenised at a time [default: as many as cores].
+    #[arg(long, env = "TOKENIZATION_WORKERS", value_name = "N")]
+    tokenization_workers: Option<NonZeroUsize>,
     /// Most texts of one batch: as --batch-size.
     #[arg(long, env = "MAX_BATCH_REQUESTS", value_name = "N", conflicts_with = "batch_size")]
     max_batch_requests: Option<NonZeroUsize>,
@@ -47,6 +53,9 @@ pub struct Args {
     /// Prompt of requests that name none, as text.
     #[arg(long, env = "DEFAULT_PROMPT", value_name = "TEXT")]
     default_prompt: Option<String>,
+    /// Texts, one a line, over which the ranges of int8 and uint8 vectors are taken [default: these encodings are refused].
+    #[arg(long, env = "TRT_EMBED_CALIBRATION_TEXTS", value_name = "FILE")]
+    calibration_texts: Option<PathBuf>,
     /// Address to listen on; that of the environment variable HOSTNAME where that is one [default: 0.0.0.0].
     #[arg(long, value_name = "ADDRESS")]
     hostname: Option<String>,
@@ -56,6 +65,9 @@ pub struct Args {
     /// Port for gRPC, on the same address [default: no gRPC].
     #[arg(long, env = "TRT_EMBED_GRPC_PORT", value_name = "PORT")]
     grpc_port: Option<u16>,
+    /// Port for /metrics and health alone, without a key and without TLS, beside the others [default: they stand on the other port alone].
+    #[arg(long, env = "PROMETHEUS_PORT", value_name = "PORT")]
+    prometheus_port: Option<u16>,
     /// Unix socket to listen on in the place of an address.
     #[arg(long, env = "TRT_EMBED_UNIX_SOCKET", value_name = "PATH", conflicts_with = "hostname")]
     unix_socket: Option<PathBuf>,
@@ -83,6 +95,18 @@ pub struct Args {
     /// Origins whose pages may read answers [default: all].
     #[arg(long, env = "CORS_ALLOW_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     cors_allow_origin: Vec<String>,
+    /// Certificate of the server in PEM, with those between it and the authority's; read anew when it changes. TCP then speaks TLS alone.
+    #[arg(long, env = "TRT_EMBED_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    #[arg(long, env = "TRT_EMBED_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// OpenTelemetry collector that takes a span of each request, over HTTP in JSON: http://HOST[:4318][/v1/traces].
+    #[arg(long, env = "OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Name that these spans come under.
+    #[arg(long, env = "OTLP_SERVICE_NAME", value_name = "NAME", default_value = "trt-embed")]
+    otlp_service_name: String,
     /// Seconds for a request's headers to arrive, and for a connection to be idle.
     #[arg(long, env = "TRT_EMBED_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     header_timeout: f64,
@@ -101,9 +125,88 @@ pub struct Args {
     /// Seconds after which a model that does not answer its watchdog is not ready.
     #[arg(long, env = "TRT_EMBED_HEALTH_TIMEOUT", value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
     health_timeout: f64,
+    #[command(flatten)]
+    of_tei: OfTei,
+    /// Seconds after which a model whose executor fails is loaded anew.
+    #[arg(long, env = "TRT_EMBED_RECOVERY_DELAY", value_name = "SECONDS", default_value_t = 3.0, value_parser = seconds)]
+    recovery_delay: f64,
+    /// Seconds after which a server ends whose model does not come back so.
+    #[arg(long, env = "TRT_EMBED_RECOVERY_TIMEOUT", value_name = "SECONDS", default_value_t = 120.0, value_parser = seconds)]
+    recovery_timeout: f64,
     /// Log lines as JSON.
     #[arg(long, env = "JSON_OUTPUT")]
     pub json_output: bool,
+}
+
+/// Flags of text-embeddings-inference that mean nothing here, or that are refused with what is to be done in their place.
+#[derive(Debug, clap::Args)]
+struct OfTei {
+    /// Socket between text-embeddings-inference and its backends; there is none here.
+    #[arg(long, env = "UDS_PATH", value_name = "PATH", hide = true)]
+    uds_path: Option<PathBuf>,
+    #[arg(long, env = "DISABLE_SPANS", hide = true)]
+    disable_spans: bool,
+    #[arg(long, env = "DENSE_PATH", hide = true)]
+    dense_path: Option<String>,
+    #[arg(long, alias = "hf-api-token", hide = true)]
+    hf_token: Option<String>,
+    #[arg(long, hide = true)]
+    huggingface_hub_cache: Option<PathBuf>,
+}
+
+impl OfTei {
+    /// # Errors
+    /// Those that would mean something else here.
+    fn check(&self) -> Result<()> {
+        let refused = [
+            (
+                self.dense_path.is_some(),
+                "--dense-path: the Dense modules that modules.json of the model names are run; change it there",
+            ),
+            (self.hf_token.is_some(), "--hf-token: others see a command line; set the environment variable HF_TOKEN"),
+            (self.huggingface_hub_cache.is_some(), "--huggingface-hub-cache: set the environment variable HF_HUB_CACHE"),
+        ];
+        match refused.iter().find(|(given, _)| *given) {
+            Some((_, reason)) => Err(Usage((*reason).into()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Dtype {
+    Float16,
+    Bfloat16,
+    Float32,
+}
+
+impl Dtype {
+    /// Sets what it means for `executor`.
+    ///
+    /// # Errors
+    /// What that one does not have.
+    fn set(self, executor: &mut ExecutorArgs) -> Result<()> {
+        let refused = |reason: &str| Err(Usage(format!("--dtype: {reason}")).into());
+        match (executor.backend, self) {
+            // All that it has.
+            (Backend::Cpu, Self::Float32) => {}
+            (Backend::Cpu, _) => {
+                return refused("the CPU backend computes in float32 alone; leave it out, or use --backend cuda");
+            }
+            (Backend::TensorRt, Self::Bfloat16) => {
+                return refused("engines have float16 and float32; use --backend cuda for bfloat16");
+            }
+            (Backend::TensorRt, Self::Float16) => executor.engine_precision = Some(EnginePrecision::Fp16),
+            (Backend::TensorRt, Self::Float32) => executor.engine_precision = Some(EnginePrecision::Fp32),
+            // Without the kernels `auto` has the CPU.
+            (Backend::Auto, Self::Float32) if !cfg!(feature = "cuda") => {}
+            (Backend::Auto | Backend::Cuda, Self::Float16) => executor.cuda_precision = Some(CudaPrecision::Fp16),
+            (Backend::Auto | Backend::Cuda, Self::Bfloat16) => executor.cuda_precision = Some(CudaPrecision::Bf16),
+            (Backend::Auto | Backend::Cuda, Self::Float32) => executor.cuda_precision = Some(CudaPrecision::Fp32),
+        }
+        Ok(())
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -112,14 +215,17 @@ Examples:
   trt-embed serve --model small=models/all-MiniLM-L6-v2 --model large=models/all-mpnet-base-v2 --api-key \"$KEY\"
   curl localhost:8080/embed -H 'Content-Type: application/json' -d '{\"inputs\": \"A cat sat.\"}'
 
+Sockets that systemd hands over (socket activation) are listened on in the place of --hostname, --port and --unix-socket.
+
 SIGTERM and SIGINT: the server is not ready at once, refuses new work and ends what is under way; a second one ends it at once.
 Exit status: 0 all that was under way was answered, 1 a fault, or requests were cut off by --shutdown-timeout, 2 wrong usage,
-128 + N ended at once by a second signal N.";
+3 a model's executor was lost and did not come back (start the server again), 128 + N ended at once by a second signal N.";
 
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
+    args.of_tei.check()?;
     let models = args.served()?;
-    let server = Server::bind(&args.addresses()?, models, args.settings())?;
+    let server = Server::bind(&args.addresses()?, models, args.settings()?)?;
     for address in server.addresses() {
         log::info!("listening on {address}");
     }
@@ -136,11 +242,14 @@ pub fn run(args: Args) -> Result<()> {
 
 impl Args {
     fn served(&self) -> Result<Vec<Served>> {
-        let executor = ExecutorArgs {
+        let mut executor = ExecutorArgs {
             batch_tokens: self.executor.batch_tokens.or(self.max_batch_tokens),
             batch_size: self.executor.batch_size.or(self.max_batch_requests),
             ..self.executor.clone()
         };
+        if let Some(dtype) = self.dtype {
+            dtype.set(&mut executor)?;
+        }
         let of_tei = self.model_id.iter().map(|id| match &self.revision {
             None => id.clone(),
             Some(revision) => format!("{id}@{revision}"),
@@ -177,12 +286,14 @@ impl Args {
     }
 
     fn addresses(&self) -> Result<Vec<Address>> {
-        let http = match &self.unix_socket {
+        let first = match &self.unix_socket {
+            _ if handed_over() => Address::HandedOver,
             Some(path) => Address::Unix(path.clone()),
             None => Address::Tcp(self.address(self.port)?),
         };
+        let probes = self.prometheus_port.map(|port| self.address(port).map(Address::Probes)).transpose()?;
         let grpc = self.grpc_port.map(|port| self.address(port).map(Address::Grpc)).transpose()?;
-        Ok(std::iter::once(http).chain(grpc).collect())
+        Ok([Some(first), probes, grpc].into_iter().flatten().collect())
     }
 
     fn address(&self, port: u16) -> Result<SocketAddr> {
@@ -196,8 +307,21 @@ impl Args {
         found.with_context(|| format!("--hostname {host} has no address"))
     }
 
-    fn settings(&self) -> Settings {
+    fn settings(&self) -> Result<Settings> {
         let mut settings = Settings::default();
+        if let Some(path) = &self.calibration_texts {
+            let text = std::fs::read_to_string(path).with_context(|| format!("--calibration-texts {}", path.display()))?;
+            settings.calibration_texts = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+            anyhow::ensure!(
+                !settings.calibration_texts.is_empty(),
+                "--calibration-texts {}: there is no text in it",
+                path.display()
+            );
+        }
+        if let Some(endpoint) = &self.otlp_endpoint {
+            let collector = Collector::new(endpoint, &self.otlp_service_name);
+            settings.traces = Some(collector.map_err(|reason| Usage(format!("--otlp-endpoint: {reason}")))?);
+        }
         settings.max_client_batch_size = self.max_client_batch_size;
         settings.max_concurrent_requests = self.max_concurrent_requests;
         settings.max_queue_tokens = self.max_queue_tokens;
@@ -206,14 +330,26 @@ impl Args {
         settings.auto_truncate = self.auto_truncate;
         settings.api_keys.clone_from(&self.api_key);
         settings.cors_allow_origin.clone_from(&self.cors_allow_origin);
+        settings.tokenization_workers = self.tokenization_workers;
+        if let (Some(certificate), Some(key)) = (self.tls_cert.clone(), self.tls_key.clone()) {
+            settings.tls = Some(TlsFiles { certificate, key });
+        }
         settings.header_timeout = Duration::from_secs_f64(self.header_timeout);
         settings.body_timeout = Duration::from_secs_f64(self.body_timeout);
         settings.write_timeout = Duration::from_secs_f64(self.write_timeout);
         settings.request_timeout = Duration::from_secs_f64(self.request_timeout);
         settings.shutdown_timeout = Duration::from_secs_f64(self.shutdown_timeout);
         settings.health_timeout = Duration::from_secs_f64(self.health_timeout);
-        settings
+        settings.recovery_delay = Duration::from_secs_f64(self.recovery_delay);
+        settings.recovery_timeout = Duration::from_secs_f64(self.recovery_timeout);
+        Ok(settings)
     }
+}
+
+/// Whether systemd has handed sockets to this process (sd_listen_fds(3)).
+fn handed_over() -> bool {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    number("LISTEN_FDS").is_some_and(|count| count > 0) && number("LISTEN_PID") == Some(std::process::id())
 }
 
 /// `NAME=MODEL` taken apart; a folder that has `=` in its path is its own name.

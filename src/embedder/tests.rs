@@ -321,6 +321,30 @@ fn a_submission_can_be_awaited() {
 }
 
 #[test]
+fn a_row_runs_at_once_where_it_need_not_wait() {
+    let fake = Fake::closed(1);
+    let embedder = embedder(&fake);
+    let row = |id: u32| Row { ids: vec![id, 7], truncated: false };
+    // One place, which another has.
+    let submission = embedder.submit_ids(&rows(10, 1), SubmitSettings::default()).unwrap();
+    fake.wait_for(1);
+    assert_eq!(embedder.run_row_at_once(row(11), 0).err().map(|row| row.ids), Some(vec![11, 7]));
+    fake.let_through(usize::MAX / 2);
+    submission.wait();
+    until(|| embedder.queue().running == 0);
+    let run = |id: u32| embedder.run_row_at_once(row(id), 0).ok().unwrap().wait().remove(0);
+    let embedding = run(12).unwrap();
+    assert_eq!((embedding.values, embedding.tokens), (vec![12.0, 12.0], 2));
+    // What goes wrong is told as of what is submitted, and takes nothing along.
+    for (id, says) in [(FAILS, "id 200"), (PANICS, "panicked"), (NAN, "NaN")] {
+        let error = run(id).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+    assert_eq!(embedder.queue().running, 0);
+    assert!(run(13).is_ok());
+}
+
+#[test]
 fn a_callback_gets_the_results_and_may_drop_the_embedder() {
     let fake = Fake::closed(1);
     let embedder = embedder(&fake);

@@ -73,6 +73,11 @@ impl Texts {
         Self { backend, job, rows: whole, places, outcome, done: Condvar::new() }
     }
 
+    /// What is common to all of them.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
     /// Tokens of each of those that run.
     pub fn lengths(&self) -> Vec<u32> {
         self.rows.iter().map(|row| row.ids.len() as u32).collect()

@@ -165,6 +165,12 @@ impl<C, T: Clone> Line<C, T> {
         self.interactive.is_empty() && self.bulk.is_empty()
     }
 
+    /// Whether texts wait for others to share their batch.
+    #[cfg(any(test, feature = "serve"))]
+    pub fn lingers(&self) -> bool {
+        !self.settings.linger.is_zero()
+    }
+
     /// Callers that wait, with batches or with texts.
     pub fn len(&self) -> usize {
         self.interactive.len() + self.bulk.len()

@@ -196,6 +196,19 @@ impl<T: Texts + 'static> Scheduler<T> {
         Turn(&self.shared)
     }
 
+    /// A turn for texts of `size`, where they would begin at once and alone if they were submitted: their caller can then run them itself, which saves
+    /// two changes of threads.
+    #[cfg(any(test, feature = "serve"))]
+    pub fn turn_at_once(&self, size: BatchSize) -> Option<Turn<'_, T>> {
+        let mut state = self.shared.lock();
+        let at_once = state.running < self.shared.capacity && state.line.is_empty() && !state.line.lingers();
+        at_once.then(|| {
+            state.running += 1;
+            state.line.pass(&mut Flow::default(), size);
+            Turn(&self.shared)
+        })
+    }
+
     /// Puts `work`, which has at least one batch, in line for the workers.
     ///
     /// # Errors

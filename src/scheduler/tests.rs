@@ -109,6 +109,26 @@ fn texts<T>(owner: &Arc<T>, count: usize, deadline: Option<Instant>) -> NewTexts
     NewTexts { owner: owner.clone(), class, group: 0, came: Instant::now(), deadline, lengths: vec![100; count].into() }
 }
 
+#[test]
+fn a_turn_is_given_at_once_where_a_place_is_free_and_nothing_waits() {
+    let (size, scheduler) = (BatchSize::padded(1, 5), scheduler_of(2));
+    let (first, second) = (scheduler.turn_at_once(size).unwrap(), scheduler.turn_at_once(size).unwrap());
+    assert!(scheduler.turn_at_once(size).is_none());
+    assert_eq!((scheduler.status().running, scheduler.status().texts), (2, 2));
+    let gate = Arc::new(Gate::default());
+    let _waiting = scheduler.submit(gated("waits", 1, &gate)).unwrap();
+    // A place that is given back goes to what waits.
+    drop(first);
+    gate.wait_for(1);
+    assert!(scheduler.turn_at_once(size).is_none());
+    gate.let_through(1);
+    drop(second);
+    until(|| scheduler.status().running == 0);
+    assert!(scheduler.turn_at_once(size).is_some());
+    // What lingers waits for others to join it.
+    assert!(self::scheduler::<Gated>(1, Duration::from_secs(60)).turn_at_once(size).is_none());
+}
+
 /// The texts of a new one.
 fn gated(name: &'static str, count: usize, gate: &Arc<Gate>) -> NewTexts<Arc<Gated>> {
     texts(&Gated::new(name, count, gate), count, None)

@@ -26,7 +26,9 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let id = request_id(request.headers(), state.started);
-    let uri = request.uri().clone();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let span =
+        state.tracer.as_ref().filter(|_| !is_public(&method, uri.path())).and_then(|tracer| tracer.begin(request.headers()));
     let mut open = Open::new(&state, arrived, &request, &id);
     let mut response = match admit(&state, &request, arrived) {
         Err(failure) => failure.into_response(),
@@ -50,6 +52,12 @@ pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: R
     }
     if state.phase() == Phase::Draining {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let (Some(tracer), Some(span)) = (&state.tracer, span) {
+        // Names are few: what is no route is not in them.
+        let known = response.status() != StatusCode::NOT_FOUND;
+        let name = if known { format!("{method} {}", uri.path()) } else { method.to_string() };
+        tracer.end(span, &name, response.status(), failure.as_ref(), usage.as_ref());
     }
     open.end(response.status(), failure.as_ref(), usage.as_ref());
     response

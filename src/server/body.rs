@@ -54,7 +54,9 @@ pub(super) fn yes() -> bool {
     true
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
+/// # Errors
+/// What is no JSON, and JSON of another form.
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Failure> {
     serde_json::from_str(text).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             Failure::new(Kind::Validation, "validation", format!("the body is not what this route takes: {error}"))

@@ -83,10 +83,11 @@ impl Health {
     }
 }
 
-/// Asks `model`'s executor for one token whenever nothing has proved it for [`PROOF`], for as long as the server lives. It is asked beside the
-/// queue; one that does not answer within `patience`, while no request succeeds either, is taken for dead until it does.
-pub(super) async fn watch(model: Arc<Model>, patience: Duration) {
+/// Asks `model`'s executor for one token whenever nothing has proved it for [`PROOF`]. It is asked beside the queue; one that does not answer within
+/// `patience`, while no request succeeds either, is taken for dead until it does. Returns when it has been dead for `lost_after`.
+pub(super) async fn watch(model: &Arc<Model>, patience: Duration, lost_after: Duration) {
     let health = &model.health;
+    let mut dead_since: Option<Instant> = None;
     loop {
         let suspected = tokio::select! {
             () = tokio::time::sleep(PERIOD) => false,
@@ -98,14 +99,24 @@ pub(super) async fn watch(model: Arc<Model>, patience: Duration) {
         let asked = model.clone();
         let mut probe = tokio::task::spawn_blocking(move || asked.embedder.probe());
         let outcome = loop {
-            match tokio::time::timeout(patience, &mut probe).await {
+            let wait = dead_since.map_or(patience, |since| lost_after.saturating_sub(since.elapsed()));
+            match tokio::time::timeout(wait, &mut probe).await {
                 Ok(Ok(answer)) => break answer.map_err(|error| error.to_string()),
                 Ok(Err(panic)) => break Err(format!("the executor panicked: {panic}")),
                 // Behind batches that run; they prove it too. The same probe is waited for: others would only pile up.
                 Err(_) if health.age() < patience => {}
-                Err(_) => health.set(&model.name, Err(format!("the executor has not answered for {patience:?}"))),
+                Err(_) => {
+                    health.set(&model.name, Err(format!("the executor has not answered for {patience:?}")));
+                    if dead_since.get_or_insert_with(Instant::now).elapsed() >= lost_after {
+                        return;
+                    }
+                }
             }
         };
+        dead_since = outcome.is_err().then(|| dead_since.unwrap_or_else(Instant::now));
         health.set(&model.name, outcome);
+        if dead_since.is_some_and(|since| since.elapsed() >= lost_after) {
+            return;
+        }
     }
 }

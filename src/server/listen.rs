@@ -2,6 +2,7 @@
 
 use super::offers::Offers;
 use super::state::{Phase, State};
+use super::tls::Tls;
 use axum::Router;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -46,6 +47,10 @@ pub enum Address {
     Unix(PathBuf),
     /// TCP, for gRPC alone: HTTP/2 without a preceding HTTP/1.1.
     Grpc(SocketAddr),
+    /// TCP, for /metrics and health alone, without a key and without TLS.
+    Probes(SocketAddr),
+    /// All sockets that systemd hands over (`LISTEN_FDS`); they can be taken once.
+    HandedOver,
 }
 
 impl std::fmt::Display for Address {
@@ -54,32 +59,42 @@ impl std::fmt::Display for Address {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Grpc(address) => write!(f, "grpc://{address}"),
+            Self::Probes(address) => write!(f, "http://{address} (health and metrics)"),
+            Self::HandedOver => write!(f, "the sockets that systemd hands over"),
         }
     }
 }
 
-/// An address that is listened on; the path of a Unix socket is removed when this is dropped.
+/// An address that is listened on; the path of a Unix socket is removed when this is dropped, unless another made it.
 pub(super) enum Bound {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener, PathBuf),
     Grpc(std::net::TcpListener),
+    Probes(std::net::TcpListener),
+    HandedOver(std::os::unix::net::UnixListener),
 }
 
 impl Bound {
+    /// What listens on `address`: one listener, but for those that are handed over.
+    ///
     /// # Errors
     /// An address that is taken or not this machine's.
-    pub fn new(address: &Address) -> io::Result<Self> {
+    pub fn all(address: &Address) -> io::Result<Vec<Self>> {
         let bound = match address {
-            Address::Tcp(address) => Self::Tcp(std::net::TcpListener::bind(address)?),
-            Address::Grpc(address) => Self::Grpc(std::net::TcpListener::bind(address)?),
+            Address::Tcp(address) => vec![Self::Tcp(std::net::TcpListener::bind(address)?)],
+            Address::Grpc(address) => vec![Self::Grpc(std::net::TcpListener::bind(address)?)],
+            Address::Probes(address) => vec![Self::Probes(std::net::TcpListener::bind(address)?)],
             Address::Unix(path) => {
                 remove_abandoned(path);
-                Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())
+                vec![Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())]
             }
+            Address::HandedOver => handed_over()?,
         };
-        match &bound {
-            Self::Tcp(listener) | Self::Grpc(listener) => listener.set_nonblocking(true)?,
-            Self::Unix(listener, _) => listener.set_nonblocking(true)?,
+        for bound in &bound {
+            match bound {
+                Self::Tcp(listener) | Self::Grpc(listener) | Self::Probes(listener) => listener.set_nonblocking(true)?,
+                Self::Unix(listener, _) | Self::HandedOver(listener) => listener.set_nonblocking(true)?,
+            }
         }
         Ok(bound)
     }
@@ -93,8 +108,33 @@ impl Bound {
             Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
             Self::Unix(_, path) => Address::Unix(path.clone()),
             Self::Grpc(listener) => Address::Grpc(listener.local_addr()?),
+            Self::Probes(listener) => Address::Probes(listener.local_addr()?),
+            Self::HandedOver(listener) => {
+                Address::Unix(listener.local_addr()?.as_pathname().map(PathBuf::from).unwrap_or_default())
+            }
         })
     }
+}
+
+/// The sockets of systemd, TCP's and Unix'.
+///
+/// # Errors
+/// None, or one of another kind.
+fn handed_over() -> io::Result<Vec<Bound>> {
+    let mut sockets = listenfd::ListenFd::from_env();
+    if sockets.len() == 0 {
+        return Err(io::Error::other("systemd handed over no sockets, or they were taken before"));
+    }
+    (0..sockets.len())
+        .map(|place| {
+            // Each is tried as the one and then as the other: a failure leaves it where it is.
+            if let Ok(Some(listener)) = sockets.take_tcp_listener(place) {
+                return Ok(Bound::Tcp(listener));
+            }
+            let unix = sockets.take_unix_listener(place)?;
+            unix.map(Bound::HandedOver).ok_or_else(|| io::Error::other(format!("socket {place} was taken before")))
+        })
+        .collect()
 }
 
 impl Drop for Bound {
@@ -126,12 +166,19 @@ pub(super) async fn serve(
     state: Arc<State>,
     slots: Arc<Semaphore>,
     closing: watch::Receiver<bool>,
+    tls: Option<Tls>,
 ) -> io::Result<()> {
     let mut connections = JoinSet::new();
     let grpc = matches!(bound, Bound::Grpc(_));
-    let mut door = Door { router, state, slots, closing: closing.clone(), grpc };
+    // A Unix socket's clients are of this machine, and probes speak no TLS.
+    let tls = match bound {
+        Bound::Tcp(_) => tls,
+        Bound::Grpc(_) => tls.map(|tls| tls.for_http2()),
+        Bound::Unix(..) | Bound::Probes(_) | Bound::HandedOver(_) => None,
+    };
+    let mut door = Door { router, state, slots, closing: closing.clone(), grpc, tls };
     match &bound {
-        Bound::Tcp(listener) | Bound::Grpc(listener) => {
+        Bound::Tcp(listener) | Bound::Grpc(listener) | Bound::Probes(listener) => {
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             let accept = || async {
                 let (stream, _) = listener.accept().await?;
@@ -141,7 +188,7 @@ pub(super) async fn serve(
             };
             door.accept(accept, &mut connections).await;
         }
-        Bound::Unix(listener, _) => {
+        Bound::Unix(listener, _) | Bound::HandedOver(listener) => {
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             door.accept(|| async { listener.accept().await.map(|(stream, _)| stream) }, &mut connections).await;
         }
@@ -159,6 +206,7 @@ struct Door {
     closing: watch::Receiver<bool>,
     /// Whether they speak HTTP/2, else HTTP/1.1.
     grpc: bool,
+    tls: Option<Tls>,
 }
 
 impl Door {
@@ -186,16 +234,16 @@ impl Door {
             match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => {
                     let (router, state, closing) = (self.router.clone(), self.state.clone(), self.closing.clone());
-                    if self.grpc {
-                        connections.spawn(converse_http2(stream, router, state, closing, slot));
-                    } else {
-                        connections.spawn(converse(stream, router, state, closing, slot));
-                    }
+                    match (self.tls.clone(), self.grpc) {
+                        (None, false) => connections.spawn(converse(stream, router, state, closing, slot)),
+                        (None, true) => connections.spawn(converse_http2(stream, router, state, closing, slot)),
+                        (Some(tls), grpc) => connections.spawn(converse_within(tls, grpc, stream, router, state, closing, slot)),
+                    };
                 }
                 Err(_) => {
                     self.state.metrics.rejected.with_label_values(&["connections"]).inc();
-                    // It would take what is said in HTTP/1.1 for a broken frame.
-                    if !self.grpc {
+                    // Within TLS a handshake would have to come first, and HTTP/2 takes what is said in HTTP/1.1 for a broken frame; closing says enough.
+                    if self.tls.is_none() && !self.grpc {
                         connections.spawn(turn_away(stream));
                     }
                 }
@@ -212,6 +260,27 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 /// Tells a client that there is no room, without waiting for what it has to say.
 async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(PAUSE, stream.write_all(FULL)).await;
+}
+
+/// As [`converse`], or for gRPC [`converse_http2`], within TLS.
+async fn converse_within<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    tls: Tls,
+    grpc: bool,
+    stream: S,
+    router: Router,
+    state: Arc<State>,
+    mut closing: watch::Receiver<bool>,
+    slot: OwnedSemaphorePermit,
+) {
+    let begun = tokio::select! {
+        begun = tls.begin(stream, state.settings.header_timeout) => begun,
+        () = closed(&mut closing) => return,
+    };
+    match begun {
+        Ok(stream) if grpc => converse_http2(stream, router, state, closing, slot).await,
+        Ok(stream) => converse(stream, router, state, closing, slot).await,
+        Err(error) => log::debug!("a connection did not come to TLS: {error}"),
+    }
 }
 
 /// One connection, from its first request to its last.

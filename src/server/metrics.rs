@@ -5,6 +5,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// See the module.
@@ -32,8 +33,8 @@ pub(super) struct Metrics {
     run_tokens: IntCounterVec,
     expired: IntCounterVec,
     cancelled: IntCounterVec,
-    /// Counters are brought up to the queue's by one reader at a time.
-    reading: Mutex<()>,
+    /// What each model's queue had counted when it was last read, by one reader at a time.
+    counted: Mutex<HashMap<String, [u64; 6]>>,
 }
 
 impl Metrics {
@@ -99,7 +100,7 @@ impl Metrics {
             run_tokens: counters("trt_embed_run_tokens", "Tokens that the executor ran for them, padding included", &["model"])?,
             expired: counters("trt_embed_expired", "Inputs never begun because their deadline had passed", &["model"])?,
             cancelled: counters("trt_embed_cancelled", "Inputs never begun because their client had gone", &["model"])?,
-            reading: Mutex::new(()),
+            counted: Mutex::default(),
             registry,
         })
     }
@@ -108,27 +109,24 @@ impl Metrics {
     ///
     /// # Errors
     /// What the encoder says.
-    pub fn text<'a>(&self, models: impl Iterator<Item = (&'a str, Option<&'a Arc<Model>>)>) -> prometheus::Result<Vec<u8>> {
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+    pub fn text<'a>(&self, models: impl Iterator<Item = (&'a str, Option<Arc<Model>>)>) -> prometheus::Result<Vec<u8>> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let mut waiting = 0;
         for (name, model) in models {
-            let well = model.is_some_and(|model| model.health.is_well());
+            let well = model.as_ref().is_some_and(|model| model.health.is_well());
             self.ready.with_label_values(&[name]).set(well.into());
             let Some(model) = model else { continue };
             let queue = model.embedder.queue();
             waiting += queue.interactive.texts + queue.bulk.texts;
             self.queue_tokens.with_label_values(&[name, "interactive"]).set(queue.interactive.tokens as i64);
             self.queue_tokens.with_label_values(&[name, "bulk"]).set(queue.bulk.tokens as i64);
-            for (counters, now) in [
-                (&self.batches, queue.batches),
-                (&self.batch_texts, queue.texts),
-                (&self.tokens, queue.tokens),
-                (&self.run_tokens, queue.run_tokens),
-                (&self.expired, queue.expired),
-                (&self.cancelled, queue.cancelled),
-            ] {
-                let counter = counters.with_label_values(&[name]);
-                counter.inc_by(now.saturating_sub(counter.get()));
+            let now = [queue.batches, queue.texts, queue.tokens, queue.run_tokens, queue.expired, queue.cancelled];
+            let before = counted.entry(name.to_owned()).or_default();
+            let counters = [&self.batches, &self.batch_texts, &self.tokens, &self.run_tokens, &self.expired, &self.cancelled];
+            for ((counters, now), before) in counters.into_iter().zip(now).zip(before) {
+                // The queue of a model that was loaded anew counts from 0.
+                counters.with_label_values(&[name]).inc_by(now.checked_sub(*before).unwrap_or(now));
+                *before = now;
             }
         }
         self.queue_size.set(waiting as i64);

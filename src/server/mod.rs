@@ -8,6 +8,8 @@ mod access;
 mod body;
 mod encoding;
 mod failure;
+#[cfg(any(test, feature = "internals"))]
+pub mod fuzzed;
 mod grpc;
 mod health;
 mod inputs;
@@ -18,16 +20,22 @@ mod native;
 mod offers;
 mod openai;
 mod openapi;
+mod otlp;
+mod page;
+mod recovery;
 mod settings;
 mod state;
 mod status;
 #[cfg(all(test, feature = "cpu"))]
 mod tests;
+mod tls;
 mod tokens;
 mod work;
 
 pub use listen::Address;
+pub use otlp::Collector;
 pub use settings::Settings;
+pub use tls::TlsFiles;
 
 use crate::{EmbedderBuilder, Error};
 use access::front_door;
@@ -38,9 +46,11 @@ use failure::{Failure, Kind};
 use listen::Bound;
 use metrics::Metrics;
 use model::Model;
-use state::{Phase, Slot, State};
-use std::sync::{Arc, OnceLock};
-use tokio::sync::{Semaphore, watch};
+use otlp::{Exporter, Tracer};
+use state::{Loader, Phase, Slot, State};
+use std::sync::Arc;
+use tls::Tls;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
@@ -78,6 +88,14 @@ pub enum ServeError {
         /// Why.
         source: Box<Error>,
     },
+    /// The executor of a model failed, and did not come back.
+    #[error("the executor of the model {name} is lost: {reason}; what it runs on needs a look, then start the server again")]
+    Lost {
+        /// The model's name.
+        name: String,
+        /// What it last failed with.
+        reason: String,
+    },
     /// The system gives no threads or no events.
     #[error("the server cannot run: {source}")]
     Runtime {
@@ -113,12 +131,10 @@ pub enum Ended {
 pub struct Server {
     bound: Vec<Bound>,
     addresses: Vec<Address>,
-    loaders: Vec<Loader>,
+    tls: Option<Tls>,
+    exporter: Option<Exporter>,
     state: Arc<State>,
 }
-
-/// Loads the model of a slot.
-type Loader = Box<dyn FnOnce() -> crate::Result<Model> + Send>;
 
 /// Stops a [`Server`], from any thread.
 #[derive(Clone)]
@@ -143,33 +159,34 @@ impl Server {
     /// Listens on `addresses`. Until [`Server::run`] clients wait.
     ///
     /// # Errors
-    /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model or two have one name.
+    /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model, two have one name, or the certificate cannot be used.
     pub fn bind(addresses: &[Address], models: Vec<Served>, settings: Settings) -> Result<Self, ServeError> {
-        let queue_tokens = settings.max_queue_tokens;
+        let (queue_tokens, calibration) = (settings.max_queue_tokens, Arc::new(settings.calibration_texts.clone()));
         let load = |Served { names, builder }: Served| {
             let name = names.first().cloned().unwrap_or_default();
-            let loader: Loader = Box::new(move || Model::load(&name, builder, queue_tokens));
+            let calibration = calibration.clone();
+            let loader: Loader = Arc::new(move || Model::load(&name, builder.clone(), queue_tokens, &calibration));
             (names, loader)
         };
         Self::with_loaders(addresses, models.into_iter().map(load).collect(), settings)
     }
 
     fn with_loaders(addresses: &[Address], models: Vec<(Vec<String>, Loader)>, settings: Settings) -> Result<Self, ServeError> {
-        let (mut slots, mut loaders) = (Vec::new(), Vec::new());
-        for (names, loader) in models {
-            slots.push(Slot { names, model: OnceLock::new() });
-            loaders.push(loader);
-        }
+        let slots: Vec<Slot> = models.into_iter().map(|(names, loader)| Slot::new(names, loader)).collect();
         check(&slots, &settings)?;
         let metrics = Metrics::new().map_err(|error| ServeError::Setting { reason: format!("metrics: {error}") })?;
+        let tls = settings.tls.as_ref().map(Tls::new).transpose().map_err(|reason| ServeError::Setting { reason })?;
         let (mut bound, mut known) = (Vec::new(), Vec::new());
         for address in addresses {
             let failed = |source| ServeError::Bind { address: address.clone(), source };
-            let listener = Bound::new(address).map_err(failed)?;
-            known.push(listener.address().map_err(failed)?);
-            bound.push(listener);
+            for listener in Bound::all(address).map_err(failed)? {
+                known.push(listener.address().map_err(failed)?);
+                bound.push(listener);
+            }
         }
-        Ok(Self { bound, addresses: known, loaders, state: Arc::new(State::new(settings, slots, metrics)) })
+        let (tracer, exporter) = settings.traces.clone().map(Tracer::new).unzip();
+        let state = Arc::new(State::new(settings, slots, metrics, tracer));
+        Ok(Self { bound, addresses: known, tls, exporter, state })
     }
 
     /// Where it listens, with the ports that were taken.
@@ -185,7 +202,8 @@ impl Server {
     /// Loads the models, all at once, and serves until it is asked to stop. It answers from the beginning: until all are loaded, that it is not ready.
     ///
     /// # Errors
-    /// [`ServeError::Load`] for the first model that cannot be loaded; [`ServeError::Runtime`].
+    /// [`ServeError::Load`] for the first model that cannot be loaded; [`ServeError::Lost`] for one whose executor failed later and did not come back;
+    /// [`ServeError::Runtime`].
     pub fn run(self) -> Result<Ended, ServeError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("trt-embed-http").enable_all().build();
         let runtime = runtime.map_err(|source| ServeError::Runtime { source })?;
@@ -196,20 +214,31 @@ impl Server {
     }
 
     async fn serve(self) -> Result<Ended, ServeError> {
-        let Self { bound, loaders, state, .. } = self;
+        let Self { bound, tls, exporter, state, .. } = self;
+        if let Some(exporter) = exporter {
+            tokio::spawn(exporter.run());
+        }
         let (close, closing) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(state.settings.max_connections));
         let mut doors = JoinSet::new();
         for bound in bound {
-            let router = if matches!(bound, Bound::Grpc(_)) { grpc::router(&state)? } else { router(&state)? };
-            doors.spawn(listen::serve(bound, router, state.clone(), slots.clone(), closing.clone()));
+            let router = match bound {
+                Bound::Probes(_) => probes(&state),
+                Bound::Grpc(_) => grpc::router(&state)?,
+                Bound::Tcp(_) | Bound::Unix(..) | Bound::HandedOver(_) => router(&state)?,
+            };
+            doors.spawn(listen::serve(bound, router, state.clone(), slots.clone(), closing.clone(), tls.clone()));
         }
         let mut phase = state.phase.subscribe();
         let stopped = async { phase.wait_for(|&phase| phase == Phase::Draining).await.map(drop) };
         let mut stopped = std::pin::pin!(stopped);
-        tokio::select! {
-            loaded = load(&state, loaders) => loaded?,
+        let models = tokio::select! {
+            loaded = load(&state) => loaded?,
             _ = &mut stopped => return Ok(Ended::Drained),
+        };
+        let (lose, mut losses) = mpsc::unbounded_channel();
+        for (place, model) in models {
+            tokio::spawn(recovery::keep(state.clone(), place, model, lose.clone()));
         }
         state.phase.send_if_modified(|phase| {
             let first = *phase == Phase::Loading;
@@ -219,15 +248,26 @@ impl Server {
             first
         });
         log::info!("ready");
-        // It cannot fail while `state` has the sender.
-        let _ = stopped.await;
+        // Neither can fail while `state` and this have the senders.
+        let lost = tokio::select! {
+            _ = stopped => None,
+            lost = losses.recv() => lost,
+        };
+        state.phase.send_replace(Phase::Draining);
         log::info!("stopping: no new requests, {:?} for those under way", state.settings.shutdown_timeout);
         let drain = async {
             listen::idle(&state).await;
             close.send_replace(true);
             while doors.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(state.settings.shutdown_timeout, drain).await.is_ok() {
+        let drained = tokio::time::timeout(state.settings.shutdown_timeout, drain).await.is_ok();
+        if let Some(tracer) = &state.tracer {
+            tracer.flush().await;
+        }
+        if let Some(lost) = lost {
+            return Err(lost);
+        }
+        if drained {
             return Ok(Ended::Drained);
         }
         let requests = usize::try_from(state.metrics.active.get()).unwrap_or(0);
@@ -236,11 +276,11 @@ impl Server {
     }
 }
 
-/// Opens and warms all models, each on a thread.
-async fn load(state: &Arc<State>, loaders: Vec<Loader>) -> Result<(), ServeError> {
+/// Opens and warms all models, each on a thread, and lets requests use them.
+async fn load(state: &Arc<State>) -> Result<Vec<(usize, Arc<Model>)>, ServeError> {
     let mut loading = JoinSet::new();
-    for (place, loader) in loaders.into_iter().enumerate() {
-        let name = state.slots[place].names[0].clone();
+    for (place, slot) in state.slots.iter().enumerate() {
+        let (name, loader) = (slot.names[0].clone(), slot.load.clone());
         loading.spawn_blocking(move || match loader() {
             Ok(model) => {
                 log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
@@ -249,20 +289,15 @@ async fn load(state: &Arc<State>, loaders: Vec<Loader>) -> Result<(), ServeError
             Err(source) => Err(ServeError::Load { name, source: Box::new(source) }),
         });
     }
+    let mut models = Vec::new();
     while let Some(loaded) = loading.join_next().await {
         let panicked =
             |error| ServeError::Runtime { source: std::io::Error::other(format!("a model's loading broke off: {error}")) };
         let (place, model) = loaded.map_err(panicked)??;
-        enter(state, place, model);
+        state.slots[place].set(Some(model.clone()));
+        models.push((place, model));
     }
-    Ok(())
-}
-
-/// Lets requests use a model, and watches over it.
-fn enter(state: &State, place: usize, model: Arc<Model>) {
-    tokio::spawn(health::watch(model.clone(), state.settings.health_timeout));
-    // Each place is filled once.
-    let _ = state.slots[place].model.set(model);
+    Ok(models)
 }
 
 fn check(slots: &[Slot], settings: &Settings) -> Result<(), ServeError> {
@@ -286,10 +321,22 @@ fn check(slots: &[Slot], settings: &Settings) -> Result<(), ServeError> {
     Ok(())
 }
 
+/// What probes and scrapers ask for, alone.
+fn probes(state: &Arc<State>) -> Router {
+    Router::new()
+        .route("/health", get(status::ready))
+        .route("/health/ready", get(status::ready))
+        .route("/health/live", get(status::live))
+        .route("/metrics", get(status::metrics))
+        .fallback(async || Failure::new(Kind::UnknownRoute, "route", "there is no such route on this port"))
+        .layer(axum::middleware::from_fn_with_state(state.clone(), front_door))
+        .with_state(state.clone())
+}
+
 /// All routes.
 fn router(state: &Arc<State>) -> Result<Router, ServeError> {
     let routes = Router::new()
-        .route("/", get(status::ready).post(native::embed))
+        .route("/", get(status::front).post(native::embed))
         .route("/embed", post(native::embed))
         .route("/invocations", post(native::embed))
         .route("/embed_all", post(native::embed_all))

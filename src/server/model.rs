@@ -1,5 +1,6 @@
 //! A model that is served: requests to rows of ids, raw vectors to those that a request asks for.
 
+use super::encoding::Ranges;
 use super::failure::Failure;
 use super::health::Health;
 use super::inputs::{Inputs, Item};
@@ -8,6 +9,7 @@ use crate::pooling::cut_and_scale;
 use crate::tokens::{Describer, Row, Tokenizer};
 use crate::{Embedder, EmbedderBuilder, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// See the module.
@@ -20,6 +22,10 @@ pub(super) struct Model {
     pub health: Health,
     /// Made when it is first needed: a large vocabulary takes some ten megabytes.
     describer: Mutex<Option<Arc<Describer>>>,
+    /// Whole vectors of the calibration texts, one after the other.
+    calibration: Vec<f32>,
+    /// Their ranges by [`Shape::dim`], from when they are first asked for.
+    ranges: Mutex<BTreeMap<usize, Arc<Ranges>>>,
 }
 
 /// How the texts of a request become ids.
@@ -69,17 +75,28 @@ impl Model {
     ///
     /// # Errors
     /// Those of [`EmbedderBuilder::build`], and the executor's.
-    pub fn load(name: &str, builder: EmbedderBuilder, queue_tokens: usize) -> Result<Self> {
+    pub fn load(name: &str, builder: EmbedderBuilder, queue_tokens: usize, calibration: &[String]) -> Result<Self> {
         let embedder = builder.queue_tokens(queue_tokens).raw().build()?;
         let folder = ModelFolder::open(&embedder.info().folder)?;
-        let model = Self::new(name, embedder, folder);
+        let mut model = Self::new(name, embedder, folder);
         model.embedder.probe()?;
+        if !calibration.is_empty() {
+            model.calibration = model.embedder.embed(calibration)?.rows().flatten().copied().collect();
+        }
         model.embedder.embed(&["A first sentence, so that none of a client's is the first."])?;
         Ok(model)
     }
 
     pub fn new(name: &str, embedder: Embedder, folder: ModelFolder) -> Self {
-        Self { name: name.to_owned(), embedder, folder, health: Health::default(), describer: Mutex::default() }
+        Self {
+            name: name.to_owned(),
+            embedder,
+            folder,
+            health: Health::default(),
+            describer: Mutex::default(),
+            calibration: Vec::new(),
+            ranges: Mutex::default(),
+        }
     }
 
     /// Values of a whole vector.
@@ -110,6 +127,28 @@ impl Model {
         let mut finished = vec![0.0; shape.dim];
         cut_and_scale(vector, self.width(), shape.dim, scaling, &mut finished)?;
         Ok(finished)
+    }
+
+    /// The ranges of the values of unit vectors of `dim` values, over the calibration texts.
+    ///
+    /// # Errors
+    /// A server that was started without them.
+    pub fn ranges(&self, dim: usize) -> std::result::Result<Arc<Ranges>, Failure> {
+        if self.calibration.is_empty() {
+            let message = "int8 and uint8 need calibrated ranges of the values; start the server with --calibration-texts, or ask for float, base64, binary or ubinary";
+            return Err(Failure::validation("encoding_format", message));
+        }
+        // Whole after any panic: entries are put in when they are made.
+        let mut known = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(ranges) = known.get(&dim) {
+            return Ok(ranges.clone());
+        }
+        let shape = Shape { dim, normalize: true };
+        let vectors: Vec<Vec<f32>> =
+            self.calibration.chunks_exact(self.width()).map(|vector| self.finish(vector, shape)).collect::<Result<_>>()?;
+        let ranges = Arc::new(Ranges::of(vectors.iter().map(Vec::as_slice)).unwrap_or_default());
+        known.insert(dim, ranges.clone());
+        Ok(ranges)
     }
 
     /// The ids of `inputs`. Those that come as ids are used as they are: without a prompt, and never cut.

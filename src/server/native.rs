@@ -80,7 +80,7 @@ async fn vectors(state: &State, call: &Call, request: EmbedRequest) -> Result<(V
     let model = state.model(model.as_deref())?;
     let shape = model.shape(dimensions, normalize)?;
     let reading = reading(state, truncate, truncation_direction, prompt_name);
-    work::embed(state, model, call, inputs, reading, shape).await
+    work::embed(state, &model, call, inputs, reading, shape).await
 }
 
 /// POST /embed: `[[f32]]`, also for a single input.
@@ -140,7 +140,7 @@ pub(super) async fn similarity(
     let inputs = Inputs::texts(std::iter::once(source_sentence).chain(sentences).collect());
     let reading = reading(&state, truncate, truncation_direction, prompt_name);
     let shape = model.shape(None, true)?;
-    let (vectors, usage) = work::embed(&state, model, &call, inputs, reading, shape).await?;
+    let (vectors, usage) = work::embed(&state, &model, &call, inputs, reading, shape).await?;
     let (source, sentences) = vectors.split_first().ok_or_else(|| Failure::empty("inputs"))?;
     let scores: Vec<f32> = sentences.iter().map(|vector| Similarity::Cosine.score(source, vector)).collect();
     body::answer(&state, scores, sentences.len(), Some(usage)).await
@@ -155,7 +155,7 @@ pub(super) async fn embed_all(
     let EmbedAllRequest { inputs, truncate, truncation_direction, prompt_name, model } = request;
     let model = state.model(model.as_deref())?;
     let reading = reading(&state, truncate, truncation_direction, prompt_name);
-    let (states, usage) = states(&state, model, &call, inputs, reading).await?;
+    let (states, usage) = states(&state, &model, &call, inputs, reading).await?;
     let numbers = states.iter().map(|text| text.values.len()).sum();
     let all: Vec<Vec<Vec<f32>>> =
         states.iter().map(|text| text.values.chunks_exact(text.hidden_size.max(1)).map(<[f32]>::to_vec).collect()).collect();

@@ -69,10 +69,11 @@ pub(super) async fn embeddings(
     let encoding = encoding_format.map_or(Ok(Encoding::Float), |name| Encoding::by_name(&name))?;
     let model = state.model(model.as_deref())?;
     let shape = model.shape(dimensions, true)?;
+    let ranges = if encoding.needs_ranges() { model.ranges(shape.dim)? } else { Arc::default() };
     let reading = Reading { param: "input", truncate: state.settings.auto_truncate, side: None, prompt_name };
-    let (vectors, usage) = work::embed(&state, model, &call, input, reading, shape).await?;
+    let (vectors, usage) = work::embed(&state, &model, &call, input, reading, shape).await?;
     let numbers = vectors.len() * shape.dim;
-    let entry = |(index, vector)| Embedding { object: "embedding", embedding: encoding.encode(vector), index };
+    let entry = |(index, vector)| Embedding { object: "embedding", embedding: encoding.encode(vector, &ranges), index };
     let list = List {
         object: "list",
         data: vectors.into_iter().enumerate().map(entry).collect(),

@@ -1,5 +1,8 @@
 //! What an operator can set of the server; the defaults are TEI's where TEI has the setting.
 
+use super::otlp::Collector;
+use super::tls::TlsFiles;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// Limits and manners of a [`Server`](super::Server).
@@ -24,6 +27,14 @@ pub struct Settings {
     pub api_keys: Vec<String>,
     /// Origins whose pages may read answers; none named means all, as in TEI.
     pub cors_allow_origin: Vec<String>,
+    /// The certificate of TCP listeners; none for HTTP without TLS.
+    pub tls: Option<TlsFiles>,
+    /// Where a span of each request is sent; none for no traces.
+    pub traces: Option<Collector>,
+    /// Texts over which the ranges of int8 and uint8 vectors are taken, for each model when it is loaded; none refuses those encodings.
+    pub calibration_texts: Vec<String>,
+    /// Long texts that are tokenised at a time (as many as cores).
+    pub tokenization_workers: Option<NonZeroUsize>,
     /// Most time for the headers of a request to arrive, and for a connection to be idle (30 s).
     pub header_timeout: Duration,
     /// Most time for a body to arrive (30 s).
@@ -36,6 +47,10 @@ pub struct Settings {
     pub shutdown_timeout: Duration,
     /// A model that does not answer its watchdog for so long is taken for dead (10 s).
     pub health_timeout: Duration,
+    /// A model whose executor has failed for so long is loaded anew (3 s).
+    pub recovery_delay: Duration,
+    /// A server one of whose models has not come back so long after that ends (120 s).
+    pub recovery_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -50,12 +65,18 @@ impl Default for Settings {
             auto_truncate: true,
             api_keys: Vec::new(),
             cors_allow_origin: Vec::new(),
+            tls: None,
+            traces: None,
+            calibration_texts: Vec::new(),
+            tokenization_workers: None,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             request_timeout: Duration::from_secs(60),
             shutdown_timeout: Duration::from_secs(30),
             health_timeout: Duration::from_secs(10),
+            recovery_delay: Duration::from_secs(3),
+            recovery_timeout: Duration::from_secs(120),
         }
     }
 }

@@ -3,9 +3,11 @@
 use super::failure::{Failure, Kind};
 use super::metrics::Metrics;
 use super::model::Model;
+use super::otlp::Tracer;
 use super::settings::Settings;
 use sha2::{Digest, Sha256};
-use std::sync::{Arc, OnceLock};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, watch};
 
@@ -19,11 +21,32 @@ pub(super) enum Phase {
     Draining,
 }
 
-/// A model by its names, from when it is loaded.
+/// Makes the model of a slot; more than once where its executor is lost.
+pub(super) type Loader = Arc<dyn Fn() -> crate::Result<Model> + Send + Sync>;
+
+/// A model by its names, while it is loaded.
 pub(super) struct Slot {
     /// The first is its own, others are aliases.
     pub names: Vec<String>,
-    pub model: OnceLock<Arc<Model>>,
+    pub load: Loader,
+    model: RwLock<Option<Arc<Model>>>,
+}
+
+impl Slot {
+    pub fn new(names: Vec<String>, load: Loader) -> Self {
+        Self { names, load, model: RwLock::default() }
+    }
+
+    /// None while it is being loaded.
+    pub fn model(&self) -> Option<Arc<Model>> {
+        // Set at once: whole after any panic.
+        self.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Requests that have begun keep the model that they have.
+    pub fn set(&self, model: Option<Arc<Model>>) {
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = model;
+    }
 }
 
 /// See the module.
@@ -33,14 +56,15 @@ pub(super) struct State {
     pub slots: Vec<Slot>,
     pub metrics: Metrics,
     pub phase: watch::Sender<Phase>,
+    pub tracer: Option<Tracer>,
     /// One for each request under way.
     pub requests: Arc<Semaphore>,
     /// One for each long text or answer that is worked on beside the runtime's own threads.
     pub helpers: Arc<Semaphore>,
     /// One for each request that runs on the executor from such a thread, apart from those: an executor that hangs holds up nothing else.
     pub direct: Arc<Semaphore>,
-    /// Of this machine: so many texts are tokenised at a time.
-    pub cores: usize,
+    /// Permits of `helpers`.
+    pub tokenizing: usize,
     /// SHA-256 of the keys, so that all comparisons are of one length.
     keys: Vec<[u8; 32]>,
     /// Seconds since 1970 of the start.
@@ -48,16 +72,18 @@ pub(super) struct State {
 }
 
 impl State {
-    pub fn new(settings: Settings, slots: Vec<Slot>, metrics: Metrics) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    pub fn new(settings: Settings, slots: Vec<Slot>, metrics: Metrics, tracer: Option<Tracer>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let tokenizing = settings.tokenization_workers.map_or(cores, NonZeroUsize::get);
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self {
             requests: Arc::new(Semaphore::new(settings.max_concurrent_requests)),
-            helpers: Arc::new(Semaphore::new(cores)),
+            helpers: Arc::new(Semaphore::new(tokenizing.min(Semaphore::MAX_PERMITS))),
             direct: Arc::new(Semaphore::new(cores)),
-            cores,
+            tokenizing,
             keys: settings.api_keys.iter().map(|key| Sha256::digest(key).into()).collect(),
             phase: watch::Sender::new(Phase::Loading),
+            tracer,
             started: since.map_or(0, |since| since.as_secs()),
             settings,
             slots,
@@ -83,7 +109,7 @@ impl State {
     ///
     /// # Errors
     /// A name that no model has; a model that is loading or whose executor fails.
-    pub fn model(&self, name: Option<&str>) -> Result<&Arc<Model>, Failure> {
+    pub fn model(&self, name: Option<&str>) -> Result<Arc<Model>, Failure> {
         let slot = match name {
             None => self.slots.first(),
             Some(name) => self.slots.iter().find(|slot| slot.names.iter().any(|known| known == name)),
@@ -95,7 +121,7 @@ impl State {
             let message = format!("The model `{name}` does not exist; there are: {}", known.join(", "));
             Failure { param: Some("model"), ..Failure::new(Kind::UnknownModel, "model", message) }
         })?;
-        let model = slot.model.get().ok_or_else(|| unhealthy(format!("the model `{}` is being loaded", slot.names[0])))?;
+        let model = slot.model().ok_or_else(|| unhealthy(format!("the model `{}` is being loaded", slot.names[0])))?;
         if !model.health.is_well() {
             return Err(unhealthy(format!("the model `{}` fails: {}", slot.names[0], model.health.reason())));
         }

@@ -2,9 +2,10 @@
 
 use super::body;
 use super::failure::{Failure, Kind};
+use super::page;
 use super::state::State;
 use axum::extract::{Query, State as Shared};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -57,7 +58,7 @@ pub(super) async fn info(Shared(state): Shared<Arc<State>>, Query(query): Query<
         max_batch_requests: info.limits.max_batch,
         max_client_batch_size: state.settings.max_client_batch_size,
         auto_truncate: state.settings.auto_truncate,
-        tokenization_workers: state.cores,
+        tokenization_workers: state.tokenizing,
         version: env!("CARGO_PKG_VERSION"),
         sha: None,
         docker_label: None,
@@ -68,7 +69,12 @@ pub(super) async fn info(Shared(state): Shared<Arc<State>>, Query(query): Query<
     body::answer(&state, answer, 0, None).await
 }
 
-/// GET /health, /ping, /, /health/ready: whether requests are answered.
+/// GET /: the page for browsers, else as /health.
+pub(super) async fn front(shared: Shared<Arc<State>>, headers: HeaderMap) -> Result<Response, Failure> {
+    if page::is_wanted(&headers) { Ok(page::page()) } else { ready(shared).await }
+}
+
+/// GET /health, /ping, /health/ready: whether requests are answered.
 pub(super) async fn ready(Shared(state): Shared<Arc<State>>) -> Result<Response, Failure> {
     state.ready().map(|()| "ok".into_response())
 }
@@ -80,7 +86,7 @@ pub(super) async fn live() -> &'static str {
 
 /// GET /metrics.
 pub(super) async fn metrics(Shared(state): Shared<Arc<State>>) -> Result<Response, Failure> {
-    let models = state.slots.iter().map(|slot| (slot.names[0].as_str(), slot.model.get()));
+    let models = state.slots.iter().map(|slot| (slot.names[0].as_str(), slot.model()));
     let text = state.metrics.text(models);
     let text = text.map_err(|error| Failure::new(Kind::Backend, "metrics", format!("the metrics cannot be written: {error}")))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

@@ -123,8 +123,8 @@ fn start(loader: Loader, change: impl FnOnce(&mut Settings)) -> Running {
 fn serve(fake: &Arc<Fake>, change: impl FnOnce(&mut Settings)) -> Running {
     let mut settings = Settings::default();
     change(&mut settings);
-    let model = model(fake, settings.max_queue_tokens);
-    let running = start(Box::new(|| Ok(model)), |own| *own = settings);
+    let (fake, queue_tokens) = (fake.clone(), settings.max_queue_tokens);
+    let running = start(Arc::new(move || Ok(model(&fake, queue_tokens))), |own| *own = settings);
     until(|| running.handle.is_ready());
     running
 }
@@ -163,12 +163,17 @@ impl Running {
     }
 
     fn queue(&self) -> crate::QueueStatus {
-        self.handle.state.slots[0].model.get().unwrap().embedder.queue()
+        self.handle.state.slots[0].model().unwrap().embedder.queue()
     }
 
-    fn stop(mut self) -> Ended {
+    fn stop(self) -> Ended {
         self.handle.stop();
-        self.thread.take().unwrap().join().unwrap().unwrap()
+        self.end().unwrap()
+    }
+
+    /// How it ends.
+    fn end(mut self) -> std::result::Result<Ended, ServeError> {
+        self.thread.take().unwrap().join().unwrap()
     }
 }
 
@@ -203,12 +208,12 @@ fn error_type((status, body): (u16, String)) -> (u16, String) {
 fn until_models_are_loaded_the_server_says_that_it_is_not_ready() {
     let fake = Fake::new(usize::MAX);
     let (go, wait) = mpsc::channel();
-    let loaded = model(&fake, 1000);
+    let (loaded, wait) = (fake.clone(), Mutex::new(wait));
     let loader = move || {
-        wait.recv().unwrap();
-        Ok(loaded)
+        wait.lock().unwrap().recv().unwrap();
+        Ok(model(&loaded, 1000))
     };
-    let server = start(Box::new(loader), |_| {});
+    let server = start(Arc::new(loader), |_| {});
     for path in ["/health", "/health/ready", "/ping", "/"] {
         assert_eq!(error_type(server.get(path)), (503, "Unhealthy".into()), "{path}");
     }
@@ -236,6 +241,75 @@ fn an_executor_that_fails_or_hangs_makes_the_server_unready_until_it_works_again
         fake.change(|doing| doing.probe = Probe::Works);
         until(|| server.handle.is_ready());
         assert_eq!((server.get("/health").0, read(server.ask(20)).0), (200, 200));
+    }
+}
+
+/// A server whose model is loaded on the executors of `fakes` one after the other; where there are no more, loading fails.
+fn serve_in_turn(fakes: &[&Arc<Fake>], change: impl FnOnce(&mut Settings)) -> Running {
+    let fakes: Mutex<Vec<Arc<Fake>>> = Mutex::new(fakes.iter().rev().map(|fake| Arc::clone(fake)).collect());
+    let loader = move || match fakes.lock().unwrap().pop() {
+        Some(fake) => Ok(model(&fake, 1000)),
+        None => Err(Error::Backend { backend: "fake", reason: "there is no device".into() }),
+    };
+    let running = start(Arc::new(loader), |settings| {
+        settings.health_timeout = Duration::from_millis(100);
+        settings.recovery_delay = Duration::from_millis(100);
+        change(settings);
+    });
+    until(|| running.handle.is_ready());
+    running
+}
+
+#[test]
+fn a_model_whose_executor_is_lost_is_loaded_anew() {
+    for probe in [Probe::Fails, Probe::Hangs] {
+        let (lost, next) = (Fake::new(0), Fake::new(usize::MAX));
+        let server = serve_in_turn(&[&lost, &next], |_| {});
+        let waiting = server.ask(20);
+        until(|| lost.begun() == [20]);
+        lost.change(|doing| doing.probe = probe);
+        until(|| !server.handle.is_ready());
+        until(|| server.handle.is_ready());
+        assert_eq!(read(server.ask(21)).0, 200);
+        assert_eq!((lost.begun(), next.begun()), (vec![20], vec![21]));
+        // What was on the lost one gets its answer when that lets go of it, and does not disturb the other.
+        lost.change(|doing| (doing.probe, doing.gate) = (Probe::Works, 1));
+        assert_eq!(read(waiting).0, 200);
+        // The new queue counts from 0; what is told of both never goes back.
+        assert!(server.get("/metrics").1.contains("trt_embed_batches{model=\"fake\"} "));
+        assert_eq!(server.stop(), Ended::Drained);
+    }
+}
+
+#[test]
+fn counters_go_on_when_a_model_is_loaded_anew() {
+    let (lost, next) = (Fake::new(usize::MAX), Fake::new(usize::MAX));
+    let server = serve_in_turn(&[&lost, &next], |_| {});
+    let texts = || {
+        let metrics = server.get("/metrics").1;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("trt_embed_batch_texts{model=\"fake\"} "));
+        line.map_or(0, |count| count.parse::<u64>().unwrap())
+    };
+    for id in [20, 21, 22] {
+        assert_eq!(read(server.ask(id)).0, 200);
+    }
+    assert_eq!(texts(), 3);
+    lost.change(|doing| doing.probe = Probe::Fails);
+    until(|| !server.handle.is_ready());
+    until(|| server.handle.is_ready());
+    assert_eq!((read(server.ask(23)).0, texts()), (200, 4));
+}
+
+#[test]
+fn a_server_whose_executor_does_not_come_back_ends_and_says_why() {
+    let lost = Fake::new(usize::MAX);
+    let server = serve_in_turn(&[&lost], |settings| settings.recovery_timeout = Duration::from_millis(1500));
+    lost.change(|doing| doing.probe = Probe::Fails);
+    match server.end() {
+        Err(ServeError::Lost { name, reason }) => {
+            assert!(name == "fake" && reason.contains("there is no device"), "{name} {reason}");
+        }
+        other => panic!("{other:?}"),
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) async fn tokenize(
 ) -> Result<Response, Failure> {
     let model = state.model(request.model.as_deref())?;
     let (texts, prompt) = (request.inputs.into_list(), request.prompt_name.as_deref());
-    let tokens = tokens(&state, model, texts, prompt, request.add_special_tokens).await?;
+    let tokens = tokens(&state, &model, texts, prompt, request.add_special_tokens).await?;
     let numbers = tokens.iter().map(Vec::len).sum();
     body::answer(&state, tokens, numbers, None).await
 }
@@ -71,7 +71,7 @@ pub(super) async fn tokens(
 /// POST /decode: the texts of rows of ids.
 pub(super) async fn decode(Shared(state): Shared<Arc<State>>, Json(request): Json<DecodeRequest>) -> Result<Response, Failure> {
     let model = state.model(request.model.as_deref())?;
-    let texts = texts(&state, model, request.ids.into_list(), request.skip_special_tokens).await?;
+    let texts = texts(&state, &model, request.ids.into_list(), request.skip_special_tokens).await?;
     body::answer(&state, texts, 0, None).await
 }
 

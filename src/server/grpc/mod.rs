@@ -207,7 +207,8 @@ impl Rerank for Tei {
 }
 
 async fn info(state: Arc<State>, asked: Asked, _: InfoRequest) -> Result<(InfoResponse, Option<Usage>), Failure> {
-    let info = state.model(asked.model())?.embedder.info();
+    let model = state.model(asked.model())?;
+    let info = model.embedder.info();
     let settings = &state.settings;
     let response = InfoResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -222,7 +223,7 @@ async fn info(state: Arc<State>, asked: Asked, _: InfoRequest) -> Result<(InfoRe
         max_batch_tokens: count(info.limits.batch_tokens),
         max_batch_requests: Some(count(info.limits.max_batch)),
         max_client_batch_size: count(settings.max_client_batch_size),
-        tokenization_workers: count(state.cores),
+        tokenization_workers: count(state.tokenizing),
     };
     Ok((response, None))
 }
@@ -232,7 +233,7 @@ async fn embed(state: Arc<State>, asked: Asked, message: EmbedRequest) -> Result
     let model = state.model(asked.model())?;
     let shape = model.shape(dimensions.map(|count| count as usize), normalize.unwrap_or(true))?;
     let reading = reading(truncate, truncation_direction, prompt_name)?;
-    let (vectors, usage) = work::embed(&state, model, &asked.call, one(inputs), reading, shape).await?;
+    let (vectors, usage) = work::embed(&state, &model, &asked.call, one(inputs), reading, shape).await?;
     let metadata = Some(metadata(&usage, &asked.call));
     Ok((EmbedResponse { embeddings: vectors.into_iter().next().unwrap_or_default(), metadata }, Some(usage)))
 }
@@ -245,7 +246,7 @@ async fn embed_all(
     let EmbedAllRequest { inputs, truncate, truncation_direction, prompt_name } = message;
     let model = state.model(asked.model())?;
     let reading = reading(truncate, truncation_direction, prompt_name)?;
-    let (states, usage) = native::states(&state, model, &asked.call, one(inputs), reading).await?;
+    let (states, usage) = native::states(&state, &model, &asked.call, one(inputs), reading).await?;
     let rows = states.iter().flat_map(|text| text.values.chunks_exact(text.hidden_size.max(1)));
     let token_embeddings = rows.map(|row| TokenEmbedding { embeddings: row.to_vec() }).collect();
     Ok((EmbedAllResponse { token_embeddings, metadata: Some(metadata(&usage, &asked.call)) }, Some(usage)))
@@ -254,7 +255,7 @@ async fn embed_all(
 async fn tokenize(state: Arc<State>, asked: Asked, message: EncodeRequest) -> Result<(EncodeResponse, Option<Usage>), Failure> {
     let EncodeRequest { inputs, add_special_tokens, prompt_name } = message;
     let model = state.model(asked.model())?;
-    let tokens = tokens::tokens(&state, model, vec![inputs], prompt_name.as_deref(), add_special_tokens).await?;
+    let tokens = tokens::tokens(&state, &model, vec![inputs], prompt_name.as_deref(), add_special_tokens).await?;
     let tokens = tokens.into_iter().flatten().map(|token| SimpleToken {
         id: token.id,
         text: token.text,
@@ -267,7 +268,7 @@ async fn tokenize(state: Arc<State>, asked: Asked, message: EncodeRequest) -> Re
 
 async fn decode(state: Arc<State>, asked: Asked, message: DecodeRequest) -> Result<(DecodeResponse, Option<Usage>), Failure> {
     let model = state.model(asked.model())?;
-    let texts = tokens::texts(&state, model, vec![message.ids], message.skip_special_tokens).await?;
+    let texts = tokens::texts(&state, &model, vec![message.ids], message.skip_special_tokens).await?;
     Ok((DecodeResponse { text: texts.concat() }, None))
 }
 
