@@ -86,6 +86,33 @@ fn tls_serves_and_takes_a_new_certificate() {
     assert_eq!(server.stop(), Ended::Drained);
 }
 
+/// gRPC's port of a server with a certificate: TLS too, and HTTP/2 within it.
+#[test]
+fn tls_covers_grpc() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = tls_server(folder.path(), |_| {});
+    let open = |protocol: &[u8]| {
+        let mut config = ClientConfig::clone(&trusting("first"));
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        StreamOwned::new(connection, TcpStream::connect(server.grpc).unwrap())
+    };
+    let mut stream = open(b"h2");
+    // HTTP/2's preface and empty settings; the server's settings come back (RFC 9113, frames: length, type 4, flags, stream 0).
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).unwrap();
+    assert_eq!((frame[3], &frame[5..]), (4, &[0; 4][..]));
+    assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+    assert!(open(b"http/1.1").write_all(GET).is_err(), "another protocol was agreed upon");
+    // Without TLS nothing is said.
+    let mut plain = TcpStream::connect(server.grpc).unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(answer.first().is_none_or(|&first| first == 0x15), "more than an alert of TLS: {answer:?}");
+}
+
 #[test]
 fn clients_that_do_not_come_to_tls_are_cut_off() {
     let folder = tempfile::tempdir().unwrap();
