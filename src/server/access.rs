@@ -88,7 +88,7 @@ pub(super) fn admit(state: &State, request: &Request, arrived: Instant) -> Resul
         return Err(Failure::new(Kind::Unauthorized, "unauthorized", message));
     }
     let class = class(request.headers())?;
-    let call = Call { arrived, deadline: arrived + state.settings.request_timeout, class };
+    let call = Call { arrived, deadline: arrived + state.settings.request_timeout, class, streamed: false };
     // What tells of the server is always answered.
     if request.method() != Method::POST {
         return Ok(Admitted { call, _permit: None, _active: None });

@@ -23,6 +23,8 @@ pub(super) struct Call {
     pub deadline: Instant,
     /// The class that the client asked for.
     pub class: Option<Class>,
+    /// Whether its task works on other messages of a stream too, so that nothing may hold it up.
+    pub streamed: bool,
 }
 
 /// What a request took, or some that were sent as a stream, for its headers, the metrics and the log.
@@ -113,7 +115,7 @@ pub(super) async fn embed(
     let (rows, mut usage) = rows(state, model, inputs, reading).await?;
     let class = call.class.unwrap_or(if usage.inputs > QUESTIONS { Class::Bulk } else { Class::Interactive });
     let settings = SubmitSettings::default().with_deadline(call.deadline).with_class(class);
-    let results = submit(model, rows, settings).map_err(|error| failed(model, error))?.await;
+    let results = submit(model, rows, settings, !call.streamed).map_err(|error| failed(model, error))?.await;
     let label = if class == Class::Bulk { "bulk" } else { "interactive" };
     let waits = state.metrics.queue_wait.with_label_values(&[model.name.as_str(), label]);
     let mut vectors = Vec::with_capacity(results.len());
@@ -128,11 +130,15 @@ pub(super) async fn embed(
     Ok((vectors, usage))
 }
 
-/// Hands rows to the executor. A single interactive one that need not wait runs here and now: two changes of threads less, which are most of what a
+/// Hands rows to the executor. A single interactive one that need not wait runs here and now, if it may: two changes of threads less, which are most of what a
 /// server adds to a short text.
-fn submit(model: &Model, rows: Rows, settings: SubmitSettings) -> crate::Result<Submission> {
+fn submit(model: &Model, rows: Rows, settings: SubmitSettings, may_run_here: bool) -> crate::Result<Submission> {
     let Rows { mut rows, skip } = rows;
+    // What comes too late is told so by the queue, and never runs.
+    let in_time = settings.deadline.is_none_or(|deadline| deadline > Instant::now());
     if rows.len() == 1
+        && may_run_here
+        && in_time
         && settings.class == Class::Interactive
         && model.embedder.is_free()
         && let Some(row) = rows.pop()

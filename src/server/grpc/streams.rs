@@ -74,6 +74,7 @@ where
     let mut asked = Asked::of(&request)?;
     // Who has a single question sends no stream.
     asked.call.class = asked.call.class.or(Some(Class::Bulk));
+    asked.call.streamed = true;
     let tally = Tally::default();
     let (shared, counted) = (state.clone(), tally.clone());
     let answers = messages(state.clone(), tally.clone(), request.into_inner()).map(move |message| {
