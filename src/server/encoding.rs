@@ -60,23 +60,28 @@ pub(super) enum Encoded {
 }
 
 impl Encoding {
+    /// All of them, by name.
+    pub const ALL: [(&str, Self); 6] = [
+        ("float", Self::Float),
+        ("base64", Self::Base64),
+        ("int8", Self::Int8),
+        ("uint8", Self::Uint8),
+        ("binary", Self::Binary),
+        ("ubinary", Self::Ubinary),
+    ];
+
     /// By its name.
     ///
     /// # Errors
     /// Names that are not known.
     pub fn by_name(name: &str) -> Result<Self, Failure> {
-        match name {
-            "float" => Ok(Self::Float),
-            "base64" => Ok(Self::Base64),
-            "binary" => Ok(Self::Binary),
-            "ubinary" => Ok(Self::Ubinary),
-            "int8" => Ok(Self::Int8),
-            "uint8" => Ok(Self::Uint8),
-            _ => Err(Failure::validation(
+        let found = Self::ALL.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, encoding)| encoding).ok_or_else(|| {
+            Failure::validation(
                 "encoding_format",
                 format!("`{name}` is not supported; float, base64, int8, uint8, binary and ubinary are"),
-            )),
-        }
+            )
+        })
     }
 
     /// Whether [`Encoding::encode`] needs the model's ranges.

@@ -20,6 +20,7 @@ pub(super) async fn page() -> Html<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::encoding::Encoding;
     use super::super::{native, openai, tokens};
     use super::*;
     use serde::de::{Deserialize, Deserializer, Visitor};
@@ -84,6 +85,14 @@ mod tests {
         let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
         let described = document["paths"].as_object().unwrap().keys().map(String::as_str);
         assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect());
+    }
+
+    #[test]
+    fn the_description_has_the_encodings_that_there_are() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let described = &document["components"]["schemas"]["EmbeddingsRequest"]["properties"]["encoding_format"]["enum"];
+        let known = Encoding::ALL.map(|(name, _)| Value::from(name)).into_iter().chain([Value::Null]);
+        assert_eq!(described, &Value::from_iter(known));
     }
 
     #[test]
