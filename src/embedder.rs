@@ -434,7 +434,7 @@ impl Embedder {
     ///
     /// # Errors
     /// The row, where it would have to wait.
-    #[cfg(any(test, feature = "serve"))]
+    #[cfg(any(all(test, feature = "cpu"), feature = "serve"))]
     pub(crate) fn run_row_at_once(&self, row: Row, skip: u32) -> std::result::Result<Submission, Row> {
         use crate::scheduler::{Part, Texts as _};
         let size = crate::tokens::BatchSize::padded(1, row.ids.len());
