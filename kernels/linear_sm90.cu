@@ -15,7 +15,6 @@
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
-// linear_sm90_pingpong_of4_*, linear_sm90_192_of2_*  the same by clusters of four blocks, and 192 by clusters of two: weights are read less often.
 // linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
 // linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
@@ -975,10 +974,7 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
 typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
-typedef Shape<192, 2, true, 4, 4, 2, true> PingpongOf4;
-typedef Shape<192, 2, true, 4, 4, 4, false> PingpongOf4Residual;
 typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
-typedef Shape<192, 1, false, 4, 2, 3, false> Together192Of2;
 typedef Shape<128, 1, false, 5, 1, 2, false> Together128;
 typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
 
@@ -996,12 +992,6 @@ typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
 EXPORT(linear_sm90_pingpong_plain, Pingpong, PLAIN)
 EXPORT(linear_sm90_pingpong_activated, Pingpong, ACTIVATED)
 EXPORT(linear_sm90_pingpong_residual, PingpongResidual, RESIDUAL)
-EXPORT(linear_sm90_pingpong_of4_plain, PingpongOf4, PLAIN)
-EXPORT(linear_sm90_pingpong_of4_activated, PingpongOf4, ACTIVATED)
-EXPORT(linear_sm90_pingpong_of4_residual, PingpongOf4Residual, RESIDUAL)
-EXPORT(linear_sm90_192_of2_plain, Together192Of2, PLAIN)
-EXPORT(linear_sm90_192_of2_activated, Together192Of2, ACTIVATED)
-EXPORT(linear_sm90_192_of2_residual, Together192Of2, RESIDUAL)
 EXPORT(linear_sm90_192_plain, Together192, PLAIN)
 EXPORT(linear_sm90_192_activated, Together192, ACTIVATED)
 EXPORT(linear_sm90_192_residual, Together192, RESIDUAL)

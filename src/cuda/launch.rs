@@ -83,17 +83,6 @@ impl Parameters {
     }
 }
 
-/// The attribute that makes blocks of a grid clusters of so many.
-fn cluster_attribute(cluster: u32) -> sys::CUlaunchAttribute {
-    sys::CUlaunchAttribute {
-        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-        pad: [0; 4],
-        value: sys::CUlaunchAttributeValue {
-            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
-        },
-    }
-}
-
 /// Enqueues a kernel.
 ///
 /// # Safety
@@ -108,7 +97,13 @@ unsafe fn launch(function: &Function, grid: Grid, stream: sys::CUstream, mut par
         return unsafe { result::launch_kernel(function, (x, y, 1), (block, 1, 1), shared, stream, &mut parameters) };
     }
     let mut attributes = [
-        cluster_attribute(cluster),
+        sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+            },
+        },
         sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -238,35 +233,6 @@ impl Module {
 }
 
 impl Function {
-    /// How many clusters of so many blocks, of so many threads and bytes of dynamic shared memory, the device runs at once: a cluster lies within one of
-    /// the GPU's parts, which may have no multiple of its blocks.
-    ///
-    /// # Errors
-    /// What the driver says, such as of a size of cluster that the device has not.
-    pub(crate) fn clusters_at_once(&self, cluster: u32, block: u32, shared: usize) -> Result<usize> {
-        const DURING: &str = "count the clusters that run at once";
-        self.module.device.bind()?;
-        let mut attributes = [cluster_attribute(cluster)];
-        let config = sys::CUlaunchConfig {
-            gridDimX: cluster,
-            gridDimY: 1,
-            gridDimZ: 1,
-            blockDimX: block,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: c_int(DURING, shared)?.cast_unsigned(),
-            hStream: std::ptr::null_mut(),
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: 1,
-        };
-        let mut clusters = 0;
-        // SAFETY: the function's module is loaded; the configuration and its attribute live through the call, which writes one integer.
-        unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut clusters, self.raw, &raw const config) }
-            .result()
-            .map_err(driver(DURING))?;
-        Ok(usize::try_from(clusters).unwrap_or(0))
-    }
-
     /// Asks for as much of a multiprocessor's cache as shared memory as there is, so that blocks of two kernels fit beside each other.
     pub(crate) fn prefer_shared(&self) -> Result<()> {
         const ALL: i32 = 100;

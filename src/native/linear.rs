@@ -56,15 +56,11 @@ pub(super) enum Linears {
 /// Those of linear_sm90.cu, each plain, with the activation, and with a residual.
 pub(super) struct Hopper {
     pingpong: [Function; 3],
-    pingpong_of4: [Function; 3],
     wide: [Function; 3],
-    wide_of2: [Function; 3],
     medium: [Function; 3],
     narrow: [Function; 3],
     split: [Function; 3],
     join: Function,
-    /// Clusters of four blocks that run at once.
-    clusters_of4: usize,
 }
 
 /// Which kernel makes a linear, where values are of two bytes.
@@ -78,12 +74,8 @@ pub(super) enum Tile {
     Large,
     /// `linear_sm90_pingpong`.
     Pingpong,
-    /// `linear_sm90_pingpong_of4`.
-    PingpongOf4,
     /// `linear_sm90_192`.
     Wide,
-    /// `linear_sm90_192_of2`.
-    WideOf2,
     /// `linear_sm90_128`.
     Medium,
     /// `linear_sm90_64`.
@@ -102,8 +94,8 @@ impl Tile {
             Self::Few => 0,
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
-            Self::Pingpong | Self::PingpongOf4 => 230_720,
-            Self::Wide | Self::WideOf2 => 214_272,
+            Self::Pingpong => 230_720,
+            Self::Wide => 214_272,
             Self::Medium => 197_840,
             Self::Narrow => 230_656,
             Self::Split(_) => 197_760,
@@ -167,21 +159,10 @@ impl Hopper {
             let [plain, activated, residual] = names.map(|name| module.function_with_shared(name, tile.shared()));
             Ok([plain?, activated?, residual?])
         };
-        let pingpong_of4 = three(
-            [c"linear_sm90_pingpong_of4_plain", c"linear_sm90_pingpong_of4_activated", c"linear_sm90_pingpong_of4_residual"],
-            Tile::PingpongOf4,
-        )?;
-        let clusters_of4 = pingpong_of4[0].clusters_at_once(4, 384, Tile::PingpongOf4.shared())?;
         Ok(Self {
-            clusters_of4,
             pingpong: three(
                 [c"linear_sm90_pingpong_plain", c"linear_sm90_pingpong_activated", c"linear_sm90_pingpong_residual"],
                 Tile::Pingpong,
-            )?,
-            pingpong_of4,
-            wide_of2: three(
-                [c"linear_sm90_192_of2_plain", c"linear_sm90_192_of2_activated", c"linear_sm90_192_of2_residual"],
-                Tile::WideOf2,
             )?,
             wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide)?,
             medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium)?,
@@ -211,7 +192,7 @@ impl NativeKernels {
     /// Whether a linear by `tile` makes statistics of the sums that the linear in front left.
     pub fn joins(&self, tile: Tile) -> bool {
         let hopper = matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. });
-        hopper && matches!(tile, Tile::Wide | Tile::WideOf2 | Tile::Medium | Tile::Narrow | Tile::Split(_))
+        hopper && matches!(tile, Tile::Wide | Tile::Medium | Tile::Narrow | Tile::Split(_))
     }
 
     /// Whether a linear with a residual leaves the sums of which [`NativeKernels::join`] makes statistics.
@@ -341,15 +322,6 @@ impl NativeKernels {
         let rows = tokens.div_ceil(128);
         let (functions, blocks, cluster) = match tile {
             Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
-            Tile::WideOf2 => {
-                let pairs = tokens.div_ceil(256) * outputs.div_ceil(192);
-                (&hopper.wide_of2, 2 * pairs.min(multiprocessors / 2), 2)
-            }
-            // More than run at once would only begin when others have done all of theirs.
-            Tile::PingpongOf4 => {
-                let clusters = tokens.div_ceil(512) * outputs.div_ceil(192);
-                (&hopper.pingpong_of4, 4 * clusters.min(hopper.clusters_of4.max(1)), 4)
-            }
             Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
             Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
@@ -417,9 +389,7 @@ mod choice_tests {
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
                 Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
                 Tile::Pingpong
-                | Tile::PingpongOf4
                 | Tile::Wide
-                | Tile::WideOf2
                 | Tile::Medium
                 | Tile::Narrow => prop_assert!(hopper),
             }

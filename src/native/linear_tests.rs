@@ -213,17 +213,7 @@ fn tiles(precision: Precision) -> Vec<Tile> {
         (Precision::Fp32, _) => vec![Tile::Small],
         (_, false) => vec![Tile::Few, Tile::Small, Tile::Large],
         (_, true) => {
-            let own = [
-                Tile::Pingpong,
-                Tile::PingpongOf4,
-                Tile::Wide,
-                Tile::WideOf2,
-                Tile::Medium,
-                Tile::Narrow,
-                Tile::Split(1),
-                Tile::Split(2),
-                Tile::Split(4),
-            ];
+            let own = [Tile::Pingpong, Tile::Wide, Tile::Medium, Tile::Narrow, Tile::Split(1), Tile::Split(2), Tile::Split(4)];
             [Tile::Few, Tile::Small, Tile::Large].into_iter().chain(own).collect()
         }
     }
