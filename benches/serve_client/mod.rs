@@ -130,9 +130,8 @@ pub fn closed_loop(
     requests: &[Vec<u8>],
     over: impl Fn(Instant) -> bool + Sync,
 ) -> Tally {
-    let (began, next) = (Instant::now(), AtomicUsize::new(0));
-    let one = || {
-        let (mut client, mut tally) = (Client::new(address), Tally::default());
+    let next = AtomicUsize::new(0);
+    together(address, clients, |began, client, tally| {
         while !over(began) {
             let request = &requests[next.fetch_add(1, Ordering::Relaxed) % requests.len()];
             let asked = Instant::now();
@@ -140,33 +139,34 @@ pub fn closed_loop(
             tally.add(&outcome, asked.elapsed());
             std::thread::sleep(pause);
         }
-        tally
-    };
-    let mut all = Tally::default();
-    std::thread::scope(|scope| {
-        let running: Vec<_> = (0..clients).map(|_| scope.spawn(one)).collect();
-        running.into_iter().for_each(|thread| all.join(thread.join().unwrap()));
-    });
-    all.took = began.elapsed();
-    all
+    })
 }
 
 /// Requests at fixed times, `rate` a second for `time`, whether or not earlier ones were answered; each waits for one of `clients` to be free, which is
 /// a part of its latency.
 pub fn open_loop(address: SocketAddr, clients: usize, rate: f64, time: Duration, requests: &[Vec<u8>]) -> Tally {
-    let (began, next) = (Instant::now(), AtomicUsize::new(0));
-    let one = || {
-        let (mut client, mut tally) = (Client::new(address), Tally::default());
+    let next = AtomicUsize::new(0);
+    together(address, clients, |began, client, tally| {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let due = Duration::from_secs_f64(number as f64 / rate);
             if due >= time {
-                return tally;
+                return;
             }
             std::thread::sleep(due.saturating_sub(began.elapsed()));
             let outcome = client.send(&requests[number % requests.len()]);
             tally.add(&outcome, began.elapsed() - due);
         }
+    })
+}
+
+/// What `clients` count that do `work` side by side, each on a connection of its own, from when all begin.
+fn together(address: SocketAddr, clients: usize, work: impl Fn(Instant, &mut Client, &mut Tally) + Sync) -> Tally {
+    let began = Instant::now();
+    let one = || {
+        let (mut client, mut tally) = (Client::new(address), Tally::default());
+        work(began, &mut client, &mut tally);
+        tally
     };
     let mut all = Tally::default();
     std::thread::scope(|scope| {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Names a request in logs; taken from the client where it gives one.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// `interactive` or `bulk`.
 const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 /// Characters of a client's own id that are kept.
@@ -26,10 +26,9 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let arrived = Instant::now();
     let id = request_id(request.headers(), state.started);
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let span =
-        state.tracer.as_ref().filter(|_| !is_public(&method, uri.path())).and_then(|tracer| tracer.begin(request.headers()));
     let mut open = Open::new(&state, arrived, &request, &id);
+    let tracer = state.tracer.as_ref().filter(|_| !is_public(&open.method, open.uri.path()));
+    let span = tracer.and_then(|tracer| tracer.begin(request.headers()));
     let mut response = match admit(&state, &request, arrived) {
         Err(failure) => failure.into_response(),
         Ok(admitted) => {
@@ -41,22 +40,20 @@ pub(super) async fn front_door(Shared(state): Shared<Arc<State>>, mut request: R
     };
     let failure = response.extensions_mut().remove::<Failure>();
     if let Some(failure) = &failure {
-        response = failure.response(&uri);
+        response = failure.response(&open.uri);
     }
     let usage = response.extensions_mut().remove::<Usage>();
     if let Some(usage) = &usage {
         tell(response.headers_mut(), usage, arrived);
     }
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    tell_id(response.headers_mut(), &id);
     if state.phase() == Phase::Draining {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    if let (Some(tracer), Some(span)) = (&state.tracer, span) {
+    if let (Some(tracer), Some(span)) = (tracer, span) {
         // Names are few: what is no route is not in them.
         let known = response.status() != StatusCode::NOT_FOUND;
-        let name = if known { format!("{method} {}", uri.path()) } else { method.to_string() };
+        let name = if known { format!("{} {}", open.method, open.uri.path()) } else { open.method.to_string() };
         tracer.end(span, &name, response.status(), failure.as_ref(), usage.as_ref());
     }
     open.end(response.status(), failure.as_ref(), usage.as_ref());
@@ -153,6 +150,13 @@ fn class(headers: &HeaderMap) -> Result<Option<Class>, Failure> {
 pub(super) fn request_id(headers: &HeaderMap, started: u64) -> String {
     let given = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| (1..=LONGEST_ID).contains(&id.len()));
     given.map_or_else(|| format!("{started:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed)), str::to_owned)
+}
+
+/// The name of the request, in its answer.
+pub(super) fn tell_id(headers: &mut HeaderMap, id: &str) {
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
 }
 
 /// TEI's headers; times in milliseconds.

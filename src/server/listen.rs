@@ -7,6 +7,7 @@ use axum::Router;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -234,11 +235,8 @@ impl Door {
             match self.slots.clone().try_acquire_owned() {
                 Ok(slot) => {
                     let (router, state, closing) = (self.router.clone(), self.state.clone(), self.closing.clone());
-                    match (self.tls.clone(), self.grpc) {
-                        (None, false) => connections.spawn(converse(stream, router, state, closing, slot)),
-                        (None, true) => connections.spawn(converse_http2(stream, router, state, closing, slot)),
-                        (Some(tls), grpc) => connections.spawn(converse_within(tls, grpc, stream, router, state, closing, slot)),
-                    };
+                    let conversation = Conversation { router, state, closing, _slot: slot };
+                    connections.spawn(conversation.hold(stream, self.tls.clone(), self.grpc));
                 }
                 Err(_) => {
                     self.state.metrics.rejected.with_label_values(&["connections"]).inc();
@@ -262,101 +260,89 @@ async fn turn_away(mut stream: impl AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(PAUSE, stream.write_all(FULL)).await;
 }
 
-/// As [`converse`], or for gRPC [`converse_http2`], within TLS.
-async fn converse_within<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    tls: Tls,
-    grpc: bool,
-    stream: S,
+/// A connection that has a place.
+struct Conversation {
     router: Router,
     state: Arc<State>,
-    mut closing: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
-) {
-    let begun = tokio::select! {
-        begun = tls.begin(stream, state.settings.header_timeout) => begun,
-        () = closed(&mut closing) => return,
-    };
-    match begun {
-        Ok(stream) if grpc => converse_http2(stream, router, state, closing, slot).await,
-        Ok(stream) => converse(stream, router, state, closing, slot).await,
-        Err(error) => log::debug!("a connection did not come to TLS: {error}"),
+    closing: watch::Receiver<bool>,
+    /// Given back when it ends.
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Conversation {
+    /// From the handshake, where there is one, to the last request.
+    async fn hold<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(mut self, stream: S, tls: Option<Tls>, grpc: bool) {
+        let Some(tls) = tls else { return self.speak(stream, grpc).await };
+        let begun = tokio::select! {
+            begun = tls.begin(stream, self.state.settings.header_timeout) => begun,
+            () = closed(&mut self.closing) => return,
+        };
+        match begun {
+            Ok(stream) => self.speak(stream, grpc).await,
+            Err(error) => log::debug!("a connection did not come to TLS: {error}"),
+        }
+    }
+
+    async fn speak<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(mut self, stream: S, grpc: bool) {
+        self.state.metrics.connections.inc();
+        let ended = if grpc { self.http2(stream).await } else { self.http1(stream).await };
+        self.state.metrics.connections.dec();
+        if let Err(reason) = ended {
+            log::debug!("a connection ended: {reason}");
+        }
+    }
+
+    async fn http1<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(&mut self, stream: S) -> Result<(), String> {
+        let settings = &self.state.settings;
+        let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening: None };
+        let router = self.router.clone();
+        let service = service_fn(move |request: hyper::Request<Incoming>| router.clone().call(request));
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
+        served(http.serve_connection(TokioIo::new(stream), service), &mut self.closing).await
+    }
+
+    /// With many requests at a time. A connection that is idle is asked whether its client still lives.
+    async fn http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(&mut self, stream: S) -> Result<(), String> {
+        let settings = &self.state.settings;
+        let opening = Some((Box::pin(tokio::time::sleep(settings.header_timeout)), PREFACE));
+        let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening };
+        let offers = Offers::default();
+        let (router, offered) = (self.router.clone(), offers.clone());
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let (answer, offers) = (router.clone().call(request), offered.clone());
+            async move { answer.await.map(|response| response.map(|body| offers.offer(body))) }
+        });
+        let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        http.timer(TokioTimer::new())
+            .keep_alive_interval(settings.header_timeout)
+            .keep_alive_timeout(settings.header_timeout)
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(BUFFER as u32)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        tokio::select! {
+            ended = served(connection, &mut self.closing) => ended,
+            () = offers.stalled(settings.write_timeout) => Err(format!("the client has taken nothing of an answer for {:?}", settings.write_timeout)),
+        }
     }
 }
 
-/// One connection, from its first request to its last.
-async fn converse<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    stream: S,
-    router: Router,
-    state: Arc<State>,
-    mut closing: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
-) {
-    let settings = &state.settings;
-    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening: None };
-    let service = service_fn(move |request: hyper::Request<Incoming>| router.clone().call(request));
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(settings.header_timeout).max_headers(MOST_HEADERS).max_buf_size(BUFFER);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    state.metrics.connections.inc();
+/// `connection` to its end, which is after what is under way when connections are to be closed.
+async fn served<C: GracefulConnection>(connection: C, closing: &mut watch::Receiver<bool>) -> Result<(), String>
+where
+    C::Error: std::fmt::Display,
+{
+    let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = closed(&mut closing) => {
+        () = closed(closing) => {
             connection.as_mut().graceful_shutdown();
-            connection.as_mut().await
+            connection.await
         }
     };
-    state.metrics.connections.dec();
-    if let Err(error) = ended {
-        log::debug!("a connection ended: {error}");
-    }
-    drop(slot);
-}
-
-/// As [`converse`], for a connection of HTTP/2, which has many requests at a time. One that is idle is asked whether its client still lives.
-async fn converse_http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    stream: S,
-    router: Router,
-    state: Arc<State>,
-    mut closing: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
-) {
-    let settings = &state.settings;
-    let opening = Some((Box::pin(tokio::time::sleep(settings.header_timeout)), PREFACE));
-    let stream = TimedIo { stream, patience: settings.write_timeout, stalled: None, opening };
-    let offers = Offers::default();
-    let offered = offers.clone();
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let (answer, offers) = (router.clone().call(request), offered.clone());
-        async move { answer.await.map(|response| response.map(|body| offers.offer(body))) }
-    });
-    let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    http.timer(TokioTimer::new())
-        .keep_alive_interval(settings.header_timeout)
-        .keep_alive_timeout(settings.header_timeout)
-        .max_concurrent_streams(MOST_STREAMS)
-        .max_header_list_size(BUFFER as u32)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
-    let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), service));
-    state.metrics.connections.inc();
-    let served = async {
-        tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = closed(&mut closing) => {
-                connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
-            }
-        }
-    };
-    let ended = tokio::select! {
-        ended = served => ended.map_err(|error| error.to_string()),
-        () = offers.stalled(settings.write_timeout) => Err(format!("the client has taken nothing of an answer for {:?}", settings.write_timeout)),
-    };
-    state.metrics.connections.dec();
-    if let Err(error) = ended {
-        log::debug!("a connection ended: {error}");
-    }
-    drop(slot);
+    ended.map_err(|error| error.to_string())
 }
 
 /// Waits until no request is under way.

@@ -1,6 +1,6 @@
 //! The front door of gRPC: as that of HTTP, in metadata and statuses. Health and reflection need no key, as in TEI, and are not counted.
 
-use super::super::access::{self, Admitted, Open, REQUEST_ID};
+use super::super::access::{self, Admitted, Open};
 use super::super::failure::{Failure, Kind};
 use super::super::state::State;
 use super::super::work::{Call, Usage};
@@ -62,13 +62,13 @@ pub(in super::super) async fn door(Shared(state): Shared<Arc<State>>, mut reques
             request.extensions_mut().insert(asked);
             let mut response = next.run(request).await;
             if let Some(tally) = response.extensions_mut().remove::<Tally>() {
-                tell_id(response.headers_mut(), &id);
+                access::tell_id(response.headers_mut(), &id);
                 return response.map(|body| Body::new(Ending { body, open, tally, _admitted: admitted }));
             }
             response
         }
     };
-    tell_id(response.headers_mut(), &id);
+    access::tell_id(response.headers_mut(), &id);
     let usage = response.extensions_mut().remove::<Usage>();
     if let Some(usage) = &usage {
         access::tell(response.headers_mut(), usage, arrived);
@@ -77,12 +77,6 @@ pub(in super::super) async fn door(Shared(state): Shared<Arc<State>>, mut reques
     let status = failure.as_ref().map_or(StatusCode::OK, |failure| failure.kind.status());
     open.end(status, failure.as_ref(), usage.as_ref());
     response
-}
-
-fn tell_id(headers: &mut HeaderMap, id: &str) {
-    if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID, id);
-    }
 }
 
 fn admit(state: &State, request: &Request, arrived: Instant) -> Result<(Asked, Admitted), Failure> {
