@@ -7,7 +7,7 @@ use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tensorrt::{
     BuildSettings, Cache, EngineFile, EngineRequest, Flavour, Library, Loaded, Manifest, Runtime, TensorRtEncoder, cached_engine,
-    loaded, machine, prove, recall_proof,
+    loaded, machine, prove_as, recall_proof,
 };
 use crate::trace::stage;
 use crate::{Error, NoProgress, Progress, Result};
@@ -60,10 +60,13 @@ pub(super) fn open_file(
     let mut file = file?;
     let (device, library) = found?;
     file.manifest.check_machine(&machine(&library, &device))?;
-    let kept = Kept::of(&library, &device, &file)?;
-    if file.manifest.unproven.is_some() {
-        prove_once(&(device.clone(), library.clone()), path, &mut file, request, folder)?;
+    let place = place_in_cache(&library, &device, &file)?;
+    if let Some(place) = &place
+        && file.manifest.unproven.is_some()
+    {
+        prove_once(&(device.clone(), library.clone()), path, place, &mut file, request, folder)?;
     }
+    let kept = Kept::at(&library, place);
     if request.require_proof && file.manifest.fidelity.is_none() {
         return Err(Error::Unproven { path: path.into(), reason: "it was built without being compared with its model".into() });
     }
@@ -74,12 +77,12 @@ pub(super) fn open_file(
 fn prove_once(
     (device, library): &(Device, Arc<Library>),
     path: &Path,
+    (cache, loaded): &(Cache, Loaded),
     file: &mut EngineFile,
     request: &Request<'_>,
     folder: &ModelFolder,
 ) -> Result<()> {
-    let cache = Cache::from_env()?;
-    if recall_proof(&cache, &loaded(library, device, file)?, file) {
+    if recall_proof(cache, loaded, file) {
         return Ok(());
     }
     if request.require_proof {
@@ -87,7 +90,15 @@ fn prove_once(
         return Err(Error::Unproven { path: path.into(), reason });
     }
     log::info!("{} was built ahead of time: comparing it with its model, once on this machine", path.display());
-    stage("proving the engine", || prove(library, device, &cache, folder, file, request.progress()))
+    stage("proving the engine", || prove_as(library, device, (cache, loaded), folder, file, request.progress()))
+}
+
+/// Where what is learnt of an engine on this machine is kept, if anything is. Of the file as it was read, before a proof is taken into it.
+fn place_in_cache(library: &Library, device: &Device, file: &EngineFile) -> Result<Option<(Cache, Loaded)>> {
+    if library.version().flavour != Flavour::Rtx && file.manifest.unproven.is_none() {
+        return Ok(None);
+    }
+    Ok(Some((Cache::from_env()?, loaded(library, device, file)?)))
 }
 
 /// Where compiled kernels of an engine are kept between processes: what TensorRT for RTX compiles at load, which takes seconds.
@@ -99,13 +110,10 @@ struct Kept {
 
 impl Kept {
     /// None with a TensorRT that compiles nothing at load.
-    fn of(library: &Library, device: &Device, file: &EngineFile) -> Result<Option<Self>> {
-        if library.version().flavour != Flavour::Rtx {
-            return Ok(None);
-        }
-        let (cache, loaded) = (Cache::from_env()?, loaded(library, device, file)?);
+    fn at(library: &Library, place: Option<(Cache, Loaded)>) -> Option<Self> {
+        let (cache, loaded) = place.filter(|_| library.version().flavour == Flavour::Rtx)?;
         let bytes = cache.kernels(&loaded);
-        Ok(Some(Self { cache, loaded, bytes }))
+        Some(Self { cache, loaded, bytes })
     }
 
     fn take_into(&self, encoder: &TensorRtEncoder) {
@@ -138,7 +146,7 @@ pub(super) fn open_cached(
     wanted.settings = request.build.clone();
     wanted.max_tokens = request.max_tokens;
     let (file, path) = cached_engine(library, device, &Cache::from_env()?, &wanted, request.progress())?;
-    let kept = Kept::of(library, device, &file)?;
+    let kept = Kept::at(library, place_in_cache(library, device, &file)?);
     Ok((start(found, file, kept, request, folder, head)?, path))
 }
 

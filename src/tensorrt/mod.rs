@@ -25,7 +25,7 @@ pub use make::{
 };
 
 pub(crate) use engine_file::Loaded;
-pub(crate) use make::{loaded, recall_proof};
+pub(crate) use make::{loaded, prove_as, recall_proof};
 
 // What serves this crate alone; its own tests see it through the feature `internals`.
 #[cfg(not(feature = "internals"))]

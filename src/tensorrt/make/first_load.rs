@@ -35,11 +35,26 @@ pub fn prove(
     file: &mut EngineFile,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let Some(wanted) = file.manifest.unproven.clone() else { return Ok(()) };
+    if file.manifest.unproven.is_none() {
+        return Ok(());
+    }
     let loaded = loaded(library, device, file)?;
+    prove_as(library, device, (cache, &loaded), folder, file, progress)
+}
+
+/// As [`prove`], of a file whose name in the cache is known: it takes as long as reading all of it.
+pub(crate) fn prove_as(
+    library: &Arc<Library>,
+    device: &Device,
+    (cache, loaded): (&Cache, &Loaded),
+    folder: &ModelFolder,
+    file: &mut EngineFile,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let Some(wanted) = file.manifest.unproven.clone() else { return Ok(()) };
     // No build may spoil what is measured of its shapes, and of several processes one does the work.
     let _lock = cache.lock(progress)?;
-    if recall_proof(cache, &loaded, file) {
+    if recall_proof(cache, loaded, file) {
         return Ok(());
     }
     let reference = || proof::reference(folder, &file.manifest.profiles, None);
@@ -48,7 +63,7 @@ pub fn prove(
     phase(progress, "comparing the engine with the reference", compare)??;
     if let Some(fidelity) = file.manifest.fidelity.clone() {
         let proof = Proof { fidelity, costs: file.manifest.costs.clone() };
-        cache.store_proof(&loaded, &proof)?;
+        cache.store_proof(loaded, &proof)?;
         file.manifest.take_proof(proof);
     }
     Ok(())

@@ -11,7 +11,7 @@ mod timing;
 
 pub use choice::{Candidate, Fastest, FastestRequest, build_fastest};
 pub use first_load::prove;
-pub(crate) use first_load::{loaded, recall_proof};
+pub(crate) use first_load::{loaded, prove_as, recall_proof};
 pub use observer::TensorRtObserver;
 pub use pipeline::{EngineRequest, Gate, build_engine, cached_engine, load_engine};
 pub use source::machine;
