@@ -13,6 +13,8 @@
 // attention_window  The same where a key counts only if |place of the key - place of the query| <= window.
 //                   Both: block: 128. Dynamic shared memory: 2 stages of 64 keys: 2 (256 HEAD_SIZE + 3072 BIAS) bytes.
 //                   Grid: HEADS entries; a block has one entry and head.
+// attention_split   As `attention`, for a list without wide blocks: 4 teams of 4 warps share out the keys of a longer row, and join what they found. For few long
+//                   rows. Block: 512. Dynamic shared memory: 8 stages. Grid: HEADS entries. Its sums have an order of their own.
 //
 // Entries   enough for R rows of T tokens of which the longest has L, divisions rounded down: (R + 3) / 4 where L <= 32; else, with B = min(R, T / 33) rows that can
 //           be longer, F = max(wide_from, 1) - 1 and N = min(B, F / HEADS) of them where blocks are not wide, max(wide, narrow) + 1:
@@ -33,8 +35,9 @@
 #endif
 
 #define HIDDEN (HEADS * HEAD_SIZE)
-#define THREADS 128
-#define STAGES 2
+#define THREADS 128 // of a team; a block has one, or TEAMS
+#define TEAMS 4
+#define STAGES 2 // of a team
 #define STAGE_KEYS 64
 #define STEP_KEYS 32                            // the keys of one turn of the softmax; part of what a row's bits depend on
 #define PIECES (HEAD_SIZE / 8)                  // of 16 bytes, in a head's part of a token
@@ -65,11 +68,11 @@
 #define WIDE 2        // 128 queries of a row, likewise
 #define SHORT_ROWS 3  // up to four whole rows, the last ones with length 0
 
-// The thread's number, read anew: what is made of it is made anew too, and holds no register through a step.
+// The thread's number in its team, read anew: what is made of it is made anew too, and holds no register through a step.
 DEVICE u32 thread_again() {
     u32 thread;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-    return thread;
+    return thread % THREADS;
 }
 
 DEVICE u32 transpose8x8(u32 matrix) {
@@ -476,10 +479,70 @@ template <int TILES> DEVICE void finish(const Head& head, const Queries<TILES>& 
     }
 }
 
-template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, int first_query, u32 shared) {
+// One turn of a softmax that went over some of the keys, joined with what went over others: [value][thread] of a team, in shared memory.
+template <int TILES> struct Joined {
+    static constexpr int VALUES = TILES * (4 + HEAD_SIZE / 2);
+
+    static DEVICE void leave(const Queries<TILES>& q, u32 shared) {
+        u32 to = shared + thread_again() * 4;
+        const auto put = [&](float value) {
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+            to += THREADS * 4;
+        };
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) put(q.most[tile][half]), put(q.total[tile][half]);
+#pragma unroll
+            for (int n = 0; n < HEAD_SIZE / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) put(q.sums[tile][n][i]);
+        }
+    }
+
+    static DEVICE void take(Queries<TILES>& q, u32 shared) {
+        u32 from = shared + thread_again() * 4;
+        const auto next = [&]() {
+            float value;
+            asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from) : "memory");
+            from += THREADS * 4;
+            return value;
+        };
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            float mine[2];
+            float theirs[2];
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const float most = next();
+                const float total = next();
+                // One of the two has seen a key, where the row has any.
+                const float now = fmaxf(q.most[tile][half], most);
+                mine[half] = exp2_approximate(__fmul_rn(q.most[tile][half] - now, SCALE));
+                theirs[half] = exp2_approximate(__fmul_rn(most - now, SCALE));
+                q.most[tile][half] = now;
+                q.total[tile][half] = __fmaf_rn(total, theirs[half], __fmul_rn(q.total[tile][half], mine[half]));
+            }
+#pragma unroll
+            for (int n = 0; n < HEAD_SIZE / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    float& sum = q.sums[tile][n][i];
+                    sum = __fmaf_rn(next(), theirs[i / 2], __fmul_rn(sum, mine[i / 2]));
+                }
+        }
+    }
+};
+
+DEVICE void meet_team(int team) { asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(THREADS) : "memory"); }
+
+// By one team, or by all those of the block, of which each takes every TEAMS_OF-th stage.
+template <int TILES, bool WINDOWED, int TEAMS_OF> DEVICE void attend_long(const Head& head, int first_query, u32 shared_of_block) {
     constexpr int QUERIES = 64 * TILES;
-    constexpr int PASS = THREADS / PIECES; // keys that the block copies at once
-    const int warp = threadIdx.x >> 5;
+    constexpr int PASS = THREADS / PIECES; // keys that the team copies at once
+    const int team = TEAMS_OF == 1 ? 0 : threadIdx.x / THREADS;
+    const u32 shared = shared_of_block + team * STAGES * STAGE_BYTES;
+    const int warp = threadIdx.x % THREADS >> 5;
     const int lane = threadIdx.x & 31;
     const int row = lane >> 2;
     const int quad = lane & 3;
@@ -488,12 +551,14 @@ template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, in
     const bool active = first < head.length;
     const int from_key = WINDOWED ? max(0, first_query - head.window) & ~(STAGE_KEYS - 1) : 0;
     const int to_key = WINDOWED ? min(head.length, first_query + QUERIES + head.window) : head.length;
-    const int stages = (to_key - from_key + STAGE_KEYS - 1) / STAGE_KEYS;
+    const int all_stages = (to_key - from_key + STAGE_KEYS - 1) / STAGE_KEYS;
+    const int stages = (all_stages - team + TEAMS_OF - 1) / TEAMS_OF; // of the team
+    const auto first_key = [&](int stage) { return from_key + (stage * TEAMS_OF + team) * STAGE_KEYS; };
 
     const auto copy_bias = [&](int stage) {
         const u32 thread = thread_again();
         const u32 to = shared + (stage % STAGES) * STAGE_BYTES + 2 * HALF_STAGE + thread * 16;
-        const float4* from = head.table + (head.bias + from_key + stage * STAGE_KEYS - first_query - QUERIES + thread);
+        const float4* from = head.table + (head.bias + first_key(stage) - first_query - QUERIES + thread);
 #pragma unroll
         for (int i = 0; i < QUERIES + STAGE_KEYS; i += THREADS) {
             if (i + THREADS <= QUERIES + STAGE_KEYS || thread < (QUERIES + STAGE_KEYS) % THREADS) {
@@ -512,7 +577,7 @@ template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, in
         const u32 to_keys = to + (among_keys << 4);
         const u32 to_values = to + (among_values << 4) + HALF_STAGE;
         // Multiples of 8 keys further, a piece stands at the same place of its token.
-        const int key = from_key + stage * STAGE_KEYS;
+        const int key = first_key(stage);
         const u32 copied = place_of(head, key + copied_key, copied_piece) + head.apart;
         const uint4* key_from = head.qkv + copied;
         const uint4* value_from = head.qkv + (copied + head.apart);
@@ -564,14 +629,18 @@ template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, in
 #pragma unroll 1
     for (int stage = 0; stage < stages; stage++) {
         copy_wait<STAGES - 2>();
-        __syncthreads();
+        if (TEAMS_OF == 1) {
+            __syncthreads();
+        } else {
+            meet_team(team);
+        }
         if (stage + STAGES - 1 < stages) {
             if (BIAS) copy_bias(stage + STAGES - 1);
             copy_keys(stage + STAGES - 1);
         }
         copy_commit();
         if (!active) continue;
-        const int key = from_key + stage * STAGE_KEYS;
+        const int key = first_key(stage);
         const int left = to_key - key;
         const u32 thread = thread_again();
         const int row = (thread & 31) >> 2;
@@ -622,14 +691,28 @@ template <int TILES, bool WINDOWED> DEVICE void attend_long(const Head& head, in
             }
         }
     }
+    if (TEAMS_OF > 1) {
+        // Stages that are not read any more take what the teams found.
+        static_assert(Joined<TILES>::VALUES * THREADS * 4 <= STAGES * STAGE_BYTES, "a team's stages hold what it found");
+        __syncthreads();
+        if (team > 0) {
+            if (active && stages > 0) Joined<TILES>::leave(q, shared);
+        }
+        __syncthreads();
+        if (team > 0) return;
+#pragma unroll 1
+        for (int other = 1; other < TEAMS_OF && other < all_stages; other++) {
+            if (active) Joined<TILES>::take(q, shared_of_block + other * STAGES * STAGE_BYTES);
+        }
+    }
     if (active) finish<TILES>(head, q, first);
 }
 
-template <bool WINDOWED>
+template <bool WINDOWED, int TEAMS_OF>
 DEVICE void attend(const Value* qkv, Value* context, const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
     extern __shared__ __align__(128) unsigned char stages[];
     const u32 shared = shared_address(stages);
-    const int warp = threadIdx.x >> 5;
+    const int warp = threadIdx.x % THREADS >> 5;
     const int lane = threadIdx.x & 31;
     let_next_kernel_start();
     if (!list_ready) wait_for_previous_kernel();
@@ -654,26 +737,32 @@ DEVICE void attend(const Value* qkv, Value* context, const int2* list, int list_
     const int first_query = ((item.y >> 14) & 0xff) * 64;
 
     if (kind == SHORT_ROWS) {
+        if (TEAMS_OF > 1 && threadIdx.x >= THREADS) return;
         if (head.length > 16) {
             attend_short<2, WINDOWED>(head, lane);
         } else if (head.length > 0) {
             attend_short<1, WINDOWED>(head, lane);
         }
-    } else if (kind == WIDE) {
-        attend_long<2, WINDOWED>(head, first_query, shared);
+    } else if (TEAMS_OF == 1 && kind == WIDE) {
+        attend_long<2, WINDOWED, 1>(head, first_query, shared);
     } else {
-        attend_long<1, WINDOWED>(head, first_query, shared);
+        attend_long<1, WINDOWED, TEAMS_OF>(head, first_query, shared);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention(const Value* qkv, Value* context,
     const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
-    attend<false>(qkv, context, list, list_ready, table, reach, capacity, window);
+    attend<false, 1>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) attention_window(const Value* qkv, Value* context,
     const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
-    attend<true>(qkv, context, list, list_ready, table, reach, capacity, window);
+    attend<true, 1>(qkv, context, list, list_ready, table, reach, capacity, window);
+}
+
+extern "C" __global__ void __launch_bounds__(TEAMS * THREADS, 1) attention_split(const Value* qkv, Value* context,
+    const int2* list, int list_ready, const float4* table, int reach, int capacity, int window) {
+    attend<false, TEAMS>(qkv, context, list, list_ready, table, reach, capacity, window);
 }
 
 // ---- preparations

@@ -11,11 +11,12 @@
 // null. C may be the residual itself. Groups of 16 tokens that begin at or behind `tokens` are neither read nor written, and a token depends on no other.
 // *_residual, with partials not null: partials[n / 64][t] = (sum, sum of squares) of the values of C[t] in chunk n / 64, as they are stored.
 // The others, with partials not null and statistics: partials are such sums of A, and statistics are made of them here, and written, as join_statistics
-// does it: a kernel less between two linears. Not *_pingpong_*, whose products that would delay by more than it saves.
+// does it: a kernel less between two linears.
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
-// linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
+// linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor. Blocks of a cluster take
+//                         tiles of tokens that follow one another, and share the weights; so do those of the next two.
 // linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
@@ -27,11 +28,11 @@
 // Options   -DACTIVATION=n (prelude.cuh) of *_activated.
 // Launch    384 threads, dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
 //             pingpong   cluster 2, grid 2 min(multiprocessors / 2, tiles / 2), tiles = (tokens / 256 rounded up) 2 (outputs / 192 rounded up)
-//             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
-//             128        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 128 rounded up)
-//             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
+//             192        cluster c of 1, 2 or 4, grid c times a number of up to tiles = (tokens / 128 c rounded up) (outputs / 192 rounded up)
+//             128        likewise, tiles = (tokens / 128 c rounded up) (outputs / 128 rounded up)
+//             64         likewise, tiles = (tokens / 128 c rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      230720 (plain and activated: 210112), 214272, 197840, 230656, 197760
+//             bytes      230720 (plain and activated: 212192), 214272, 197840, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -39,6 +40,7 @@
 #endif
 
 #define TILE_M 128
+#define JOINED_TILES 2 // whose statistics are made ahead, where a warp of their own makes them
 #define THREADS 384 // a warpgroup that loads and two that multiply
 
 // What becomes of the products.
@@ -360,18 +362,22 @@ template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
     static constexpr int STAGES = STAGES_;     // of the ring, of 64 inputs each
-    static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
+    static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights; 0: as many as it is launched with
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
     static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
+    static constexpr int FEW_REGISTERS = IN_TURN && !COPIED ? 24 : 40; // of a thread that loads or joins; the others share out the rest
+    static constexpr int MANY_REGISTERS = (504 - FEW_REGISTERS) / 2;
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
-    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS;
+    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (IN_TURN ? 2 * JOINED_TILES : 0);
+    static constexpr int JOINED_BYTES = IN_TURN && COPIED ? JOINED_TILES * TILE_M * 8 : 0;
     static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
-    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
+    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
     static_assert(BYTES <= 232448, "shared memory of a block");
+    static DEVICE int cluster() { return CLUSTER > 0 ? CLUSTER : (int)blocks_of_cluster(); }
 };
 
 // Where the parts of a block's shared memory lie.
@@ -382,9 +388,12 @@ template <class S> struct Places {
     DEVICE u32 w() const { return a + S::STAGES * S::A_BYTES; }
     DEVICE u32 pieces() const { return w() + S::STAGES * S::W_BYTES; }
     DEVICE u32 vectors() const { return pieces() + 8 * S::BUFFERS * S::PIECE_BYTES; } // [8 warps] bias, then sums, of the warp's tile
-    DEVICE u32 full() const { return vectors() + 8 * 2 * S::VECTOR_BYTES; }           // [STAGES] the stage's bytes are there
+    DEVICE u32 joined() const { return vectors() + 8 * 2 * S::VECTOR_BYTES; }         // [JOINED_TILES][TILE_M] (scale, shift) of the tile's tokens
+    DEVICE u32 full() const { return joined() + S::JOINED_BYTES; }                    // [STAGES] the stage's bytes are there
     DEVICE u32 empty() const { return full() + 8 * S::STAGES; }                    // [STAGES] the stage has been read, by the cluster's blocks
     DEVICE u32 residual() const { return empty() + 8 * S::STAGES; }                // [8 warps][BUFFERS] the residual's bytes are there
+    DEVICE u32 joined_full() const { return residual() + 8 * 8 * S::BUFFERS; }     // [JOINED_TILES] the tile's statistics are there
+    DEVICE u32 joined_empty() const { return joined_full() + 8 * JOINED_TILES; }   // [JOINED_TILES] they have been read
 };
 
 // The tiles of the grid: outputs run fastest, and a cluster takes neighbouring tiles of tokens.
@@ -394,14 +403,15 @@ template <class S> struct Tiles {
     int first; // of this cluster, and from one of its tiles to the next:
     int step;
     DEVICE Tiles(const Linear& l) {
+        const int rows = TILE_M * S::cluster();
         across = (l.outputs + S::TILE_N - 1) / S::TILE_N;
-        all = across * ((l.tokens + TILE_M * S::CLUSTER - 1) / (TILE_M * S::CLUSTER));
-        first = blockIdx.x / S::CLUSTER;
-        step = gridDim.x / S::CLUSTER;
+        all = across * ((l.tokens + rows - 1) / rows);
+        first = blockIdx.x / S::cluster();
+        step = gridDim.x / S::cluster();
     }
     DEVICE int at(int count) const { return first + count * step; }
     DEVICE int output(int tile) const { return (tile % across) * S::TILE_N; }
-    DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::CLUSTER + (int)block) * TILE_M; }
+    DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::cluster() + (int)block) * TILE_M; }
 };
 
 // How many rows of A a tile has: groups of 16 tokens, none for a tile behind the pack.
@@ -453,7 +463,8 @@ template <class S> DEVICE void load_first_stages(const Linear& l, const Places<S
 }
 
 template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
-    constexpr int SHARE = S::TILE_N / S::CLUSTER; // of the weights' rows, which this block loads for the cluster
+    const int cluster = S::cluster();
+    const int own_rows = S::TILE_N / cluster; // of the weights, which this block loads for the cluster
     int chunk = min(l.inputs / 64, S::STAGES); // the first ones have been loaded
     u32 stage = chunk == S::STAGES ? 0 : chunk;
     u32 parity = chunk == S::STAGES ? 0 : 1;
@@ -462,20 +473,20 @@ template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at,
         const int n0 = tiles.output(tile);
         const int m0 = tiles.token(tile, block);
         const int w_rows = min(S::TILE_N, l.outputs - n0);
-        const u32 share = 128 * min(SHARE, max(0, w_rows - (int)block * SHARE));
+        const u32 share = 128 * min(own_rows, max(0, w_rows - (int)block * own_rows));
         const u32 a_bytes = 128 * rows_of_tile(l.tokens, m0);
         const u32 bytes = a_bytes + 128 * w_rows;
-        Operands from(l, m0, n0 + (int)block * SHARE, chunk);
+        Operands from(l, m0, n0 + (int)block * own_rows, chunk);
 #pragma unroll 1
         for (int left = l.inputs / 64 - chunk; left > 0; left--) {
             const u32 full = at.full() + 8 * stage;
-            const u32 to = at.w() + stage * S::W_BYTES + block * SHARE * 128;
+            const u32 to = at.w() + stage * S::W_BYTES + block * own_rows * 128;
             barrier_wait(at.empty() + 8 * stage, parity);
             barrier_expect(full, bytes);
-            if constexpr (S::CLUSTER == 1) {
+            if (cluster == 1) {
                 bulk_load(to, from.next_w(l), share, full);
             } else if (share > 0) { // or for the whole tile not
-                bulk_load_to_all(to, from.next_w(l), share, full, (u16)((1 << S::CLUSTER) - 1));
+                bulk_load_to_all(to, from.next_w(l), share, full, (u16)((1 << cluster) - 1));
             }
             if (a_bytes > 0) bulk_load(at.a + stage * S::A_BYTES, from.next_a(l), a_bytes, full);
             if (++stage == S::STAGES) {
@@ -633,6 +644,15 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
     }
 }
 
+// This warp is done with a stage, into which all blocks of the cluster load.
+template <class S> DEVICE void has_read(u32 empty, int lane) {
+    if (S::CLUSTER == 1) {
+        if (lane == 0) barrier_arrive(empty);
+    } else if (lane < S::cluster()) {
+        barrier_arrive_at(empty, lane);
+    }
+}
+
 template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
     const int chunks = l.inputs / 64;
     const int group = (int)(threadIdx.x / 128) - 1; // which of the two warpgroups
@@ -642,8 +662,8 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     const bool normed = KIND == RESIDUAL ? l.gamma != nullptr : l.statistics != nullptr;
     const bool bias_first = l.bias != nullptr && (KIND == RESIDUAL || !normed);
     const bool beta_first = l.beta != nullptr && normed;
-    constexpr bool JOINS = KIND != RESIDUAL && !S::IN_TURN;
-    const bool joins = JOINS && normed && l.partials != nullptr;
+    const bool joins = KIND != RESIDUAL && normed && l.partials != nullptr;
+    constexpr bool JOINS = KIND != RESIDUAL && !S::IN_TURN; // under its own products; else join_tiles does it
     const int residual_chunk = chunks > 1 ? 1 : 0; // under whose products the residual's first pieces are fetched
     Pieces<S> pieces;
     pieces.base = at.a;
@@ -718,11 +738,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             // The chunk before has been read.
             wgmma_wait<1>();
             if (chunk > 0) {
-                if (S::CLUSTER == 1) {
-                    if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
-                } else if (lane < S::CLUSTER) {
-                    barrier_arrive_at(at.empty() + 8 * last_stage, lane);
-                }
+                has_read<S>(at.empty() + 8 * last_stage, lane);
             }
             last_stage = stage;
             if (++stage == S::STAGES) {
@@ -732,19 +748,25 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
         }
         if (S::IN_TURN && tiles.at(count + 1) < tiles.all) arrive(TURN + 1 - group, 256);
         wgmma_wait<0>();
-        if (S::CLUSTER == 1) {
-            if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
-        } else if (lane < S::CLUSTER) {
-            barrier_arrive_at(at.empty() + 8 * last_stage, lane);
-        }
+        has_read<S>(at.empty() + 8 * last_stage, lane);
         if constexpr (S::COPIED && KIND != RESIDUAL) {
             copy_wait<0>();
             __syncwarp();
         }
-        if (joins && there) {
-            total.x += partial.x;
-            total.y += partial.y;
-            own = as_scale_and_shift(joined(l, total, token, pieces.n0 == 0));
+        if constexpr (JOINS) {
+            if (joins && there) {
+                total.x += partial.x;
+                total.y += partial.y;
+                own = as_scale_and_shift(joined(l, total, token, pieces.n0 == 0));
+            }
+        } else if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
+            if (joins) {
+                const int slot = count % JOINED_TILES;
+                barrier_wait(at.joined_full() + 8 * slot, (count / JOINED_TILES) & 1);
+                own = load_shared_pair(at.joined() + (slot * TILE_M + warp * 16 + (lane / 16 % S::PARTS) * 64 + lane % 16) * 8);
+                __syncwarp();
+                if (lane == 0) barrier_arrive(at.joined_empty() + 8 * slot);
+            }
         }
         if (!normed) {
             finish_tile<S, KIND, NO_NORM>(acc, l, pieces, own, parities);
@@ -757,35 +779,70 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
     if (lane == 0) bulk_wait_read<0>();
 }
 
+// The warps of the loading warpgroup that do not load: (scale, shift) of the tokens of each tile, of the sums of their chunks, ahead of the products.
+template <class S> DEVICE void join_tiles(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
+    const int chunks = l.inputs / 64;
+    wait_for_previous_kernel();
+#pragma unroll 1
+    for (int count = 0; tiles.at(count) < tiles.all; count++) {
+        const int tile = tiles.at(count);
+        const int m0 = tiles.token(tile, block);
+        const int slot = count % JOINED_TILES;
+        barrier_wait(at.joined_empty() + 8 * slot, ((count / JOINED_TILES) & 1) ^ 1);
+#pragma unroll 1
+        for (int i = threadIdx.x - 32; i < TILE_M; i += 96) {
+            float2 total = make_float2(0.f, 0.f);
+            if (m0 + i < l.tokens) {
+                const float2* from = l.partials + m0 + i;
+#pragma unroll 4
+                for (int chunk = 0; chunk < chunks; chunk++) {
+                    const float2 partial = *from;
+                    from += l.capacity;
+                    total.x += partial.x;
+                    total.y += partial.y;
+                }
+            }
+            const float2 of = as_scale_and_shift(joined(l, total, m0 + i, tiles.output(tile) == 0));
+            asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(at.joined() + (slot * TILE_M + i) * 8), "f"(of.x), "f"(of.y) : "memory");
+        }
+        barrier_arrive(at.joined_full() + 8 * slot);
+    }
+}
+
 template <class S, int KIND> DEVICE void linear(const Linear& l) {
     extern __shared__ unsigned char shared[];
     const Places<S> at(shared);
     const Tiles<S> tiles(l);
+    const int cluster = S::cluster();
     const u32 block = S::CLUSTER == 1 ? 0 : block_in_cluster();
     let_next_kernel_start();
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;"); // first of all: the others' increase waits for it
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FEW_REGISTERS)); // first of all: the others' increase waits for it
         if (threadIdx.x < 32) {
             for (int i = threadIdx.x; i < S::BARRIERS; i += 32) {
                 const bool of_empty = i >= S::STAGES && i < 2 * S::STAGES;
-                barrier_make(at.full() + 8 * i, of_empty ? (S::IN_TURN ? 4 : 8) * S::CLUSTER : 1);
+                const int joining = i - (2 * S::STAGES + 8 * S::BUFFERS); // of those of joined statistics, which the others are before
+                barrier_make(at.full() + 8 * i, of_empty ? (S::IN_TURN ? 4 : 8) * cluster : joining < 0 ? 1 : joining < JOINED_TILES ? 96 : 4);
             }
             barriers_are_made();
         }
         __syncwarp();
-        if (S::CLUSTER == 1) {
+        if (cluster == 1) {
             arrive(READY, THREADS);
         } else {
             cluster_arrive_relaxed(); // barriers_are_made is their release
         }
         if (threadIdx.x == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
         __syncwarp();
-        if (S::CLUSTER > 1) cluster_wait();
+        if (cluster > 1) cluster_wait();
         if (threadIdx.x == 0) load_stages(l, at, tiles, block);
+        if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
+            if (threadIdx.x >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
+        }
     } else {
-        if (S::CLUSTER > 1) cluster_arrive_relaxed();
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        if (S::CLUSTER == 1) {
+        if (cluster > 1) cluster_arrive_relaxed();
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MANY_REGISTERS));
+        if (cluster == 1) {
             meet(READY, THREADS);
         } else {
             cluster_wait();
@@ -793,7 +850,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         multiply<S, KIND>(l, at, tiles, block);
     }
     __syncwarp();
-    if (S::CLUSTER > 1) {
+    if (cluster > 1) {
         // No block leaves while another may still write to it.
         cluster_arrive();
         cluster_wait();
@@ -974,9 +1031,9 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
 typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
-typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
-typedef Shape<128, 1, false, 5, 1, 2, false> Together128;
-typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
+typedef Shape<192, 1, false, 4, 0, 3, false> Together192;
+typedef Shape<128, 1, false, 5, 0, 2, false> Together128;
+typedef Shape<64, 1, false, 8, 0, 2, false> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \

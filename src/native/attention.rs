@@ -31,6 +31,16 @@ fn list_entries(BatchSize { rows, longest, tokens }: BatchSize, heads: usize, wi
     entries(long, 128).max(narrow) + 1
 }
 
+/// Tokens of the longest row above which its keys are split: those of two stages.
+const SPLIT_FROM: usize = 128;
+/// Teams of `attention_split`.
+const SPLIT_TEAMS: usize = 4;
+
+/// Shared memory of a team's stages, in bytes.
+fn stages_bytes(head_size: usize, biased: bool) -> usize {
+    2 * (256 * head_size + if biased { 3072 } else { 0 })
+}
+
 /// What attention reads and writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttentionJob<'a> {
@@ -67,12 +77,24 @@ impl Bias {
 /// The kernels of one shape.
 pub(super) enum AttentionKernel {
     Exact(Function),
-    Packed { prepare: Function, plan: Function, all: Function, window: Function, biased: bool },
+    Packed {
+        prepare: Function,
+        plan: Function,
+        all: Function,
+        window: Function,
+        /// On Hopper, whose blocks have the shared memory.
+        split: Option<Function>,
+        biased: bool,
+    },
 }
 
 impl AttentionKernel {
-    /// `module` compiles a kernel file; `biased` says whether scores have a bias.
-    pub fn load(precision: Precision, biased: bool, module: impl Fn(&str) -> Result<Arc<Module>>) -> Result<Self> {
+    /// `module` compiles a kernel file for heads of `head_size`, for Hopper or not; `biased` says whether scores have a bias.
+    pub fn load(
+        precision: Precision,
+        (head_size, biased, hopper): (usize, bool, bool),
+        module: impl Fn(&str) -> Result<Arc<Module>>,
+    ) -> Result<Self> {
         if precision == Precision::Fp32 {
             return Ok(Self::Exact(module("exact.cu")?.function(c"attention_exact")?));
         }
@@ -82,6 +104,9 @@ impl AttentionKernel {
             plan: module.function(c"plan_attention")?,
             all: module.function(c"attention")?,
             window: module.function(c"attention_window")?,
+            split: hopper
+                .then(|| module.function_with_shared(c"attention_split", SPLIT_TEAMS * stages_bytes(head_size, biased)))
+                .transpose()?,
             biased,
         })
     }
@@ -201,7 +226,7 @@ impl NativeKernels {
                 // SAFETY: exact.cu's parameters, in order; sizes were checked above, and the shared memory holds the scores of the longest row.
                 unsafe { self.launch(stream, function, CALL, grid, parameters) }
             }
-            AttentionKernel::Packed { all, window: windowed, biased, .. } => {
+            AttentionKernel::Packed { all, window: windowed, split, biased, .. } => {
                 let entries = self.entries(BatchSize { rows: rows.rows, longest, tokens: rows.tokens });
                 let table = bias.and_then(|bias| bias.table.as_ref());
                 let prepared = bias.is_none_or(|bias| table.is_some_and(|table| table.len() >= bias.table_len(heads)));
@@ -224,9 +249,16 @@ impl NativeKernels {
                 parameters.int(c_int(CALL, qkv.capacity)?);
                 parameters.int(window);
                 let blocks = c_int(CALL, heads * entries)?.cast_unsigned();
-                let shared = 2 * (256 * head_size + if *biased { 3072 } else { 0 });
-                let grid = Grid { x: blocks, y: 1, block: 128, cluster: 1, shared: shared as u32, dependent: self.0.dependent };
-                let function = if window < 0 { all } else { windowed };
+                // Where every block has a multiprocessor of its own there are no wide ones, and more teams a block take less time.
+                let multiprocessors = self.0.device.properties().multiprocessors;
+                let few = blocks <= multiprocessors && longest > SPLIT_FROM && window < 0 && !self.0.invariant;
+                let (function, teams) = match split {
+                    Some(split) if few => (split, SPLIT_TEAMS),
+                    _ => (if window < 0 { all } else { windowed }, 1),
+                };
+                let shared = c_int(CALL, teams * stages_bytes(head_size, *biased))?.cast_unsigned();
+                let block = 128 * teams as u32;
+                let grid = Grid { x: blocks, y: 1, block, cluster: 1, shared, dependent: self.0.dependent };
                 // SAFETY: attention.cu's parameters, in order; sizes were checked above. The list is of these very rows, whose tokens lie within the capacity.
                 unsafe { self.launch(stream, function, CALL, grid, parameters) }
             }

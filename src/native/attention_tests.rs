@@ -104,15 +104,40 @@ fn check(case: &Case, seed: u64) {
     let shape =
         Shape { hidden: heads * head_size, heads, head_size, wide: 256, activation: 1, precision, gated: false, rotary: false };
     let device = device();
-    let kernels = NativeKernels::load(&device, &NativeSettings::default(), &arch(&device), shape, case.biased).unwrap();
-    let found = run(case, &kernels, &qkv, (&bias, reach));
+    let hidden = heads * head_size;
+    // The fastest kernels, then those whose bits do not depend on the pack.
+    for invariant in [false, true] {
+        let settings = NativeSettings { invariant, ..NativeSettings::default() };
+        let kernels = NativeKernels::load(&device, &settings, &arch(&device), shape, case.biased).unwrap();
+        let found = run(case, &kernels, &qkv, (&bias, reach));
+        check_found(case, &found, &qkv, (&bias, reach));
+        if !invariant {
+            continue;
+        }
+        for (row, &start) in starts(&case.lengths).iter().enumerate().step_by(5) {
+            let (start, length) = (start as usize, case.lengths[row]);
+            if length == 0 {
+                continue;
+            }
+            let alone = Case { lengths: vec![length], precision, heads, head_size, biased: case.biased, window: case.window };
+            let own = &qkv[start * 3 * hidden..(start + length) * 3 * hidden];
+            let alone = run(&alone, &kernels, own, (&bias, reach));
+            let together = &found[start * hidden..(start + length) * hidden];
+            assert_eq!(alone[..length * hidden], *together, "row {row} of {length}, alone");
+        }
+    }
+}
+
+/// `found` against sums in f64.
+fn check_found(case: &Case, found: &[f32], qkv: &[f32], (bias, reach): (&[f32], usize)) {
+    let Case { precision, heads, head_size, .. } = *case;
     let hidden = heads * head_size;
     for (row, &start) in starts(&case.lengths).iter().enumerate() {
         let (start, length) = (start as usize, case.lengths[row]);
         // All tokens of short rows, some of long ones.
         for t in (0..length).step_by(1 + length / 40) {
             for head in 0..heads {
-                let (expected, tolerance) = expected(case, &qkv, (&bias, reach), (start, length, t, head));
+                let (expected, tolerance) = expected(case, qkv, (bias, reach), (start, length, t, head));
                 let found = &found[(start + t) * hidden + head * head_size..][..head_size];
                 for (found, expected) in found.iter().zip(&expected) {
                     let error = (f64::from(*found) - expected).abs();
@@ -122,17 +147,6 @@ fn check(case: &Case, seed: u64) {
                     );
                 }
             }
-        }
-        // Alone, the same bits.
-        if row % 5 == 0 && length > 0 {
-            let alone = Case { lengths: vec![length], precision, heads, head_size, biased: case.biased, window: case.window };
-            let own = &qkv[start * 3 * hidden..(start + length) * 3 * hidden];
-            let alone = run(&alone, &kernels, own, (&bias, reach));
-            assert_eq!(
-                alone[..length * hidden],
-                found[start * hidden..(start + length) * hidden],
-                "row {row} of {length}, alone"
-            );
         }
     }
     let tokens: usize = case.lengths.iter().sum();

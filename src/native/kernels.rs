@@ -91,7 +91,7 @@ impl NativeKernels {
             normalise: either(c"normalise", c"normalise_exact")?,
             hidden_states: either(c"hidden_states", c"hidden_states_exact")?,
             linears: Linears::load(shape.precision, arch.hopper, module)?,
-            attention: AttentionKernel::load(shape.precision, biased, module)?,
+            attention: AttentionKernel::load(shape.precision, (shape.head_size, biased, arch.hopper), module)?,
             elementwise: (shape.gated || shape.rotary).then(|| Elementwise::load(shape.precision, module)).transpose()?,
             shape,
             dependent: arch.dependent,
