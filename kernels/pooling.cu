@@ -1,6 +1,6 @@
 // Masked pooling of hidden states, the cut to `columns`, and L2 normalisation where one block or cluster holds the whole row.
 //
-// Computes, for each row r, whose hidden states begin at token starts[r] of hidden[total, width] (fp16 or fp32), over its real tokens t in
+// Computes, for each row r, whose hidden states begin at token starts[r] of hidden[total, width], over its real tokens t in
 // [skip, lengths[r]):
 //   mode 0 cls            hidden[starts[r] + first]
 //   mode 1 max            max_t hidden[starts[r] + t]                  (a NaN stays a NaN)
@@ -11,7 +11,10 @@
 // as sentence-transformers' Pooling.forward does, except that a row without real tokens gives zeros in every mode.
 // Padding is never read. Then, if `normalise`, y / max(|y|, 1e-12), as torch.nn.functional.normalize.
 //
-// Layouts   hidden: row-major, width a multiple of 8, 16-byte aligned. starts: [batch] i32, clamped to [0, total], or null for rows that lie
+// Layouts   hidden: *_f16, *_f32: row-major, width a multiple of 8, 16-byte aligned.
+//           *_stream_f16, *_stream_bf16: stream[capacity, width] in chunks (prelude.cuh, "Chunked matrices"), through a norm: with gamma,
+//           hidden[t] = (stream[t] - mean) rs gamma + beta of statistics[t] = (mean, rs), beta 0 where it is null; as it is without gamma.
+//           These also write seen = fault, which the host reads: the native engine's note of values that are not finite. starts: [batch] i32, clamped to [0, total], or null for rows that lie
 //           padded, r * seq. lengths: [batch] i32, clamped to [0, seq] and to the end of hidden.
 //           skip: one i32, or null for 0. out: f32; row r, column c at out[r * stride + offset + c] for c < columns.
 // Numbers   sums, squares and results are f32.
@@ -26,9 +29,22 @@
 // Compile   NVRTC, no includes: --gpu-architecture=sm_XY --std=c++17
 
 struct Half { unsigned short bits; };
+struct Bfloat { unsigned short bits; };
 
 // 16 bytes of one token, widened to f32.
 template <typename T> struct Lane;
+
+template <> struct Lane<Bfloat> {
+    static constexpr int width = 8;
+    static __device__ __forceinline__ void widen(const uint4& raw, float (&v)[8]) {
+        const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[2 * i] = __uint_as_float(words[i] << 16);
+            v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+        }
+    }
+};
 
 template <> struct Lane<Half> {
     static constexpr int width = 8;
@@ -50,6 +66,70 @@ template <> struct Lane<float> {
         v[1] = __uint_as_float(raw.y);
         v[2] = __uint_as_float(raw.z);
         v[3] = __uint_as_float(raw.w);
+    }
+};
+
+// Hidden states as they lie in memory.
+template <typename T> struct RowMajor {
+    static constexpr int width = Lane<T>::width;
+    static constexpr int in_flight = 4; // loads of a thread before the first use
+    typedef uint4 Raw;
+    const T* hidden;
+    size_t pieces; // of a token
+    const uint4* at;
+
+    // This thread's columns from `column` on.
+    __device__ __forceinline__ void begin(int column, int row_width) {
+        pieces = row_width / width;
+        at = reinterpret_cast<const uint4*>(hidden + column);
+    }
+    __device__ __forceinline__ Raw load(size_t token) const { return at[token * pieces]; }
+    __device__ __forceinline__ void widen(const Raw& raw, float (&v)[width]) const { Lane<T>::widen(raw, v); }
+    __device__ __forceinline__ void note() const {}
+};
+
+// Those that a stream becomes through its norm.
+template <typename T> struct Stream {
+    static constexpr int width = 8;
+    static constexpr int in_flight = 3; // four would spill
+    struct Raw {
+        uint4 values;
+        float2 of;
+    };
+    const T* values;
+    const float2* statistics;
+    const float* gamma;
+    const float* beta;
+    size_t capacity;
+    const int* fault;
+    int* seen;
+    const uint4* at; // of token 0 in the chunk, and which of its pieces
+    unsigned piece;
+    float scale[8];
+    float shift[8];
+
+    __device__ __forceinline__ void begin(int column, int) {
+        at = reinterpret_cast<const uint4*>(values + (size_t)(column / 64) * capacity * 64);
+        piece = column % 64 / 8;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            scale[i] = gamma == nullptr ? 1.0f : gamma[column + i];
+            shift[i] = beta == nullptr ? 0.0f : beta[column + i];
+        }
+    }
+    __device__ __forceinline__ Raw load(size_t token) const {
+        Raw raw;
+        raw.values = at[token * 8 + (piece ^ (unsigned)(token & 7))];
+        raw.of = gamma == nullptr ? make_float2(0.0f, 1.0f) : statistics[token];
+        return raw;
+    }
+    __device__ __forceinline__ void widen(const Raw& raw, float (&v)[8]) const {
+        Lane<T>::widen(raw.values, v);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] = fmaf((v[i] - raw.of.x) * raw.of.y, scale[i], shift[i]);
+    }
+    __device__ __forceinline__ void note() const {
+        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *seen = *fault;
     }
 };
 
@@ -111,14 +191,12 @@ __device__ __forceinline__ float norm_of(float squares) {
 
 enum Mode { CLS = 0, MAX = 1, MEAN = 2, MEAN_SQRT_LEN = 3, WEIGHTED_MEAN = 4, LAST_TOKEN = 5 };
 
-// Loads in flight in a thread before the first use.
-constexpr int UNROLL = 4;
-
-template <typename T, bool IS_MAX>
-__device__ __forceinline__ void pool(const T* hidden, const int* starts, const int* lengths,
+template <bool IS_MAX, typename Hidden>
+__device__ __forceinline__ void pool(Hidden hidden, const int* starts, const int* lengths,
                                      const int* skip, float* out, long long total, int batch, int seq,
                                      int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups) {
-    constexpr int W = Lane<T>::width;
+    constexpr int W = Hidden::width;
+    constexpr int UNROLL = Hidden::in_flight;
     extern __shared__ float4 dynamic[];
     float* partial = reinterpret_cast<float*>(dynamic);  // [groups, lanes * W]
     __shared__ float scratch[32];
@@ -133,7 +211,9 @@ __device__ __forceinline__ void pool(const T* hidden, const int* starts, const i
     const int tile_columns = min(tile, columns - first_column);
     const bool reads = group < groups && lane * W < tile_columns;
 
+    if (reads) hidden.begin(first_column + lane * W, width);
     wait_for_previous_kernel();
+    hidden.note();
     for (int row = blockIdx.x / size; row < batch; row += gridDim.x / size) {
         // Which tokens, and by what their sum is divided.
         const long long origin = starts ? max(0LL, min((long long)starts[row], total)) : (long long)row * seq;
@@ -153,20 +233,18 @@ __device__ __forceinline__ void pool(const T* hidden, const int* starts, const i
         for (int i = 0; i < W; i++) sum[i] = IS_MAX ? -__int_as_float(0x7f800000) : 0.0f;
 
         if (reads) {
-            const uint4* tokens = reinterpret_cast<const uint4*>(hidden + (size_t)origin * width + first_column + lane * W);
-            const size_t token = width / W;
             const int step = groups * size;
             for (int t = begin + rank * groups + group; t < end; t += UNROLL * step) {
-                uint4 raw[UNROLL];
+                typename Hidden::Raw raw[UNROLL];
 #pragma unroll
                 for (int u = 0; u < UNROLL; u++) {
-                    if (t + u * step < end) raw[u] = tokens[(size_t)(t + u * step) * token];
+                    if (t + u * step < end) raw[u] = hidden.load((size_t)(origin + t + u * step));
                 }
 #pragma unroll
                 for (int u = 0; u < UNROLL; u++) {
                     if (t + u * step < end) {
                         float v[W];
-                        Lane<T>::widen(raw[u], v);
+                        hidden.widen(raw[u], v);
                         const float weight = mode == WEIGHTED_MEAN ? (float)(t + u * step + 1) : 1.0f;
 #pragma unroll
                         for (int i = 0; i < W; i++) sum[i] = IS_MAX ? larger(sum[i], v[i]) : fmaf(v[i], weight, sum[i]);
@@ -228,14 +306,37 @@ __device__ __forceinline__ void pool(const T* hidden, const int* starts, const i
     extern "C" __global__ void __launch_bounds__(1024)                                                                            \
         NAME(const T* hidden, const int* starts, const int* lengths, const int* skip, float* out, long long total, int batch,     \
              int seq, int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups) {           \
-        pool<T, IS_MAX>(hidden, starts, lengths, skip, out, total, batch, seq, width, columns, stride, offset, mode, normalise,   \
-                        lanes, groups);                                                                                           \
+        RowMajor<T> states;                                                                                                       \
+        states.hidden = hidden;                                                                                                   \
+        pool<IS_MAX>(states, starts, lengths, skip, out, total, batch, seq, width, columns, stride, offset, mode, normalise,      \
+                     lanes, groups);                                                                                              \
+    }
+
+#define POOL_STREAM_KERNEL(NAME, T, IS_MAX)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(1024)                                                                            \
+        NAME(const T* stream, const int* starts, const int* lengths, const int* skip, float* out, long long total, int batch,     \
+             int seq, int width, int columns, int stride, int offset, int mode, int normalise, int lanes, int groups,             \
+             const float2* statistics, const float* gamma, const float* beta, long long capacity, const int* fault, int* seen) {  \
+        Stream<T> states;                                                                                                         \
+        states.values = stream;                                                                                                   \
+        states.statistics = statistics;                                                                                           \
+        states.gamma = gamma;                                                                                                     \
+        states.beta = beta;                                                                                                       \
+        states.capacity = (size_t)capacity;                                                                                       \
+        states.fault = fault;                                                                                                     \
+        states.seen = seen;                                                                                                       \
+        pool<IS_MAX>(states, starts, lengths, skip, out, total, batch, seq, width, columns, stride, offset, mode, normalise,      \
+                     lanes, groups);                                                                                              \
     }
 
 POOL_KERNEL(pool_sum_f16, Half, false)
 POOL_KERNEL(pool_max_f16, Half, true)
 POOL_KERNEL(pool_sum_f32, float, false)
 POOL_KERNEL(pool_max_f32, float, true)
+POOL_STREAM_KERNEL(pool_sum_stream_f16, Half, false)
+POOL_STREAM_KERNEL(pool_max_stream_f16, Half, true)
+POOL_STREAM_KERNEL(pool_sum_stream_bf16, Bfloat, false)
+POOL_STREAM_KERNEL(pool_max_stream_bf16, Bfloat, true)
 
 // L2 normalisation in place: rows[r] / max(|rows[r]|, 1e-12), [batch, dim] f32. One block a row; any number of blocks; any
 // block that is a multiple of 32, at most 1024. For rows that several launches of pooling wrote.
