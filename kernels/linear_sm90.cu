@@ -15,9 +15,9 @@
 //
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
-// linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor. Blocks of a cluster take
-//                         tiles of tokens that follow one another, and share the weights; so do those of the next two.
-// linear_sm90_128_*       tiles of 128 x 128, likewise.
+// linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
+// linear_sm90_128_*       tiles of 128 x 128, likewise. A multiprocessor has room for two blocks of these and of the next two kernels, so that
+//                         the next kernel's blocks are there, with their first weights, when this one's end.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
 // join_statistics         (mean, rs) of each token of partials, in the order of the chunks.
@@ -26,13 +26,13 @@
 // Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those give the same bits. *_split adds the sums of its
 //           blocks in the order of their inputs, so its bits depend on inputs and on the size of the cluster alone.
 // Options   -DACTIVATION=n (prelude.cuh) of *_activated.
-// Launch    384 threads, dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
+// Launch    384 threads (128, 64 and split: 288), dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
 //             pingpong   cluster 2, grid 2 min(multiprocessors / 2, tiles / 2), tiles = (tokens / 256 rounded up) 2 (outputs / 192 rounded up)
-//             192        cluster c of 1, 2 or 4, grid c times a number of up to tiles = (tokens / 128 c rounded up) (outputs / 192 rounded up)
-//             128        likewise, tiles = (tokens / 128 c rounded up) (outputs / 128 rounded up)
-//             64         likewise, tiles = (tokens / 128 c rounded up) (outputs / 64)
+//             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
+//             128        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 128 rounded up)
+//             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      230720 (plain and activated: 212192), 214272, 197840, 230656, 197760
+//             bytes      230720 (plain and activated: 212192), 214272, 114800, 114816, 99392
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -41,7 +41,7 @@
 
 #define TILE_M 128
 #define JOINED_TILES 2 // whose statistics are made ahead, where a warp of their own makes them
-#define THREADS 384 // a warpgroup that loads and two that multiply
+#define MULTIPLYING 256 // threads: two warpgroups. Behind them stand those that load: a warp, or a warpgroup where it gives registers away
 
 // What becomes of the products.
 #define PLAIN 0
@@ -357,27 +357,29 @@ template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 
 // ---- tiles with all inputs in one block
 
-template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_> struct Shape {
+template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_, int RESIDENT_ = 1> struct Shape {
     static constexpr int TILE_N = TILE_N_;     // outputs of a tile
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
     static constexpr int STAGES = STAGES_;     // of the ring, of 64 inputs each
-    static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights; 0: as many as it is launched with
+    static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
     static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
+    static constexpr int RESIDENT = RESIDENT_; // blocks that a multiprocessor has room for: the next kernel's is there when this one's ends
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
-    static constexpr int FEW_REGISTERS = IN_TURN && !COPIED ? 24 : 40; // of a thread that loads or joins; the others share out the rest
-    static constexpr int MANY_REGISTERS = (504 - FEW_REGISTERS) / 2;
+    static constexpr int THREADS = MULTIPLYING + (RESIDENT == 1 ? 128 : 32);
+    static constexpr int FEW_REGISTERS = IN_TURN && !COPIED ? 24 : 40; // of a thread that loads or joins, where those that multiply want more than 168
+    static constexpr int MANY_REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
     static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (IN_TURN ? 2 * JOINED_TILES : 0);
     static constexpr int JOINED_BYTES = IN_TURN && COPIED ? JOINED_TILES * TILE_M * 8 : 0;
+    static constexpr int ALIGNED = RESIDENT == 1 ? 1024 : 0; // the swizzle's alignment; there is no room for it where it has to be there from the start
     static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
-    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
+    static constexpr int BYTES = ALIGNED + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS;
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
-    static_assert(BYTES <= 232448, "shared memory of a block");
-    static DEVICE int cluster() { return CLUSTER > 0 ? CLUSTER : (int)blocks_of_cluster(); }
+    static_assert(BYTES <= 233472 / RESIDENT - 1024, "shared memory of a multiprocessor, of which each block takes 1024 bytes more");
 };
 
 // Where the parts of a block's shared memory lie.
@@ -403,15 +405,14 @@ template <class S> struct Tiles {
     int first; // of this cluster, and from one of its tiles to the next:
     int step;
     DEVICE Tiles(const Linear& l) {
-        const int rows = TILE_M * S::cluster();
         across = (l.outputs + S::TILE_N - 1) / S::TILE_N;
-        all = across * ((l.tokens + rows - 1) / rows);
-        first = blockIdx.x / S::cluster();
-        step = gridDim.x / S::cluster();
+        all = across * ((l.tokens + TILE_M * S::CLUSTER - 1) / (TILE_M * S::CLUSTER));
+        first = blockIdx.x / S::CLUSTER;
+        step = gridDim.x / S::CLUSTER;
     }
     DEVICE int at(int count) const { return first + count * step; }
     DEVICE int output(int tile) const { return (tile % across) * S::TILE_N; }
-    DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::cluster() + (int)block) * TILE_M; }
+    DEVICE int token(int tile, u32 block) const { return ((tile / across) * S::CLUSTER + (int)block) * TILE_M; }
 };
 
 // How many rows of A a tile has: groups of 16 tokens, none for a tile behind the pack.
@@ -463,8 +464,7 @@ template <class S> DEVICE void load_first_stages(const Linear& l, const Places<S
 }
 
 template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
-    const int cluster = S::cluster();
-    const int own_rows = S::TILE_N / cluster; // of the weights, which this block loads for the cluster
+    constexpr int SHARE = S::TILE_N / S::CLUSTER; // of the weights' rows, which this block loads for the cluster
     int chunk = min(l.inputs / 64, S::STAGES); // the first ones have been loaded
     u32 stage = chunk == S::STAGES ? 0 : chunk;
     u32 parity = chunk == S::STAGES ? 0 : 1;
@@ -473,20 +473,20 @@ template <class S> DEVICE void load_stages(const Linear& l, const Places<S>& at,
         const int n0 = tiles.output(tile);
         const int m0 = tiles.token(tile, block);
         const int w_rows = min(S::TILE_N, l.outputs - n0);
-        const u32 share = 128 * min(own_rows, max(0, w_rows - (int)block * own_rows));
+        const u32 share = 128 * min(SHARE, max(0, w_rows - (int)block * SHARE));
         const u32 a_bytes = 128 * rows_of_tile(l.tokens, m0);
         const u32 bytes = a_bytes + 128 * w_rows;
-        Operands from(l, m0, n0 + (int)block * own_rows, chunk);
+        Operands from(l, m0, n0 + (int)block * SHARE, chunk);
 #pragma unroll 1
         for (int left = l.inputs / 64 - chunk; left > 0; left--) {
             const u32 full = at.full() + 8 * stage;
-            const u32 to = at.w() + stage * S::W_BYTES + block * own_rows * 128;
+            const u32 to = at.w() + stage * S::W_BYTES + block * SHARE * 128;
             barrier_wait(at.empty() + 8 * stage, parity);
             barrier_expect(full, bytes);
-            if (cluster == 1) {
+            if constexpr (S::CLUSTER == 1) {
                 bulk_load(to, from.next_w(l), share, full);
             } else if (share > 0) { // or for the whole tile not
-                bulk_load_to_all(to, from.next_w(l), share, full, (u16)((1 << cluster) - 1));
+                bulk_load_to_all(to, from.next_w(l), share, full, (u16)((1 << S::CLUSTER) - 1));
             }
             if (a_bytes > 0) bulk_load(at.a + stage * S::A_BYTES, from.next_a(l), a_bytes, full);
             if (++stage == S::STAGES) {
@@ -510,7 +510,7 @@ template <class S> struct Pieces {
     DEVICE u32 buffer(int piece) const { return Places<S>(base).pieces() + warp() * S::BUFFERS * S::PIECE_BYTES + (piece % S::BUFFERS) * S::PIECE_BYTES; }
     DEVICE u32 barrier(int piece) const { return Places<S>(base).residual() + 8 * warp() * S::BUFFERS + 8 * (piece % S::BUFFERS); }
     DEVICE u32 vectors() const { return Places<S>(base).vectors() + warp() * 2 * S::VECTOR_BYTES; }
-    static DEVICE u32 warp() { return threadIdx.x / 32 - 4; }
+    static DEVICE u32 warp() { return threadIdx.x / 32; }
 };
 
 // A tile's part of bias and sums, by the warp for itself: it has read those of its last tile. Zeros for no bias.
@@ -648,14 +648,14 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
 template <class S> DEVICE void has_read(u32 empty, int lane) {
     if (S::CLUSTER == 1) {
         if (lane == 0) barrier_arrive(empty);
-    } else if (lane < S::cluster()) {
+    } else if (lane < S::CLUSTER) {
         barrier_arrive_at(empty, lane);
     }
 }
 
 template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
     const int chunks = l.inputs / 64;
-    const int group = (int)(threadIdx.x / 128) - 1; // which of the two warpgroups
+    const int group = threadIdx.x / 128; // which of the two warpgroups
     const int warp = (threadIdx.x / 32) % 4;
     const int lane = threadIdx.x % 32;
     const int first_row = (S::IN_TURN ? 0 : group * S::PARTS * 64); // of the warpgroup in its tile
@@ -790,7 +790,7 @@ template <class S> DEVICE void join_tiles(const Linear& l, const Places<S>& at, 
         const int slot = count % JOINED_TILES;
         barrier_wait(at.joined_empty() + 8 * slot, ((count / JOINED_TILES) & 1) ^ 1);
 #pragma unroll 1
-        for (int i = threadIdx.x - 32; i < TILE_M; i += 96) {
+        for (int i = threadIdx.x - MULTIPLYING - 32; i < TILE_M; i += 96) {
             float2 total = make_float2(0.f, 0.f);
             if (m0 + i < l.tokens) {
                 const float2* from = l.partials + m0 + i;
@@ -810,47 +810,48 @@ template <class S> DEVICE void join_tiles(const Linear& l, const Places<S>& at, 
 }
 
 template <class S, int KIND> DEVICE void linear(const Linear& l) {
-    extern __shared__ unsigned char shared[];
+    extern __shared__ __align__(1024) unsigned char shared[];
     const Places<S> at(shared);
+    if (S::ALIGNED == 0 && at.a != shared_address(shared)) __trap();
     const Tiles<S> tiles(l);
-    const int cluster = S::cluster();
     const u32 block = S::CLUSTER == 1 ? 0 : block_in_cluster();
     let_next_kernel_start();
-    if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FEW_REGISTERS)); // first of all: the others' increase waits for it
-        if (threadIdx.x < 32) {
-            for (int i = threadIdx.x; i < S::BARRIERS; i += 32) {
+    if (threadIdx.x >= MULTIPLYING) {
+        const int thread = threadIdx.x - MULTIPLYING;
+        if constexpr (S::RESIDENT == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FEW_REGISTERS)); // first of all: the others' increase waits for it
+        if (thread < 32) {
+            for (int i = thread; i < S::BARRIERS; i += 32) {
                 const bool of_empty = i >= S::STAGES && i < 2 * S::STAGES;
                 const int joining = i - (2 * S::STAGES + 8 * S::BUFFERS); // of those of joined statistics, which the others are before
-                barrier_make(at.full() + 8 * i, of_empty ? (S::IN_TURN ? 4 : 8) * cluster : joining < 0 ? 1 : joining < JOINED_TILES ? 96 : 4);
+                barrier_make(at.full() + 8 * i, of_empty ? (S::IN_TURN ? 4 : 8) * S::CLUSTER : joining < 0 ? 1 : joining < JOINED_TILES ? 96 : 4);
             }
             barriers_are_made();
         }
         __syncwarp();
-        if (cluster == 1) {
-            arrive(READY, THREADS);
+        if (S::CLUSTER == 1) {
+            arrive(READY, S::THREADS);
         } else {
             cluster_arrive_relaxed(); // barriers_are_made is their release
         }
-        if (threadIdx.x == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
+        if (thread == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
         __syncwarp();
-        if (cluster > 1) cluster_wait();
-        if (threadIdx.x == 0) load_stages(l, at, tiles, block);
+        if (S::CLUSTER > 1) cluster_wait();
+        if (thread == 0) load_stages(l, at, tiles, block);
         if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
-            if (threadIdx.x >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
+            if (thread >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
         }
     } else {
-        if (cluster > 1) cluster_arrive_relaxed();
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MANY_REGISTERS));
-        if (cluster == 1) {
-            meet(READY, THREADS);
+        if (S::CLUSTER > 1) cluster_arrive_relaxed();
+        if constexpr (S::RESIDENT == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MANY_REGISTERS));
+        if (S::CLUSTER == 1) {
+            meet(READY, S::THREADS);
         } else {
             cluster_wait();
         }
         multiply<S, KIND>(l, at, tiles, block);
     }
     __syncwarp();
-    if (cluster > 1) {
+    if (S::CLUSTER > 1) {
         // No block leaves while another may still write to it.
         cluster_arrive();
         cluster_wait();
@@ -859,7 +860,8 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
 
 // ---- tiles whose inputs a cluster shares out
 
-#define SPLIT_STAGES 8
+#define SPLIT_STAGES 4
+#define SPLIT_THREADS (MULTIPLYING + 32)
 #define SPLIT_PITCH 68 // floats of a row of partial sums: 64, and 4 against bank conflicts
 
 template <int KIND> DEVICE void split_linear(const Linear& l) {
@@ -882,14 +884,12 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
     const int chunks = all_chunks * (block + 1) / blocks - first;
     const int lane = threadIdx.x % 32;
     let_next_kernel_start();
-    if (threadIdx.x < 128) {
-        if (threadIdx.x < 32) {
-            if (lane < 2 * SPLIT_STAGES) barrier_make(full + 8 * lane, lane < SPLIT_STAGES ? 1 : 8);
-            barriers_are_made();
-        }
+    if (threadIdx.x >= MULTIPLYING) {
+        if (lane < 2 * SPLIT_STAGES) barrier_make(full + 8 * lane, lane < SPLIT_STAGES ? 1 : 8);
+        barriers_are_made();
         __syncwarp();
-        arrive(READY, THREADS);
-        if (threadIdx.x == 0) {
+        arrive(READY, SPLIT_THREADS);
+        if (lane == 0) {
             const u32 a_bytes = 128 * rows_of_tile(l.tokens, m0);
             const int early = min(chunks, SPLIT_STAGES);
             Operands from(l, m0, n0, first);
@@ -913,13 +913,13 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
         cluster_arrive();
         cluster_wait();
     } else {
-        const int thread = threadIdx.x - 128;
+        const int thread = threadIdx.x;
         const int group = thread / 128;
         const int warp = (thread / 32) % 4;
         float acc[32];
 #pragma unroll
         for (int i = 0; i < 32; i++) acc[i] = 0.f;
-        meet(READY, THREADS);
+        meet(READY, SPLIT_THREADS);
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks; chunk++) {
             const int stage = chunk % SPLIT_STAGES;
@@ -1031,17 +1031,17 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
 typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
-typedef Shape<192, 1, false, 4, 0, 3, false> Together192;
-typedef Shape<128, 1, false, 5, 0, 2, false> Together128;
-typedef Shape<64, 1, false, 8, 0, 2, false> Together64;
+typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
+typedef Shape<128, 1, false, 3, 1, 1, false, 2> Together128;
+typedef Shape<64, 1, false, 4, 1, 1, false, 2> Together64;
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
+    extern "C" __global__ void __launch_bounds__(SHAPE::THREADS, SHAPE::RESIDENT) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         linear<SHAPE, KIND>(l);                                                     \
     }
 #define EXPORT_SPLIT(NAME, KIND)                                                    \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
+    extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, 2) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         split_linear<KIND>(l);                                                      \
     }

@@ -275,7 +275,7 @@ impl Session {
             && matches!(before, Some(Step::Linear { residual: Some(_), .. }));
         let by_next = match (steps.get(place), steps.get(place + 1)) {
             (Some(Step::Measure { norm, .. }), Some(&Step::Linear { layer, linear, norm: Some(of), .. })) if of == *norm => {
-                let joins = |weights: &DeviceLinear| has_sums && self.parts.kernels.joins(self.tile(weights));
+                let joins = |weights: &DeviceLinear| has_sums && self.parts.kernels.should_join(self.tile(weights), self.size.tokens);
                 self.measures_itself() || self.parts.model.linear(layer, linear).is_some_and(joins)
             }
             _ => false,

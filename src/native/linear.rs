@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Tokens that `linear_few` is launched for at most.
 pub(super) const FEW: usize = 64;
 
+/// Tokens of the largest pack whose ping-pong tiles join statistics themselves.
+const MOST_JOINED: usize = 8192;
+
 /// What a linear reads and writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LinearJob<'a> {
@@ -74,12 +77,12 @@ pub(super) enum Tile {
     Large,
     /// `linear_sm90_pingpong`.
     Pingpong,
-    /// `linear_sm90_192`, by clusters of so many blocks.
-    Wide(usize),
-    /// `linear_sm90_128`, likewise.
-    Medium(usize),
-    /// `linear_sm90_64`, likewise.
-    Narrow(usize),
+    /// `linear_sm90_192`.
+    Wide,
+    /// `linear_sm90_128`.
+    Medium,
+    /// `linear_sm90_64`.
+    Narrow,
     /// `linear_sm90_split`, by clusters of so many blocks.
     Split(usize),
 }
@@ -95,10 +98,18 @@ impl Tile {
             Self::Small => 4 * (64 + 64) * 128,
             Self::Large => 3 * (128 + 128) * 128,
             Self::Pingpong => 230_720,
-            Self::Wide(_) => 214_272,
-            Self::Medium(_) => 197_840,
-            Self::Narrow(_) => 230_656,
-            Self::Split(_) => 197_760,
+            Self::Wide => 214_272,
+            Self::Medium => 114_800,
+            Self::Narrow => 114_816,
+            Self::Split(_) => 99_392,
+        }
+    }
+
+    /// Threads of a block of those of linear_sm90.cu.
+    fn hopper_threads(self) -> u32 {
+        match self {
+            Self::Medium | Self::Narrow | Self::Split(_) => 288,
+            _ => 384,
         }
     }
 
@@ -121,11 +132,11 @@ impl Tile {
         } else if long && 2 * narrow <= multiprocessors {
             Self::Split(2)
         } else if narrow <= multiprocessors {
-            Self::Narrow(1)
+            Self::Narrow
         } else if tiles(128, 128) <= multiprocessors {
-            Self::Medium(1)
+            Self::Medium
         } else if tiles(128, 192) <= multiprocessors {
-            Self::Wide(1)
+            Self::Wide
         } else {
             Self::Pingpong
         }
@@ -164,9 +175,9 @@ impl Hopper {
                 [c"linear_sm90_pingpong_plain", c"linear_sm90_pingpong_activated", c"linear_sm90_pingpong_residual"],
                 Tile::Pingpong,
             )?,
-            wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide(1))?,
-            medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium(1))?,
-            narrow: three([c"linear_sm90_64_plain", c"linear_sm90_64_activated", c"linear_sm90_64_residual"], Tile::Narrow(1))?,
+            wide: three([c"linear_sm90_192_plain", c"linear_sm90_192_activated", c"linear_sm90_192_residual"], Tile::Wide)?,
+            medium: three([c"linear_sm90_128_plain", c"linear_sm90_128_activated", c"linear_sm90_128_residual"], Tile::Medium)?,
+            narrow: three([c"linear_sm90_64_plain", c"linear_sm90_64_activated", c"linear_sm90_64_residual"], Tile::Narrow)?,
             split: three(
                 [c"linear_sm90_split_plain", c"linear_sm90_split_activated", c"linear_sm90_split_residual"],
                 Tile::Split(1),
@@ -183,7 +194,7 @@ impl NativeKernels {
         let tile = Tile::choose(tokens, outputs, inputs, self.0.device.properties().multiprocessors as usize, hopper);
         match tile {
             // Their sums have orders of their own; the tiled ones all have the same.
-            Tile::Few | Tile::Split(_) if self.0.invariant && hopper => Tile::Narrow(1),
+            Tile::Few | Tile::Split(_) if self.0.invariant && hopper => Tile::Narrow,
             Tile::Few if self.0.invariant => Tile::Small,
             tile => tile,
         }
@@ -193,6 +204,12 @@ impl NativeKernels {
     pub fn joins(&self, tile: Tile) -> bool {
         let hopper = matches!(&self.0.linears, Linears::Tiled { hopper: Some(_), .. });
         hopper && !matches!(tile, Tile::Few | Tile::Small | Tile::Large)
+    }
+
+    /// Whether that takes less time than [`NativeKernels::join`]: in packs of many tokens the kernel is a small part, and what it does under the products of
+    /// ping-pong tiles slows those down.
+    pub fn should_join(&self, tile: Tile, tokens: usize) -> bool {
+        self.joins(tile) && (tile != Tile::Pingpong || tokens <= MOST_JOINED)
     }
 
     /// Whether a linear with a residual leaves the sums of which [`NativeKernels::join`] makes statistics.
@@ -320,20 +337,17 @@ impl NativeKernels {
     fn hopper_launch<'a>(&self, hopper: &'a Hopper, tile: Tile, which: usize, tokens: usize, outputs: usize) -> Launch<'a> {
         let multiprocessors = self.0.device.properties().multiprocessors as usize;
         let rows = tokens.div_ceil(128);
-        let clusters = |blocks: usize, columns: usize| {
-            blocks * (rows.div_ceil(blocks) * outputs.div_ceil(columns)).min(multiprocessors / blocks)
-        };
         let (functions, blocks, cluster) = match tile {
-            Tile::Wide(blocks) => (&hopper.wide, clusters(blocks, 192), blocks),
-            Tile::Medium(blocks) => (&hopper.medium, clusters(blocks, 128), blocks),
-            Tile::Narrow(blocks) => (&hopper.narrow, clusters(blocks, 64), blocks),
+            Tile::Wide => (&hopper.wide, multiprocessors.min(rows * outputs.div_ceil(192)), 1),
+            Tile::Medium => (&hopper.medium, multiprocessors.min(rows * outputs.div_ceil(128)), 1),
+            Tile::Narrow => (&hopper.narrow, multiprocessors.min(rows * (outputs / 64)), 1),
             Tile::Split(blocks) => (&hopper.split, blocks * rows * (outputs / 64), blocks),
             Tile::Few | Tile::Small | Tile::Large | Tile::Pingpong => {
                 let pairs = tokens.div_ceil(256) * outputs.div_ceil(192);
                 (&hopper.pingpong, 2 * pairs.min(multiprocessors / 2), 2)
             }
         };
-        (&functions[which], [blocks, 1], 384, cluster, tile.shared())
+        (&functions[which], [blocks, 1], tile.hopper_threads(), cluster, tile.shared())
     }
 
     /// Enqueues making statistics of the sums that a linear with a residual left in `partials`.
@@ -376,9 +390,9 @@ mod choice_tests {
         assert_eq!(on_h100(16_384, 2304, 768), Tile::Pingpong);
         assert_eq!([on_h100(16, 2304, 768), on_h100(17, 768, 3072)], [Tile::Few, Tile::Split(4)]);
         assert_eq!(on_h100(128, 768, 3072), Tile::Split(4));
-        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow(1), Tile::Medium(1)]);
-        assert_eq!([on_h100(512, 768, 3072), on_h100(512, 768, 768)], [Tile::Split(2), Tile::Narrow(1)]);
-        assert_eq!([on_h100(1024, 3072, 768), on_h100(4096, 768, 3072)], [Tile::Wide(1), Tile::Wide(1)]);
+        assert_eq!([on_h100(128, 3072, 768), on_h100(512, 2304, 768)], [Tile::Narrow, Tile::Medium]);
+        assert_eq!([on_h100(512, 768, 3072), on_h100(512, 768, 768)], [Tile::Split(2), Tile::Narrow]);
+        assert_eq!([on_h100(1024, 3072, 768), on_h100(4096, 768, 3072)], [Tile::Wide, Tile::Wide]);
         let on_a100 = |tokens, outputs| Tile::choose(tokens, outputs, 768, 108, false);
         assert_eq!([on_a100(16, 768), on_a100(128, 768), on_a100(16_384, 768)], [Tile::Few, Tile::Small, Tile::Large]);
     }
@@ -392,9 +406,9 @@ mod choice_tests {
                 Tile::Small | Tile::Large => prop_assert!(!hopper),
                 Tile::Split(blocks) => prop_assert!(hopper && tokens.div_ceil(128) * chunks * blocks <= 132 && inputs * 64 >= 1536),
                 Tile::Pingpong
-                | Tile::Wide(_)
-                | Tile::Medium(_)
-                | Tile::Narrow(_) => prop_assert!(hopper),
+                | Tile::Wide
+                | Tile::Medium
+                | Tile::Narrow => prop_assert!(hopper),
             }
         }
     }

@@ -213,8 +213,8 @@ fn tiles(precision: Precision) -> Vec<Tile> {
         (Precision::Fp32, _) => vec![Tile::Small],
         (_, false) => vec![Tile::Few, Tile::Small, Tile::Large],
         (_, true) => {
-            let own = [1, 2, 4].map(|blocks| [Tile::Wide(blocks), Tile::Medium(blocks), Tile::Narrow(blocks), Tile::Split(blocks)]);
-            [Tile::Few, Tile::Small, Tile::Large, Tile::Pingpong].into_iter().chain(own.into_iter().flatten()).collect()
+            let own = [Tile::Pingpong, Tile::Wide, Tile::Medium, Tile::Narrow, Tile::Split(1), Tile::Split(2), Tile::Split(4)];
+            [Tile::Few, Tile::Small, Tile::Large].into_iter().chain(own).collect()
         }
     }
 }
