@@ -16,23 +16,23 @@
 // linear_sm90_pingpong_*  tiles of 128 tokens x 192 outputs, each by one of two warpgroups in turn: one multiplies while the other finishes its
 //                         tile. Two blocks of a cluster take two tiles of tokens and share the weights. For packs of several tiles a block.
 // linear_sm90_192_*       tiles of 128 x 192 by two warpgroups together. For packs of at most one tile a multiprocessor.
-// linear_sm90_128_*       tiles of 128 x 128, likewise. A multiprocessor has room for two blocks of these and of the next two kernels, so that
-//                         the next kernel's blocks are there, with their first weights, when this one's end.
+// linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
+// next, of next_bytes bytes, with next not null: brought to the level 2 cache while this kernel works. For weights that the next linear reads. Not *_pingpong_*.
 // join_statistics         (mean, rs) of each token of partials, in the order of the chunks.
 //                         epsilon, rms, starts, lengths, rows, stage and fault as in stream.cu, here and where linears join.
 //
 // Numbers   sums are f32, in ascending order of k in steps of 16, in all but *_split: those give the same bits. *_split adds the sums of its
 //           blocks in the order of their inputs, so its bits depend on inputs and on the size of the cluster alone.
 // Options   -DACTIVATION=n (prelude.cuh) of *_activated.
-// Launch    384 threads (128, 64 and split: 288), dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
+// Launch    384 threads, dynamic shared memory (above 48 KB: to be allowed first), programmatic launch welcome:
 //             pingpong   cluster 2, grid 2 min(multiprocessors / 2, tiles / 2), tiles = (tokens / 256 rounded up) 2 (outputs / 192 rounded up)
 //             192        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 192 rounded up)
 //             128        no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 128 rounded up)
 //             64         no cluster, grid min(multiprocessors, tiles), tiles = (tokens / 128 rounded up) (outputs / 64)
 //             split      cluster c, grid c (tokens / 128 rounded up) (outputs / 64)
-//             bytes      230720 (plain and activated: 212192), 214272, 114800, 114816, 99392
+//             bytes      230720 (plain and activated: 212192), 214272, 197840, 230656, 197760
 //           join_statistics: 128 threads, grid tokens / 128 rounded up, no shared memory.
 
 #ifndef ACTIVATION
@@ -41,7 +41,7 @@
 
 #define TILE_M 128
 #define JOINED_TILES 2 // whose statistics are made ahead, where a warp of their own makes them
-#define MULTIPLYING 256 // threads: two warpgroups. Behind them stand those that load: a warp, or a warpgroup where it gives registers away
+#define THREADS 384 // a warpgroup that loads and two that multiply
 
 // What becomes of the products.
 #define PLAIN 0
@@ -71,6 +71,8 @@ struct Linear {
     int rows;
     int stage;
     int* fault;
+    const void* next;
+    int next_bytes;
 };
 
 // ---- barriers of shared memory, which count arrivals and bytes
@@ -132,6 +134,13 @@ DEVICE void bulk_store(void* to, u32 from, u32 bytes) {
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until all but the last LEFT groups of stores have been read from shared memory.
 template <int LEFT> DEVICE void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory"); }
+// This block's share of what the next kernel reads, into the level 2 cache. By one thread.
+DEVICE void fetch_next(const void* next, int bytes) {
+    const int share = ((bytes + (int)gridDim.x - 1) / (int)gridDim.x + 127) / 128 * 128;
+    const int first = share * (int)blockIdx.x;
+    if (next == nullptr || first >= bytes) return;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)next + first), "r"(min(share, bytes - first)) : "memory");
+}
 // Before bulk copies read what this thread wrote.
 DEVICE void fence_for_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -357,7 +366,7 @@ template <int LANES> DEVICE float2 total_of_lanes(float2 total) {
 
 // ---- tiles with all inputs in one block
 
-template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_, int RESIDENT_ = 1> struct Shape {
+template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int BUFFERS_, bool COPIED_> struct Shape {
     static constexpr int TILE_N = TILE_N_;     // outputs of a tile
     static constexpr int PARTS = PARTS_;       // of 64 tokens of the tile, a warpgroup
     static constexpr bool IN_TURN = IN_TURN_;  // the warpgroups have tiles of their own
@@ -365,21 +374,18 @@ template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int
     static constexpr int CLUSTER = CLUSTER_;   // blocks with the same weights
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
     static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
-    static constexpr int RESIDENT = RESIDENT_; // blocks that a multiprocessor has room for: the next kernel's is there when this one's ends
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
-    static constexpr int THREADS = MULTIPLYING + (RESIDENT == 1 ? 128 : 32);
-    static constexpr int FEW_REGISTERS = IN_TURN && !COPIED ? 24 : 40; // of a thread that loads or joins, where those that multiply want more than 168
+    static constexpr int FEW_REGISTERS = IN_TURN && COPIED ? 40 : 24; // of a thread that loads, or joins; the others share out the rest
     static constexpr int MANY_REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
-    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (IN_TURN ? 2 * JOINED_TILES : 0);
+    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (IN_TURN && COPIED ? 2 * JOINED_TILES : 0);
     static constexpr int JOINED_BYTES = IN_TURN && COPIED ? JOINED_TILES * TILE_M * 8 : 0;
-    static constexpr int ALIGNED = RESIDENT == 1 ? 1024 : 0; // the swizzle's alignment; there is no room for it where it has to be there from the start
     static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
-    static constexpr int BYTES = ALIGNED + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS;
+    static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
-    static_assert(BYTES <= 233472 / RESIDENT - 1024, "shared memory of a multiprocessor, of which each block takes 1024 bytes more");
+    static_assert(BYTES <= 232448, "shared memory of a block");
 };
 
 // Where the parts of a block's shared memory lie.
@@ -510,7 +516,7 @@ template <class S> struct Pieces {
     DEVICE u32 buffer(int piece) const { return Places<S>(base).pieces() + warp() * S::BUFFERS * S::PIECE_BYTES + (piece % S::BUFFERS) * S::PIECE_BYTES; }
     DEVICE u32 barrier(int piece) const { return Places<S>(base).residual() + 8 * warp() * S::BUFFERS + 8 * (piece % S::BUFFERS); }
     DEVICE u32 vectors() const { return Places<S>(base).vectors() + warp() * 2 * S::VECTOR_BYTES; }
-    static DEVICE u32 warp() { return threadIdx.x / 32; }
+    static DEVICE u32 warp() { return threadIdx.x / 32 - 4; }
 };
 
 // A tile's part of bias and sums, by the warp for itself: it has read those of its last tile. Zeros for no bias.
@@ -644,18 +650,9 @@ DEVICE void finish_tile(float (&acc)[S::PARTS][S::TILE_N / 2], const Linear& l, 
     }
 }
 
-// This warp is done with a stage, into which all blocks of the cluster load.
-template <class S> DEVICE void has_read(u32 empty, int lane) {
-    if (S::CLUSTER == 1) {
-        if (lane == 0) barrier_arrive(empty);
-    } else if (lane < S::CLUSTER) {
-        barrier_arrive_at(empty, lane);
-    }
-}
-
 template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<S>& at, const Tiles<S>& tiles, u32 block) {
     const int chunks = l.inputs / 64;
-    const int group = threadIdx.x / 128; // which of the two warpgroups
+    const int group = (int)(threadIdx.x / 128) - 1; // which of the two warpgroups
     const int warp = (threadIdx.x / 32) % 4;
     const int lane = threadIdx.x % 32;
     const int first_row = (S::IN_TURN ? 0 : group * S::PARTS * 64); // of the warpgroup in its tile
@@ -738,7 +735,11 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
             // The chunk before has been read.
             wgmma_wait<1>();
             if (chunk > 0) {
-                has_read<S>(at.empty() + 8 * last_stage, lane);
+                if (S::CLUSTER == 1) {
+                    if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
+                } else if (lane < S::CLUSTER) {
+                    barrier_arrive_at(at.empty() + 8 * last_stage, lane);
+                }
             }
             last_stage = stage;
             if (++stage == S::STAGES) {
@@ -748,7 +749,11 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
         }
         if (S::IN_TURN && tiles.at(count + 1) < tiles.all) arrive(TURN + 1 - group, 256);
         wgmma_wait<0>();
-        has_read<S>(at.empty() + 8 * last_stage, lane);
+        if (S::CLUSTER == 1) {
+            if (lane == 0) barrier_arrive(at.empty() + 8 * last_stage);
+        } else if (lane < S::CLUSTER) {
+            barrier_arrive_at(at.empty() + 8 * last_stage, lane);
+        }
         if constexpr (S::COPIED && KIND != RESIDUAL) {
             copy_wait<0>();
             __syncwarp();
@@ -790,7 +795,7 @@ template <class S> DEVICE void join_tiles(const Linear& l, const Places<S>& at, 
         const int slot = count % JOINED_TILES;
         barrier_wait(at.joined_empty() + 8 * slot, ((count / JOINED_TILES) & 1) ^ 1);
 #pragma unroll 1
-        for (int i = threadIdx.x - MULTIPLYING - 32; i < TILE_M; i += 96) {
+        for (int i = threadIdx.x - 32; i < TILE_M; i += 96) {
             float2 total = make_float2(0.f, 0.f);
             if (m0 + i < l.tokens) {
                 const float2* from = l.partials + m0 + i;
@@ -810,17 +815,15 @@ template <class S> DEVICE void join_tiles(const Linear& l, const Places<S>& at, 
 }
 
 template <class S, int KIND> DEVICE void linear(const Linear& l) {
-    extern __shared__ __align__(1024) unsigned char shared[];
+    extern __shared__ unsigned char shared[];
     const Places<S> at(shared);
-    if (S::ALIGNED == 0 && at.a != shared_address(shared)) __trap();
     const Tiles<S> tiles(l);
     const u32 block = S::CLUSTER == 1 ? 0 : block_in_cluster();
     let_next_kernel_start();
-    if (threadIdx.x >= MULTIPLYING) {
-        const int thread = threadIdx.x - MULTIPLYING;
-        if constexpr (S::RESIDENT == 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FEW_REGISTERS)); // first of all: the others' increase waits for it
-        if (thread < 32) {
-            for (int i = thread; i < S::BARRIERS; i += 32) {
+    if (threadIdx.x < 128) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(S::FEW_REGISTERS)); // first of all: the others' increase waits for it
+        if (threadIdx.x < 32) {
+            for (int i = threadIdx.x; i < S::BARRIERS; i += 32) {
                 const bool of_empty = i >= S::STAGES && i < 2 * S::STAGES;
                 const int joining = i - (2 * S::STAGES + 8 * S::BUFFERS); // of those of joined statistics, which the others are before
                 barrier_make(at.full() + 8 * i, of_empty ? (S::IN_TURN ? 4 : 8) * S::CLUSTER : joining < 0 ? 1 : joining < JOINED_TILES ? 96 : 4);
@@ -829,22 +832,23 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         }
         __syncwarp();
         if (S::CLUSTER == 1) {
-            arrive(READY, S::THREADS);
+            arrive(READY, THREADS);
         } else {
             cluster_arrive_relaxed(); // barriers_are_made is their release
         }
-        if (thread == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
+        if (threadIdx.x == 0 && tiles.first < tiles.all) load_first_stages(l, at, tiles, block);
         __syncwarp();
         if (S::CLUSTER > 1) cluster_wait();
-        if (thread == 0) load_stages(l, at, tiles, block);
+        if (threadIdx.x == 0) load_stages(l, at, tiles, block);
+        if (!S::IN_TURN && threadIdx.x == 32) fetch_next(l.next, l.next_bytes);
         if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
-            if (thread >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
+            if (threadIdx.x >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
         }
     } else {
         if (S::CLUSTER > 1) cluster_arrive_relaxed();
-        if constexpr (S::RESIDENT == 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MANY_REGISTERS));
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(S::MANY_REGISTERS));
         if (S::CLUSTER == 1) {
-            meet(READY, S::THREADS);
+            meet(READY, THREADS);
         } else {
             cluster_wait();
         }
@@ -860,8 +864,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
 
 // ---- tiles whose inputs a cluster shares out
 
-#define SPLIT_STAGES 4
-#define SPLIT_THREADS (MULTIPLYING + 32)
+#define SPLIT_STAGES 8
 #define SPLIT_PITCH 68 // floats of a row of partial sums: 64, and 4 against bank conflicts
 
 template <int KIND> DEVICE void split_linear(const Linear& l) {
@@ -884,12 +887,14 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
     const int chunks = all_chunks * (block + 1) / blocks - first;
     const int lane = threadIdx.x % 32;
     let_next_kernel_start();
-    if (threadIdx.x >= MULTIPLYING) {
-        if (lane < 2 * SPLIT_STAGES) barrier_make(full + 8 * lane, lane < SPLIT_STAGES ? 1 : 8);
-        barriers_are_made();
+    if (threadIdx.x < 128) {
+        if (threadIdx.x < 32) {
+            if (lane < 2 * SPLIT_STAGES) barrier_make(full + 8 * lane, lane < SPLIT_STAGES ? 1 : 8);
+            barriers_are_made();
+        }
         __syncwarp();
-        arrive(READY, SPLIT_THREADS);
-        if (lane == 0) {
+        arrive(READY, THREADS);
+        if (threadIdx.x == 0) {
             const u32 a_bytes = 128 * rows_of_tile(l.tokens, m0);
             const int early = min(chunks, SPLIT_STAGES);
             Operands from(l, m0, n0, first);
@@ -909,17 +914,18 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
                 bulk_load(at_a + stage * A_BYTES, from.next_a(l), a_bytes, full + 8 * stage);
             }
         }
+        if (threadIdx.x == 32) fetch_next(l.next, l.next_bytes);
         __syncwarp();
         cluster_arrive();
         cluster_wait();
     } else {
-        const int thread = threadIdx.x;
+        const int thread = threadIdx.x - 128;
         const int group = thread / 128;
         const int warp = (thread / 32) % 4;
         float acc[32];
 #pragma unroll
         for (int i = 0; i < 32; i++) acc[i] = 0.f;
-        meet(READY, SPLIT_THREADS);
+        meet(READY, THREADS);
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks; chunk++) {
             const int stage = chunk % SPLIT_STAGES;
@@ -1023,25 +1029,28 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 #define PARAMETERS                                                                                                                          \
     const Value *a, const Value *w, const float *bias, const float *sums, float2 *statistics, const Value *residual,                           \
         const float2 *residual_statistics, const float *gamma, const float *beta, Value *out, int capacity, int outputs, int inputs,           \
-        int tokens, float2 *partials, float epsilon, int rms, const int *starts, const int *lengths, int rows, int stage, int *fault
+        int tokens, float2 *partials, float epsilon, int rms, const int *starts, const int *lengths, int rows, int stage, int *fault,           \
+        const void *next, int next_bytes
 #define ARGUMENTS                                                                                                                              \
     a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials, epsilon, rms,  \
-        starts, lengths, rows, stage, fault
+        starts, lengths, rows, stage, fault, next, next_bytes
 
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;
 typedef Shape<192, 2, true, 4, 2, 4, false> PingpongResidual;
 typedef Shape<192, 1, false, 4, 1, 3, false> Together192;
-typedef Shape<128, 1, false, 3, 1, 1, false, 2> Together128;
-typedef Shape<64, 1, false, 4, 1, 1, false, 2> Together64;
+typedef Shape<128, 1, false, 5, 1, 2, false> Together128;
+typedef Shape<64, 1, false, 8, 1, 2, false> Together64;
+static_assert(Pingpong::BYTES == 212192 && PingpongResidual::BYTES == 230720, "what the host asks for");
+static_assert(Together192::BYTES == 214272 && Together128::BYTES == 197840 && Together64::BYTES == 230656, "what the host asks for");
 
 #define EXPORT(NAME, SHAPE, KIND)                                                   \
-    extern "C" __global__ void __launch_bounds__(SHAPE::THREADS, SHAPE::RESIDENT) NAME(PARAMETERS) {     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         linear<SHAPE, KIND>(l);                                                     \
     }
 #define EXPORT_SPLIT(NAME, KIND)                                                    \
-    extern "C" __global__ void __launch_bounds__(SPLIT_THREADS, 2) NAME(PARAMETERS) {     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) NAME(PARAMETERS) {     \
         const Linear l = {ARGUMENTS};                                               \
         split_linear<KIND>(l);                                                      \
     }

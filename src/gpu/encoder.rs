@@ -1,6 +1,6 @@
 //! What an executor must give to run in lanes: an encoder that reads token ids and gives hidden states, all in device memory.
 
-use super::values::{Hidden, Integers};
+use super::values::{Hidden, Integers, NormedStream};
 use crate::Result;
 use crate::cuda::{CudaError, Device, DeviceBuffer, Stream};
 use crate::tokens::{BatchSize, SizeRange};
@@ -71,6 +71,16 @@ pub trait GpuSession: Send {
     /// # Errors
     /// What the executor says.
     fn enqueue(&mut self, stream: &mut Stream) -> Result<()>;
+
+    /// Puts one run onto the stream whose hidden states are only pooled. Gives what they are made of where that spares writing them; `None` where
+    /// [`LaneMemory::hidden`] has them.
+    ///
+    /// # Errors
+    /// What the executor says.
+    fn enqueue_for_pooling(&mut self, stream: &mut Stream) -> Result<Option<NormedStream>> {
+        self.enqueue(stream)?;
+        Ok(None)
+    }
 
     /// Looks at what the last run noted, after the stream has waited: values that are not finite, say.
     ///

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::pool_plan::{Hardware, PoolPlan};
-use super::values::{Hidden, Integers};
+use super::values::{Hidden, Integers, NormedStream};
 use crate::cuda::launch::{Function, Grid, Module, Parameters, SIMPLE_GRID, c_int, enqueue};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
 use crate::pooling::PoolingMode;
@@ -32,6 +32,10 @@ struct Inner {
     pool_max_f16: Function,
     pool_sum_f32: Function,
     pool_max_f32: Function,
+    pool_sum_stream_f16: Function,
+    pool_max_stream_f16: Function,
+    pool_sum_stream_bf16: Function,
+    pool_max_stream_bf16: Function,
     normalise: Function,
     stage: Function,
     device: Device,
@@ -124,6 +128,10 @@ impl Kernels {
             pool_max_f16: pooling.function(c"pool_max_f16")?,
             pool_sum_f32: pooling.function(c"pool_sum_f32")?,
             pool_max_f32: pooling.function(c"pool_max_f32")?,
+            pool_sum_stream_f16: pooling.function(c"pool_sum_stream_f16")?,
+            pool_max_stream_f16: pooling.function(c"pool_max_stream_f16")?,
+            pool_sum_stream_bf16: pooling.function(c"pool_sum_stream_bf16")?,
+            pool_max_stream_bf16: pooling.function(c"pool_max_stream_bf16")?,
             normalise: pooling.function(c"normalise")?,
             stage: stage.function(c"stage_tokens")?,
             device: device.clone(),
@@ -167,10 +175,7 @@ impl Kernels {
             return Ok(());
         }
         let lane = hidden.lane();
-        match hidden {
-            Hidden::F16(buffer) => stream.hold_buffer(buffer),
-            Hidden::F32(buffer) => stream.hold_buffer(buffer),
-        }
+        hidden.hold(stream);
         stream.hold_buffer(lengths);
         stream.hold_buffer(out);
         for buffer in [starts, skip].into_iter().flatten() {
@@ -193,6 +198,10 @@ impl Kernels {
                 (Hidden::F16(_), _) => &self.0.pool_sum_f16,
                 (Hidden::F32(_), PoolingMode::Max) => &self.0.pool_max_f32,
                 (Hidden::F32(_), _) => &self.0.pool_sum_f32,
+                (Hidden::Stream(NormedStream { bf16: false, .. }), PoolingMode::Max) => &self.0.pool_max_stream_f16,
+                (Hidden::Stream(NormedStream { bf16: false, .. }), _) => &self.0.pool_sum_stream_f16,
+                (Hidden::Stream(_), PoolingMode::Max) => &self.0.pool_max_stream_bf16,
+                (Hidden::Stream(_), _) => &self.0.pool_sum_stream_bf16,
             };
             let mut parameters = Parameters::new();
             let or_null = |buffer: Option<&DeviceBuffer<i32>>| buffer.map_or(0, DeviceBuffer::address);
@@ -207,6 +216,14 @@ impl Kernels {
             for n in [usize::from(fused), plan.lanes, plan.groups] {
                 parameters.int(c_int(POOL, n)?);
             }
+            if let Hidden::Stream(NormedStream { statistics, norm, capacity, noted: [noted, seen], .. }) = hidden {
+                parameters.address(statistics.address());
+                parameters.address(norm.as_ref().map_or(0, |(weight, _)| weight.address()));
+                parameters.address(norm.as_ref().and_then(|(_, bias)| bias.as_ref()).map_or(0, DeviceBuffer::address));
+                parameters.long(*capacity as u64);
+                parameters.address(noted.address());
+                parameters.address(seen.address());
+            }
             let grid = Grid {
                 x: (plan.clusters * plan.cluster) as u32,
                 y: plan.tiles as u32,
@@ -216,7 +233,8 @@ impl Kernels {
                 // It waits by itself where it can.
                 dependent: Hardware::of(self.0.device.properties()).clusters,
             };
-            // SAFETY: the parameters are pooling.cu's, in order. hidden holds tokens * width values of the function's type, 16-byte
+            // SAFETY: the parameters are pooling.cu's, in order. hidden holds tokens * width values of the function's type (of a stream in its
+            // chunks, with statistics, weight and bias of the norm as long as they must be), 16-byte
             // aligned, and width is a multiple of 8; starts holds batch values or is null, and tokens are batch * seq then; lengths holds
             // batch values, skip one or is null; out holds
             // batch * dim values and offset + columns <= dim (check_pool, and above). The plan was checked: lanes * groups
@@ -256,6 +274,11 @@ impl Kernels {
             if needed.is_none_or(|needed| found < needed) {
                 return argument(format!("{name} holds {found} values, too few for {shape:?}"));
             }
+        }
+        if let Hidden::Stream(of) = hidden
+            && let Some(reason) = of.fault(tokens, width)
+        {
+            return argument(reason);
         }
         if hidden.address() % 16 != 0 {
             return argument(format!("hidden states at {:#x} are not aligned to 16 bytes", hidden.address()));

@@ -4,6 +4,7 @@
 use super::encoder::{EncoderIo, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, LaneMemory, LayerTime};
 use super::kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows};
 use super::pool_plan::{Hardware, PoolPlan};
+use super::values::{Hidden, NormedStream};
 use crate::cuda::steps::{step_names, step_times};
 use crate::cuda::{CudaError, DeviceBuffer, Graph, HostMemory, PinnedBuffer, Stream};
 use crate::pooling::PoolingMode;
@@ -133,7 +134,17 @@ impl Lane {
 
     /// As [`Lane::encode`]; hidden states `[tokens, hidden]` of the batch's rows side by side instead of vectors.
     pub fn hidden(&mut self, session: usize, size: BatchSize, batch: &TokenBatch, out: &mut [f32]) -> Result<()> {
-        self.run(session, size, batch)?;
+        // Not by the graph, which may pool without writing them.
+        stage(&mut self.staging, size, batch)?;
+        let Self { sessions, work, stream, .. } = self;
+        let of = sessions.get_mut(session).ok_or_else(|| no_session(session))?;
+        if of.graph.is_none() {
+            of.encoder.set_size(size)?;
+        }
+        work.stage(stream, of.layout, size)?;
+        of.encoder.enqueue(stream)?;
+        stream.synchronize()?;
+        of.encoder.check(stream)?;
         let width = self.work.hidden_size;
         let hidden = self.work.memory.hidden.download(&mut self.stream, size.tokens * width)?;
         let padded = self.sessions.get(session).is_some_and(|session| session.layout == Layout::Padded);
@@ -145,7 +156,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The one way through a lane: write, launch, wait.
+    /// The way of vectors through a lane: write, launch, wait.
     fn run(&mut self, session: usize, size: BatchSize, batch: &TokenBatch) -> Result<()> {
         stage(&mut self.staging, size, batch)?;
         let session = self.sessions.get_mut(session).ok_or_else(|| no_session(session))?;
@@ -193,11 +204,17 @@ impl Lane {
         if !fixed {
             session.encoder.set_size(size)?;
         }
+        let call = time(fixed, &mut |stream| work.enqueue(stream, session, vectors, size))?;
+        let mut pooled = None;
+        let encoder = time(fixed, &mut |stream| {
+            pooled = session.encoder.enqueue_for_pooling(stream)?;
+            Ok(())
+        })?;
         Ok(GpuMicros {
-            call: time(fixed, &mut |stream| work.enqueue(stream, session, vectors, size))?,
-            encoder: time(fixed, &mut |stream| session.encoder.enqueue(stream))?,
+            call,
+            encoder,
             stage: time(true, &mut |stream| work.stage(stream, layout, size))?,
-            pool: time(true, &mut |stream| work.pool(stream, vectors, layout, size))?,
+            pool: time(true, &mut |stream| work.pool(stream, vectors, (layout, size), pooled.as_ref()))?,
         })
     }
 
@@ -329,8 +346,8 @@ impl Work {
         size: BatchSize,
     ) -> Result<()> {
         self.stage(stream, session.layout, size)?;
-        session.encoder.enqueue(stream)?;
-        self.pool(stream, vectors, session.layout, size)
+        let pooled = session.encoder.enqueue_for_pooling(stream)?;
+        self.pool(stream, vectors, (session.layout, size), pooled.as_ref())
     }
 
     fn stage(&self, stream: &mut Stream, layout: Layout, size: BatchSize) -> Result<()> {
@@ -351,12 +368,19 @@ impl Work {
         Ok(self.kernels.stage(stream, &job)?)
     }
 
-    fn pool(&self, stream: &mut Stream, vectors: &mut PinnedBuffer<f32>, layout: Layout, size: BatchSize) -> Result<()> {
+    /// Of the hidden states that `normed` becomes, or of those in the lane's memory.
+    fn pool(
+        &self,
+        stream: &mut Stream,
+        vectors: &mut PinnedBuffer<f32>,
+        (layout, size): (Layout, BatchSize),
+        normed: Option<&NormedStream>,
+    ) -> Result<()> {
         let DevicePooling { modes, dim, normalise, invariant } = &self.pooling;
         let (Out::Host(out) | Out::Device(out)) = &self.out;
         let BatchSize { rows: batch, longest: seq, tokens } = size;
         let job = PoolJob {
-            hidden: self.memory.hidden.hidden(),
+            hidden: normed.map_or(self.memory.hidden.hidden(), Hidden::Stream),
             starts: self.memory.starts.as_ref().filter(|_| layout == Layout::Packed),
             lengths: &self.memory.lengths,
             skip: Some(&self.skip),

@@ -20,14 +20,14 @@ pub(crate) use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
     kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
-    values::{Hidden, Integers},
+    values::{Hidden, Integers, NormedStream},
 };
 #[cfg(feature = "internals")]
 pub use {
     encoder::{EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory},
     kernels::{Kernels, PoolJob, PoolShape, StageJob, StagedRows, kernel_sources},
     pool_plan::{Hardware, PoolPlan},
-    values::{Hidden, Integers},
+    values::{Hidden, Integers, NormedStream},
 };
 
 use crate::compare;

@@ -15,7 +15,7 @@ use super::weights::DeviceModel;
 use crate::cuda::{CubinCache, Device, DeviceBuffer, HostMemory, PinnedBuffer, Stream};
 use crate::gpu::{
     EncoderIo, FloatType, GpuEncoder, GpuSession, HiddenBuffer, IntegerBuffer, IntegerType, LaneMemory, LayerTime, LayerWork,
-    Peaks,
+    NormedStream, Peaks,
 };
 use crate::model::Architecture;
 use crate::model::architecture::ScoreBias;
@@ -31,6 +31,9 @@ const CLASSES: [usize; 6] = [16, 32, 64, 128, 256, 512];
 const MOST_TOKENS: usize = 16_384;
 /// Rows of the largest pack.
 const MOST_ROWS: usize = 4096;
+
+/// Tokens of the largest pack whose linears bring the next one's weights to the cache.
+const FEW_ENOUGH_TO_FETCH: usize = 2048;
 
 /// How a [`NativeEncoder`] is set up.
 #[derive(Debug, Clone)]
@@ -287,6 +290,15 @@ impl Session {
         }
     }
 
+    /// The weights of the linear behind `place`, where a pack is so small that reading them shows.
+    fn next_weights(&self, place: usize) -> Option<&Matrix> {
+        let next = self.parts.program.get(place + 1..)?.iter().find_map(|step| match *step {
+            Step::Linear { layer, linear, .. } => self.parts.model.linear(layer, linear),
+            _ => None,
+        });
+        next.map(|linear| &linear.weight).filter(|_| self.size.tokens <= FEW_ENOUGH_TO_FETCH)
+    }
+
     fn tile(&self, linear: &DeviceLinear) -> Tile {
         self.parts.kernels.tile(self.size.tokens, linear.weight.capacity, linear.weight.columns)
     }
@@ -377,6 +389,7 @@ impl Session {
                     tokens,
                     partials,
                     joins: inline && tile != Tile::Few,
+                    next: self.next_weights(place),
                 };
                 let (norm, stage) = (norm.map(|id| self.norm(id)).transpose()?, stage.unwrap_or(0));
                 let measured = Measured { norm, rows, stage, fault };
@@ -415,6 +428,28 @@ impl GpuSession for Session {
             Some(class) => Ok(class.enqueue(stream, &self.latency_job())?),
             None => self.enqueue_program(stream),
         }
+    }
+
+    fn enqueue_for_pooling(&mut self, stream: &mut Stream) -> Result<Option<NormedStream>> {
+        let precision = self.parts.shape.precision;
+        let Some((&Step::Give { norm }, before)) = self.parts.program.split_last() else {
+            return Err(unfit("its program gives no hidden states".to_owned()));
+        };
+        if self.latency.is_some() || precision == Precision::Fp32 {
+            self.enqueue(stream)?;
+            return Ok(None);
+        }
+        let work = self.work()?;
+        (0..before.len()).try_for_each(|place| self.step(place, &work, stream))?;
+        let norm = norm.map(|id| self.norm(id)).transpose()?;
+        Ok(Some(NormedStream {
+            values: work.stream.values,
+            bf16: precision == Precision::Bf16,
+            capacity: work.stream.capacity,
+            statistics: work.statistics,
+            norm: norm.map(|norm| (norm.gamma.clone(), norm.beta.clone())),
+            noted: [self.fault.clone(), self.seen.clone()],
+        }))
     }
 
     fn check(&mut self, stream: &mut Stream) -> Result<()> {

@@ -31,6 +31,8 @@ pub(super) struct LinearJob<'a> {
     pub partials: &'a DeviceBuffer<f32>,
     /// Whether the statistics of the input are made of `partials`, and left in `statistics`.
     pub joins: bool,
+    /// The weights that the next linear reads, which kernels for few tokens on Hopper bring to the level 2 cache meanwhile.
+    pub next: Option<&'a Matrix>,
 }
 
 /// What a linear needs besides that measures its input itself, or joins the sums that another left.
@@ -99,17 +101,9 @@ impl Tile {
             Self::Large => 3 * (128 + 128) * 128,
             Self::Pingpong => 230_720,
             Self::Wide => 214_272,
-            Self::Medium => 114_800,
-            Self::Narrow => 114_816,
-            Self::Split(_) => 99_392,
-        }
-    }
-
-    /// Threads of a block of those of linear_sm90.cu.
-    fn hopper_threads(self) -> u32 {
-        match self {
-            Self::Medium | Self::Narrow | Self::Split(_) => 288,
-            _ => 384,
+            Self::Medium => 197_840,
+            Self::Narrow => 230_656,
+            Self::Split(_) => 197_760,
         }
     }
 
@@ -225,7 +219,7 @@ impl NativeKernels {
     /// and a tile that this GPU has not.
     pub fn linear(&self, stream: &mut Stream, job: &LinearJob<'_>, tile: Tile, measures: &Measured<'_>) -> Result<()> {
         const CALL: &str = "linear";
-        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, joins } = *job;
+        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, joins, next } = *job;
         let (inputs, outputs) = (linear.weight.columns, linear.weight.capacity);
         let capacity = input.capacity;
         let norm = residual.and_then(|(_, norm)| norm);
@@ -246,7 +240,7 @@ impl NativeKernels {
             );
             return Err(argument(CALL, reason));
         }
-        for matrix in [input, out, &linear.weight].into_iter().chain(residual_matrix) {
+        for matrix in [input, out, &linear.weight].into_iter().chain(residual_matrix).chain(next) {
             self.check_matrix(CALL, matrix)?;
             stream.hold_buffer(&matrix.values);
         }
@@ -301,6 +295,8 @@ impl NativeKernels {
                 parameters.int(c_int(CALL, tokens)?);
                 parameters.address(if used { partials.address() } else { 0 });
                 self.measured_parameters(CALL, stream, &mut parameters, measures)?;
+                parameters.address(next.map_or(0, |next| next.values.address()));
+                parameters.int(c_int(CALL, next.map_or(0, |next| next.values.len()))?);
                 let which = if residual.is_some() { 2 } else { which };
                 self.hopper_launch(hopper, tile, which, tokens, outputs)
             }
@@ -347,7 +343,7 @@ impl NativeKernels {
                 (&hopper.pingpong, 2 * pairs.min(multiprocessors / 2), 2)
             }
         };
-        (&functions[which], [blocks, 1], tile.hopper_threads(), cluster, tile.shared())
+        (&functions[which], [blocks, 1], 384, cluster, tile.shared())
     }
 
     /// Enqueues making statistics of the sums that a linear with a residual left in `partials`.
