@@ -3,9 +3,10 @@
 
 mod seeded_model;
 
-use seeded_model::{Kind, Random, Sizes, folder};
+use seeded_model::{Kind, Random, Sizes, edit, folder};
 use std::path::Path;
 use std::sync::Arc;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings, Padding};
 use trt_embed::backend::native::{NativeEncoder, NativeSettings, Precision};
@@ -158,6 +159,53 @@ fn models_with_heads_of_32_equal_the_cpu() {
     let (_keep, folder) = seeded(Kind::Bert, NARROW_HEADS);
     for precision in [Precision::Fp16, Precision::Bf16] {
         packs_equal_the_cpu(&folder, precision);
+    }
+}
+
+/// The others, with what each has of its own: positions from the padding id on, gates in either order, slopes for heads that are no power of two, norms
+/// within attention.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn every_family_equals_the_cpu() {
+    const SIX_HEADS: Sizes = Sizes { hidden: 384, heads: 6, ..SMALL };
+    for name in ["xlm-roberta", "roberta", "camembert", "distilbert", "modernbert", "nomic_bert", "gte", "new"] {
+        for sizes in [SMALL, FEW_TOKENS] {
+            let (_keep, folder) = seeded(Kind::Like(name), sizes);
+            packs_equal_the_cpu(&folder, Precision::Fp16);
+        }
+        let (_keep, folder) = seeded(Kind::Like(name), SMALL);
+        packs_equal_the_cpu(&folder, Precision::Fp32);
+    }
+    for name in ["jina_bert", "jina_bert_later"] {
+        let (_keep, folder) = seeded(Kind::Like(name), SIX_HEADS);
+        for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+            packs_equal_the_cpu(&folder, precision);
+        }
+    }
+}
+
+/// Frequencies that are scaled by a fixed factor, by the length of the text, and those of a part of each head; windows as narrow as 4 places to each side.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn positions_of_every_kind_equal_the_cpu() {
+    let changes: [(&str, fn(&mut Value)); 4] = [
+        ("new", |config| config["rope_scaling"] = json!({"type": "ntk", "factor": 8.0})),
+        ("nomic_bert", |config| {
+            config["max_position_embeddings"] = 32.into();
+            config["rope_parameters"] = json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0});
+        }),
+        ("modernbert", |config| config["local_attention"] = 8.into()),
+        ("modernbert", |config| config["local_attention"] = 300.into()),
+    ];
+    for (name, change) in changes {
+        for sizes in [SMALL, FEW_TOKENS] {
+            let on_disk = folder(Kind::Like(name), sizes, 7, 1.0);
+            edit(on_disk.path(), "config.json", change);
+            let folder = ModelFolder::open(on_disk.path()).unwrap();
+            for precision in [Precision::Fp16, Precision::Fp32] {
+                packs_equal_the_cpu(&folder, precision);
+            }
+        }
     }
 }
 

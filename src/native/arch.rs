@@ -178,7 +178,7 @@ mod tests {
             activation: 1,
             precision: Precision::Fp16,
             gated: false,
-            rotary: false,
+            rotary: false, inner_norms: false,
         };
         let shapes = [
             shape(128, 4, 256),

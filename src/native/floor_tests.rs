@@ -14,6 +14,7 @@ const MPNET: Shape = Shape {
     precision: Precision::Fp16,
     gated: false,
     rotary: false,
+    inner_norms: false,
 };
 const WINDOWS: [i32; 12] = [-1; 12];
 

@@ -41,6 +41,7 @@ pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) ->
     arch.hopper
         && !shape.gated
         && !shape.rotary
+        && !shape.inner_norms
         && precision != Precision::Fp32
         && hidden.is_multiple_of(128)
         && hidden <= MOST_HIDDEN
@@ -474,7 +475,7 @@ mod tests {
             activation: 1,
             precision: Precision::Fp16,
             gated: false,
-            rotary: false,
+            rotary: false, inner_norms: false,
         };
         assert!(serves(&architecture, &shape, &hopper()));
         assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
@@ -510,7 +511,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_of_scratch_do_not_overlap(class in 0usize..4, hidden in 1usize..9, wide in 1usize..33, parts in 0usize..65) {
-            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false };
+            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false, inner_norms: false };
             let LatencyScratch { fault, stream, attended, qkv, context, wide, measures: [first, second], spans, bytes } =
                 LatencyScratch::of(&shape, CLASSES[class], parts);
             let all = [&fault, &stream, &attended, &qkv, &context, &wide, &first, &second, &spans];
