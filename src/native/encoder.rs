@@ -304,7 +304,7 @@ impl Session {
     fn latency_job(&self) -> LatencyJob<'_> {
         LatencyJob {
             model: &self.parts.model,
-            layers: self.parts.windows.len(),
+            windows: &self.parts.windows,
             ids: &self.ids,
             starts: &self.starts,
             lengths: &self.lengths,

@@ -15,6 +15,7 @@ const MPNET: Shape = Shape {
     gated: false,
     rotary: false,
     inner_norms: false,
+    pre_norm: false,
 };
 const WINDOWS: [i32; 12] = [-1; 12];
 

@@ -44,6 +44,8 @@ pub(super) struct Shape {
     pub rotary: bool,
     /// Whether there are norms within attention.
     pub inner_norms: bool,
+    /// Whether all layers are pre-norm.
+    pub pre_norm: bool,
 }
 
 impl Precision {
@@ -104,7 +106,8 @@ impl Shape {
         let gated = !matches!(first.feed_forward.expansion, Expansion::Plain(_));
         let rotary = architecture.layers.iter().any(|layer| layer.attention.rotary.is_some());
         let inner_norms = architecture.layers.iter().any(|layer| layer.attention.inner_norms().next().is_some());
-        let shape = Self { hidden, heads, head_size, wide, activation, precision, gated, rotary, inner_norms };
+        let pre_norm = architecture.layers.iter().all(|layer| layer.placement == NormPlacement::Pre);
+        let shape = Self { hidden, heads, head_size, wide, activation, precision, gated, rotary, inner_norms, pre_norm };
         architecture.layers.iter().try_for_each(|layer| shape.check(layer, first.feed_forward.activation))?;
         Ok(shape)
     }
