@@ -6,9 +6,9 @@ mod seeded_model;
 
 use long_text::{KINDS, Long, MAX_HIDDEN_DIFFERENCE, TOKENS};
 use seeded_model::{Kind, Random, Sizes, edit, folder};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 use trt_embed::backend::gpu::{GpuBackend, GpuSettings, Padding};
 use trt_embed::backend::native::{NativeEncoder, NativeSettings, Precision};

@@ -56,9 +56,7 @@ impl Block {
         let mut model = TypedModel::default();
         let [batch, rows, keys] = ["batch", "rows", "keys"].map(|name| model.sym(name).to_dim());
         let (heads, size, one) = (heads.to_dim(), head_size.to_dim(), 1.to_dim());
-        let mut source = |name: &str, shape: [&TDim; 4]| {
-            model.add_source(name, DatumType::F32.fact(shape.map(Clone::clone)))
-        };
+        let mut source = |name: &str, shape: [&TDim; 4]| model.add_source(name, DatumType::F32.fact(shape.map(Clone::clone)));
         let queries = source("queries", [&batch, &heads, &rows, &size])?;
         let of_keys = source("keys", [&batch, &heads, &keys, &size])?;
         let values = source("values", [&batch, &heads, &keys, &size])?;

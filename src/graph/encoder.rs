@@ -190,8 +190,8 @@ impl Writer<'_, '_> {
         let turns = attention.rotary.as_ref().map(|rotary| self.turns(rotary));
         let name = attention.output.name.as_str();
         let context = if self.graph.one_attention {
-            let [queries, keys] = [(&query, &queries), (&key, &keys)]
-                .map(|(linear, x)| self.heads(&linear.name, x, turns.as_ref(), &[0, 2, 1, 3]));
+            let [queries, keys] =
+                [(&query, &queries), (&key, &keys)].map(|(linear, x)| self.heads(&linear.name, x, turns.as_ref(), &[0, 2, 1, 3]));
             let values = self.heads(&value.name, &values, None, &[0, 2, 1, 3]);
             self.one_attention(name, [&queries, &keys, &values], attention.reach)
         } else {

@@ -178,7 +178,9 @@ mod tests {
             activation: 1,
             precision: Precision::Fp16,
             gated: false,
-            rotary: false, inner_norms: false, pre_norm: false,
+            rotary: false,
+            inner_norms: false,
+            pre_norm: false,
         };
         let shapes = [
             shape(128, 4, 256),

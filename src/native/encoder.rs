@@ -357,7 +357,10 @@ impl Session {
             Step::Linear { layer, linear, norm, residual: added } => {
                 let (input, out) = match linear {
                     LinearId::Qkv => (residual, qkv),
-                    LinearId::Output => (context, attended.as_ref().filter(|_| matches!(after, Some(Step::AddAttended { .. }))).unwrap_or(residual)),
+                    LinearId::Output => (
+                        context,
+                        attended.as_ref().filter(|_| matches!(after, Some(Step::AddAttended { .. }))).unwrap_or(residual),
+                    ),
                     LinearId::Expansion => (residual, expanded.as_ref().unwrap_or(wide)),
                     LinearId::Contraction => (wide, residual),
                 };

@@ -94,7 +94,9 @@ impl NativeKernels {
             hidden_states: either(c"hidden_states", c"hidden_states_exact")?,
             linears: Linears::load(shape.precision, arch.hopper, module)?,
             attention: AttentionKernel::load(shape.precision, biased, module)?,
-            elementwise: (shape.gated || shape.rotary || shape.inner_norms).then(|| Elementwise::load(shape.precision, module)).transpose()?,
+            elementwise: (shape.gated || shape.rotary || shape.inner_norms)
+                .then(|| Elementwise::load(shape.precision, module))
+                .transpose()?,
             shape,
             dependent: arch.dependent,
             invariant: settings.invariant,

@@ -425,7 +425,8 @@ impl LatencyClass {
             let all_same = rotary.frequencies.is_none() || rotary.trained >= self.tokens;
             rotary.size == self.shape.head_size && all_same
         });
-        let rotary = rotary.ok_or_else(|| unfit(format!("layer {layer} has no rotary positions of {} values", self.shape.head_size)))?;
+        let rotary =
+            rotary.ok_or_else(|| unfit(format!("layer {layer} has no rotary positions of {} values", self.shape.head_size)))?;
         hold(stream, &[Some(&rotary.turns)]);
         Ok(Some(&rotary.turns))
     }
@@ -544,7 +545,9 @@ mod tests {
             activation: 1,
             precision: Precision::Fp16,
             gated: false,
-            rotary: false, inner_norms: false, pre_norm: false,
+            rotary: false,
+            inner_norms: false,
+            pre_norm: false,
         };
         assert!(serves(&architecture, &shape, &hopper()));
         assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
@@ -606,8 +609,12 @@ mod tests {
         assert!(serves(|a| a.layers[1].attention_norm = None));
         assert!(serves(|a| a.layers[1].feed_forward_norm.as_mut().unwrap().bias = None));
         assert!(serves(|a| a.embeddings.norm = None));
-        assert!(serves(|a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 128 }));
-        assert!(!serves(|a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 127 }));
+        assert!(serves(
+            |a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 128 }
+        ));
+        assert!(!serves(
+            |a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 127 }
+        ));
         assert!(!serves(|a| a.layers[1].attention.rotary.as_mut().unwrap().size = 32));
         assert!(!serves(|a| a.final_norm = None));
         assert!(!serves(|a| a.layers[1].feed_forward_norm = None));

@@ -125,7 +125,10 @@ impl Shape {
             }
         }
         if let Some(norm) = layer.attention.output_norm.as_ref().filter(|_| layer.placement == NormPlacement::Pre) {
-            return refused(format!("a norm of what attention gives in a pre-norm layer, {}", norm.name), "such norms in post-norm layers");
+            return refused(
+                format!("a norm of what attention gives in a pre-norm layer, {}", norm.name),
+                "such norms in post-norm layers",
+            );
         }
         let feed_forward = &layer.feed_forward;
         let gated = !matches!(feed_forward.expansion, Expansion::Plain(_));

@@ -72,9 +72,8 @@ impl Long {
         let of_places = at.iter().flat_map(|&place| states[place as usize * width..][..width].iter().copied());
         let furthest = of_places.zip(&expected).map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
         let (expected, _) = references.matrix(&format!("{}.mean", self.name));
-        let mean = |column: usize| {
-            states.iter().skip(column).step_by(width).map(|&value| f64::from(value)).sum::<f64>() / TOKENS as f64
-        };
+        let mean =
+            |column: usize| states.iter().skip(column).step_by(width).map(|&value| f64::from(value)).sum::<f64>() / TOKENS as f64;
         let of_mean = expected.iter().enumerate().map(|(column, &expected)| (mean(column) - f64::from(expected)).abs());
         let found = (furthest, of_mean.fold(0.0, f64::max));
         assert!(states.iter().all(|state| state.is_finite()));

@@ -5,8 +5,8 @@
 mod random;
 
 pub use random::Random;
-use safetensors::{Dtype, SafeTensors};
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
@@ -167,7 +167,13 @@ fn like(name: &str, Sizes { hidden, heads, wide, layers }: Sizes, seed: u64, sca
         let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
         let table = has(&["embeddings.weight"]);
         let size = |(axis, &size): (usize, &usize)| match size {
-            _ if table && axis == 0 => if size == old_positions && has(&["position"]) { POSITIONS } else { size },
+            _ if table && axis == 0 => {
+                if size == old_positions && has(&["position"]) {
+                    POSITIONS
+                } else {
+                    size
+                }
+            }
             _ if has(&["qkv"]) && size == 3 * old_hidden => 3 * hidden,
             _ if has(&["Wi.", "gate"]) && size == 2 * old_wide => 2 * wide,
             _ if size == old_hidden => hidden,
