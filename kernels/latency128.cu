@@ -1,6 +1,6 @@
 // The layers of an encoder for 32, 64 or 128 tokens, five kernels a layer: products by wgmma from shared memory that bulk copies fill. sm_90a.
 //
-//   latency128_qkv        qkv = norm(stream) Wqkv^T + b
+//   latency128_qkv        qkv = norm(stream) Wqkv^T + b, turned; weight_sums are null where there is no norm
 //   latency128_attention  context = attention(q, k, v)
 //   latency128_output     attended = norm(stream) + context Wo^T + b
 //   latency128_wide       wide = activation(norm(attended) W1^T + b)
@@ -35,12 +35,15 @@ constexpr int TILE_ROWS = TOKENS < 64 ? TOKENS : 64;
 constexpr int ROW_TILES = TOKENS / TILE_ROWS;
 constexpr int WIDE_SPLIT = 2;
 
-// Outputs of a block of qkv and wide: the fewest that need no second wave of blocks.
-DEVICE constexpr int columns_for(int outputs) {
-    for (int columns = 16; columns < 128; columns += 16)
+// Outputs of a block of qkv and wide: the fewest that need no second wave of blocks. Where outputs are finished by twos, each block of a cluster finishes whole
+// tiles of both.
+DEVICE constexpr int columns_for(int outputs, bool by_twos) {
+    for (int columns = by_twos ? 32 : 16; columns < 128; columns += by_twos ? 32 : 16)
         if (outputs % columns == 0 && outputs / columns * ROW_TILES * WIDE_SPLIT <= MULTIPROCESSORS) return columns;
     return 128;
 }
+constexpr int WIDE_OUTPUTS = GATED ? 2 * WIDE : WIDE;
+static_assert(3 * HIDDEN % columns_for(3 * HIDDEN, ROTARY) == 0 && WIDE_OUTPUTS % columns_for(WIDE_OUTPUTS, GATED) == 0, "whole blocks");
 
 DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
 
@@ -79,8 +82,8 @@ template <int INPUTS, int COLUMNS_, int SPLIT_, bool NORMED> struct Product {
 
 DEVICE constexpr int split_for(int inputs) { return inputs % 256 == 0 ? 4 : 2; }
 
-typedef Product<HIDDEN, columns_for(3 * HIDDEN), WIDE_SPLIT, true> QkvProduct;
-typedef Product<HIDDEN, columns_for(WIDE), WIDE_SPLIT, true> WideProduct;
+typedef Product<HIDDEN, columns_for(3 * HIDDEN, ROTARY), WIDE_SPLIT, true> QkvProduct;
+typedef Product<HIDDEN, columns_for(WIDE_OUTPUTS, GATED), WIDE_SPLIT, true> WideProduct;
 typedef Product<HIDDEN, NARROW_COLUMNS, split_for(HIDDEN), false> OutputProduct;
 typedef Product<WIDE, NARROW_COLUMNS, split_for(WIDE), false> NarrowProduct;
 
@@ -103,7 +106,7 @@ extern "C" __device__ int latency_launches[5][4] = {
     {3 * HIDDEN / QkvProduct::COLUMNS * ROW_TILES * WIDE_SPLIT, PRODUCT_THREADS, WIDE_SPLIT, larger(QkvProduct::BYTES, LONELY_BYTES)},
     {HEADS * TOKENS / 16, KEY_PARTS * 32, 1, ATTENTION_BYTES},
     {PARTS * ROW_TILES * OutputProduct::SPLIT, PRODUCT_THREADS, OutputProduct::SPLIT, OutputProduct::BYTES},
-    {WIDE / WideProduct::COLUMNS * ROW_TILES * WIDE_SPLIT, PRODUCT_THREADS, WIDE_SPLIT, larger(WideProduct::BYTES, LONELY_BYTES)},
+    {WIDE_OUTPUTS / WideProduct::COLUMNS * ROW_TILES * WIDE_SPLIT, PRODUCT_THREADS, WIDE_SPLIT, larger(WideProduct::BYTES, LONELY_BYTES)},
     {PARTS * ROW_TILES * NarrowProduct::SPLIT, PRODUCT_THREADS, NarrowProduct::SPLIT, NarrowProduct::BYTES},
 };
 // Where each of them lets the next kernel start: the best found for MPNet-base and for BERT-large, in the classes of 32, 64 and 128 tokens.
@@ -217,6 +220,24 @@ DEVICE float2 load_pair_early(const float* p) {
 
 extern __shared__ __align__(1024) unsigned char shared[];
 
+// Which outputs the tiles of a block have, of 8 each: its columns as they lie, or, where outputs are finished by twos, those that a block of the cluster finishes:
+// half of its tiles have the first of two, and the other half the second.
+struct InOrder {
+    static constexpr bool AS_THEY_LIE = true;
+};
+template <class P, bool TURN, int OUTPUTS> struct ByTwos {
+    static constexpr bool AS_THEY_LIE = false;
+    static constexpr int APART = TURN ? TURNED_APART : OUTPUTS / 2;
+    int column; // the block's first, if they lay in order
+
+    // The pair of tiles that the first tile of two is of.
+    DEVICE int pair_of(int tile) const { return column / 16 + tile / P::FINISHED_TILES * (P::FINISHED_TILES / 2) + tile % (P::FINISHED_TILES / 2); }
+    DEVICE int operator()(int tile) const {
+        const int u = pair_of(tile);
+        return (TURN ? first_of_turned(u) : u * 8) + (tile % P::FINISHED_TILES >= P::FINISHED_TILES / 2 ? APART : 0);
+    }
+};
+
 // A block's part of a product.
 template <class P> struct Part {
     u32 base;
@@ -240,8 +261,8 @@ template <class P> struct Part {
     DEVICE u32 partial_is_there() const { return full(2 * P::STAGES + P::CHUNKS); }
     DEVICE u32 may_push() const { return full(2 * P::STAGES + P::CHUNKS + 1); }              // no block of the cluster needs the weights of overlaid chunks any more
 
-    // The work of the warp that loads.
-    DEVICE void load(const Value* x, const Value* weight, int outputs, int trigger) const {
+    // The work of the warp that loads. output_of(tile): the first output of a tile of the block's weights; null where they are its columns, as they lie.
+    template <class OutputOf> DEVICE void load(const Value* x, const Value* weight, int outputs, int trigger, OutputOf output_of) const {
         const bool leader = threadIdx.x % 32 == 0;
         if (leader) {
 #pragma unroll
@@ -257,7 +278,14 @@ template <class P> struct Part {
 #pragma unroll
             for (int chunk = 0; chunk < P::CHUNKS; chunk++) {
                 barrier_expect(weights_are_there(chunk), P::WEIGHT_BYTES);
-                bulk_load(weights(chunk), weight + chunked(column, (rank * P::CHUNKS + chunk) * 8, outputs), P::WEIGHT_BYTES, weights_are_there(chunk));
+                if constexpr (OutputOf::AS_THEY_LIE) {
+                    bulk_load(weights(chunk), weight + chunked(column, (rank * P::CHUNKS + chunk) * 8, outputs), P::WEIGHT_BYTES, weights_are_there(chunk));
+                } else {
+#pragma unroll
+                    for (int tile = 0; tile < P::TILES; tile++)
+                        bulk_load(weights(chunk) + tile * 1024, weight + chunked(output_of(tile), (rank * P::CHUNKS + chunk) * 8, outputs), 1024,
+                                  weights_are_there(chunk));
+                }
             }
             barrier_expect(partial_is_there(), P::PARTIAL_BYTES);
             if (trigger == 0) let_next_kernel_start();
@@ -337,27 +365,34 @@ struct RowSums {
     }
 };
 
-// out = activation(norm(x) W^T + b), the norm folded.
-template <class P, int OUTPUTS, int WHICH>
+// out = activation(norm(x) W^T + b), the norm folded; no norm where weight_sums is null. TURN, GATE: outputs are finished by twos.
+template <class P, int OUTPUTS, bool TURN, bool GATE, int WHICH>
 DEVICE void normed_product(const Value* x, const Value* weight, const float* bias, const float* weight_sums, Value* out, const float2* sums, float epsilon,
-                           int trigger) {
+                           const float* turns, const int2* spans, int trigger) {
     constexpr int TILES = P::FINISHED_TILES;
+    constexpr bool TWOS = TURN || GATE;
+    static_assert(!TWOS || TILES % 2 == 0, "as many tiles of the first as of the second");
     const Part<P> part(OUTPUTS);
+    const ByTwos<P, TURN, OUTPUTS> by_twos = {part.column};
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     const int q = lane % 4;
     if (warp == 4) {
-        part.load(x, weight, OUTPUTS, trigger);
+        if constexpr (TWOS) {
+            part.load(x, weight, OUTPUTS, trigger, by_twos);
+        } else {
+            part.load(x, weight, OUTPUTS, trigger, InOrder());
+        }
         return;
     }
     cluster_arrive_relaxed();
-    const int column = part.column + part.rank * (P::COLUMNS / 2);
+    const auto output_of = [&](int tile) { return TWOS ? by_twos(part.rank * TILES + tile) : part.column + part.rank * (P::COLUMNS / 2) + tile * 8; };
     float2 b[TILES];
     float2 s[TILES];
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-        b[tile] = load_pair_early(bias + column + tile * 8 + 2 * q);
-        s[tile] = load_pair_early(weight_sums + column + tile * 8 + 2 * q);
+        b[tile] = load_pair_early(bias + output_of(tile) + 2 * q);
+        s[tile] = weight_sums == nullptr ? make_float2(0.f, 0.f) : load_pair_early(weight_sums + output_of(tile) + 2 * q);
     }
     cluster_wait(); // nobody may wait at a barrier that is not made, nor push into the shared memory of a block that has not started
     wait_for_previous_kernel();
@@ -367,6 +402,17 @@ DEVICE void normed_product(const Value* x, const Value* weight, const float* bia
     RowSums of_next;
     of_row.ask(sums, row, q);
     of_next.ask(sums, row + 8, q);
+    float4 turns_of[TILES][2];
+    if (TURN) {
+        const int place = row - load_span(spans, row).x;
+        const int next_place = row + 8 - load_span(spans, row + 8).x;
+#pragma unroll
+        for (int tile = 0; tile < TILES / 2; tile++) {
+            const int u = by_twos.pair_of(part.rank * TILES + tile);
+            turns_of[tile][0] = load_turns(turns, place, u, 2 * q);
+            turns_of[tile][1] = load_turns(turns, next_place, u, 2 * q);
+        }
+    }
     float acc[P::TILES * 4];
     part.multiply(acc, trigger);
     if (!has_rows) return;
@@ -385,24 +431,44 @@ DEVICE void normed_product(const Value* x, const Value* weight, const float* bia
         }
         push16(there + tile * 512, barrier_there, theirs[0], theirs[1], theirs[2], theirs[3]);
     }
-    const float2 of = of_row.statistics(epsilon, 1, 2);
-    const float2 next = of_next.statistics(epsilon, 1, 2);
+    float2 of = of_row.statistics(epsilon, 1, 2);
+    float2 next = of_next.statistics(epsilon, 1, 2);
+    if (weight_sums == nullptr) of = next = make_float2(0.f, 1.f);
     barrier_wait(part.partial_is_there(), 0);
     const float4* partial = (const float4*)(shared + P::PARTIAL) + warp * TILES * 32 + lane;
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
         const float4 more = partial[tile * 32];
-        const float v0 = of.y * (acc[4 * tile] + more.x - of.x * s[tile].x) + b[tile].x;
-        const float v1 = of.y * (acc[4 * tile + 1] + more.y - of.x * s[tile].y) + b[tile].y;
-        const float v2 = next.y * (acc[4 * tile + 2] + more.z - next.x * s[tile].x) + b[tile].x;
-        const float v3 = next.y * (acc[4 * tile + 3] + more.w - next.x * s[tile].y) + b[tile].y;
-        const int piece = column / 8 + tile;
-        *(u32*)(out + chunked(row, piece, TOKENS) + 2 * q) = pack2(activate<WHICH>(v0), activate<WHICH>(v1));
-        *(u32*)(out + chunked(row + 8, piece, TOKENS) + 2 * q) = pack2(activate<WHICH>(v2), activate<WHICH>(v3));
+        acc[4 * tile] = of.y * (acc[4 * tile] + more.x - of.x * s[tile].x) + b[tile].x;
+        acc[4 * tile + 1] = of.y * (acc[4 * tile + 1] + more.y - of.x * s[tile].y) + b[tile].y;
+        acc[4 * tile + 2] = next.y * (acc[4 * tile + 2] + more.z - next.x * s[tile].x) + b[tile].x;
+        acc[4 * tile + 3] = next.y * (acc[4 * tile + 3] + more.w - next.x * s[tile].y) + b[tile].y;
+    }
+    constexpr int SECOND = TWOS ? TILES / 2 : 0; // tiles from the first of two to the second
+#pragma unroll
+    for (int tile = 0; tile < TILES - SECOND; tile++) {
+        if constexpr (TURN) {
+            turn(acc[4 * tile], acc[4 * (tile + SECOND)], turns_of[tile][0].x, turns_of[tile][0].y);
+            turn(acc[4 * tile + 1], acc[4 * (tile + SECOND) + 1], turns_of[tile][0].z, turns_of[tile][0].w);
+            turn(acc[4 * tile + 2], acc[4 * (tile + SECOND) + 2], turns_of[tile][1].x, turns_of[tile][1].y);
+            turn(acc[4 * tile + 3], acc[4 * (tile + SECOND) + 3], turns_of[tile][1].z, turns_of[tile][1].w);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                acc[4 * tile + i] = activate<WHICH>(acc[4 * tile + i]);
+                if (GATE) acc[4 * tile + i] *= acc[4 * (tile + SECOND) + i];
+            }
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < (GATE ? TILES - SECOND : TILES); tile++) {
+        const int piece = output_of(tile) / 8;
+        *(u32*)(out + chunked(row, piece, TOKENS) + 2 * q) = pack2(acc[4 * tile], acc[4 * tile + 1]);
+        *(u32*)(out + chunked(row + 8, piece, TOKENS) + 2 * q) = pack2(acc[4 * tile + 2], acc[4 * tile + 3]);
     }
 }
 
-// out = norm(residual) + x W^T + b, and the partial sums of out.
+// out = norm(residual) + x W^T + b, and the partial sums of out; with PRENORM the residual as it is.
 template <class P>
 DEVICE void residual_product(const Value* x, const Value* weight, const float* bias, const Value* residual, const float2* sums, const float* gamma,
                              const float* beta, Value* out, float2* sums_out, float epsilon, int trigger) {
@@ -413,7 +479,7 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
     if (warp == 4) {
-        part.load(x, weight, HIDDEN, trigger);
+        part.load(x, weight, HIDDEN, trigger, InOrder());
         return;
     }
     cluster_arrive_relaxed();
@@ -430,6 +496,7 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
     for (int pair = 0; pair < PAIRS; pair++) {
         const int column = part.column + min(first_tile + 2 * pair, P::TILES - 1) * 8 + 2 * q;
         b[pair] = load_pair_early(bias + column);
+        if (PRENORM) continue;
         shift[pair] = load_pair_early(beta + column);
         scale[pair] = load_pair_early(gamma + column);
     }
@@ -440,7 +507,7 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
     if (finishes) {
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
-            of_rows[group].ask(sums, first_row + group * 16, q);
+            if (!PRENORM) of_rows[group].ask(sums, first_row + group * 16, q);
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
                 const Value* at = residual + chunked(first_row + group * 16, part.column / 8 + min(first_tile + 2 * pair, P::TILES - 1), TOKENS) + 2 * q;
@@ -464,7 +531,8 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
     float2 row_sums[GROUPS];
     float2 of[GROUPS];
 #pragma unroll
-    for (int group = 0; group < GROUPS; group++) of[group] = of_rows[group].statistics(epsilon, 2, 4);
+    for (int group = 0; group < GROUPS; group++)
+        if (!PRENORM) of[group] = of_rows[group].statistics(epsilon, 2, 4);
     barrier_wait(part.partial_is_there(), 0);
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
@@ -474,8 +542,9 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
         for (int pair = 0; pair < PAIRS; pair++) {
             if (first_tile + 2 * pair >= P::TILES) break;
             const float2 stored = unpack2(view[group][pair]);
-            float2 value = make_float2(b[pair].x + ((stored.x - of[group].x) * of[group].y * scale[pair].x + shift[pair].x),
-                                       b[pair].y + ((stored.y - of[group].x) * of[group].y * scale[pair].y + shift[pair].y));
+            const float2 view = PRENORM ? stored : make_float2((stored.x - of[group].x) * of[group].y * scale[pair].x + shift[pair].x,
+                                                               (stored.y - of[group].x) * of[group].y * scale[pair].y + shift[pair].y);
+            float2 value = make_float2(b[pair].x + view.x, b[pair].y + view.y);
 #pragma unroll
             for (int from = 0; from < P::SPLIT; from++) {
                 const float2 more = partial[from * GROUPS * P::TILES * 64 + pair * 128];
@@ -504,8 +573,8 @@ DEVICE void residual_product(const Value* x, const Value* weight, const float* b
 
 extern "C" __global__ void __cluster_dims__(WIDE_SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
 latency128_qkv(const Value* stream, const Value* weight, const float* bias, const float* weight_sums,
-               Value* qkv, const float2* sums_stream, float epsilon, int trigger) {
-    normed_product<QkvProduct, 3 * HIDDEN, IDENTITY>(stream, weight, bias, weight_sums, qkv, sums_stream, epsilon, trigger);
+               Value* qkv, const float2* sums_stream, float epsilon, const float* turns, const int2* spans, int trigger) {
+    normed_product<QkvProduct, 3 * HIDDEN, ROTARY, false, IDENTITY>(stream, weight, bias, weight_sums, qkv, sums_stream, epsilon, turns, spans, trigger);
 }
 
 extern "C" __global__ void __cluster_dims__(OutputProduct::SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
@@ -518,7 +587,7 @@ latency128_output(const Value* context, const Value* weight, const float* bias, 
 extern "C" __global__ void __cluster_dims__(WIDE_SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
 latency128_wide(const Value* attended, const Value* weight, const float* bias, const float* weight_sums,
                 Value* wide, const float2* sums_attended, float epsilon, int trigger) {
-    normed_product<WideProduct, WIDE, ACTIVATION>(attended, weight, bias, weight_sums, wide, sums_attended, epsilon, trigger);
+    normed_product<WideProduct, WIDE_OUTPUTS, false, GATED, ACTIVATION>(attended, weight, bias, weight_sums, wide, sums_attended, epsilon, nullptr, nullptr, trigger);
 }
 
 extern "C" __global__ void __cluster_dims__(NarrowProduct::SPLIT, 1, 1) __launch_bounds__(PRODUCT_THREADS, 2)
@@ -529,7 +598,7 @@ latency128_narrow(const Value* wide, const Value* weight, const float* bias, con
 }
 
 extern "C" __global__ void __launch_bounds__(KEY_PARTS * 32)
-latency128_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans,
+latency128_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans, int window,
                      Value* context, int trigger) {
     constexpr int KEY_TILES = KEYS / 8;
     constexpr int STEPS = HEAD_SIZE / 16;
@@ -606,7 +675,8 @@ latency128_attention(const Value* qkv, const float* by_distance, int reach, cons
             for (int i = 0; i < 2; i++) {
                 float& score = scores[tile][2 * row + i];
                 score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i]);
-                if (!sees(query_spans[row], first_key + tile * 8 + 2 * q + i)) score = NEGATIVE_INFINITY;
+                const int key = first_key + tile * 8 + 2 * q + i;
+                if (!sees(query_spans[row], key, key - (first_query + r + row * 8), window)) score = NEGATIVE_INFINITY;
                 most[row] = fmaxf(most[row], score);
             }
         most[row] = fmaxf(most[row], __shfl_xor_sync(0xffffffffu, most[row], 1));

@@ -1,6 +1,6 @@
 // The layers of an encoder for at most 16 tokens, four kernels a layer: products by mma.sync whose operands go from global memory straight to registers.
 //
-//   latency16_qkv        q, k, v = norm(stream) Wqkv^T + b
+//   latency16_qkv        q, k, v = norm(stream) Wqkv^T + b, turned; weight_sums are null where there is no norm
 //   latency16_attention  attended = norm(stream) + attention(q, k, v) Wo^T + b
 //   latency16_wide       wide = activation(norm(attended) W1^T + b)
 //   latency16_narrow     stream = norm(attended) + wide W2^T + b
@@ -36,19 +36,20 @@ DEVICE constexpr int tiles_for(int outputs) {
     return 16;
 }
 
-constexpr int QKV_TILES = tiles_for(3 * HIDDEN);
-constexpr int WIDE_TILES = tiles_for(WIDE);
+// Where outputs are finished by twos, half of a block's tiles have the first of them, and the other half the second.
+constexpr int QKV_TILES = ROTARY ? 2 * tiles_for(3 * HIDDEN / 2) : tiles_for(3 * HIDDEN);
+constexpr int WIDE_TILES = GATED ? 2 * tiles_for(WIDE) : tiles_for(WIDE);
+constexpr int WIDE_OUTPUTS = GATED ? 2 * WIDE : WIDE;
 constexpr int NARROW_TILES = HIDDEN >= 768 ? 4 : 2;
 constexpr int HIDDEN_WARPS = warps_for(HIDDEN / 32);
 constexpr int NARROW_WARPS = warps_for(WIDE / 32 / CLUSTER);
 static_assert(HIDDEN % (8 * NARROW_TILES) == 0, "whole tiles");
-static_assert(CLUSTER * NARROW_WARPS % 4 == 0, "four threads sum a column");
 
 // What the host launches with: blocks, threads, blocks of a cluster and bytes of dynamic shared memory of qkv, attention, wide, narrow.
 extern "C" __device__ int latency_launches[4][4] = {
     {3 * HIDDEN / (8 * QKV_TILES), HIDDEN_WARPS * 32, 1, 0},
     {HIDDEN / (8 * NARROW_TILES) * CLUSTER, HEADS_A_BLOCK * 32, CLUSTER, 0},
-    {WIDE / (8 * WIDE_TILES), HIDDEN_WARPS * 32, 1, 0},
+    {WIDE_OUTPUTS / (8 * WIDE_TILES), HIDDEN_WARPS * 32, 1, 0},
     {HIDDEN / (8 * NARROW_TILES) * CLUSTER, NARROW_WARPS * 32, CLUSTER, 0},
 };
 
@@ -77,13 +78,17 @@ DEVICE float2 add_lanes(float2 sums, int distance) {
     return sums;
 }
 
-// out = activation(norm(x) W^T + b), the norm folded. QKV: the last third of the outputs goes transposed.
-template <int TILES, int WARPS, int OUTPUTS, bool QKV, int WHICH>
+// out = activation(norm(x) W^T + b), the norm folded; no norm where weight_sums is null. QKV: the last third of the outputs goes transposed.
+// TURN, GATE: outputs are finished by twos.
+template <int TILES, int WARPS, int OUTPUTS, bool QKV, bool TURN, bool GATE, int WHICH>
 DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias, const float* weight_sums, Value* out, float2* statistics, float epsilon,
-                          int trigger) {
+                          const float* turns, const int2* spans, int trigger) {
+    constexpr bool TWOS = TURN || GATE;
+    constexpr int COLUMN_TILES = TWOS ? TILES / 2 : TILES; // of those that a thread of the end starts from
+    constexpr int APART = TURN ? TURNED_APART : GATE ? OUTPUTS / 2 : 0;
     constexpr int STEPS = HIDDEN / 32 / WARPS;
     constexpr int COLUMNS = TILES * 8;
-    constexpr int PAIRS = 16 * COLUMNS / 2;
+    constexpr int PAIRS = 16 * COLUMN_TILES * 8 / 2;
     constexpr int ROUNDS = (PAIRS + WARPS * 32 - 1) / (WARPS * 32);
     __shared__ float2 sums_of_warps[WARPS][16];
     __shared__ float partial[WARPS][16][COLUMNS + 2];
@@ -91,21 +96,30 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
     const int lane = threadIdx.x % 32;
     const int q = lane % 4;
     const int r = lane / 4;
-    const int first = blockIdx.x * COLUMNS;
+    const auto output_of = [&](int tile) {
+        const int u = blockIdx.x * COLUMN_TILES + tile % COLUMN_TILES;
+        return (TURN ? first_of_turned(u) : u * 8) + (tile >= COLUMN_TILES ? APART : 0);
+    };
 
     uint4 w[TILES][STEPS];
 #pragma unroll
     for (int step = 0; step < STEPS; step++)
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) w[tile][step] = load16_once(weight + chunked(first + tile * 8 + r, (warp * STEPS + step) * 4 + q, OUTPUTS));
-    float2 b[ROUNDS];
-    float2 s[ROUNDS];
+        for (int tile = 0; tile < TILES; tile++) w[tile][step] = load16_once(weight + chunked(output_of(tile) + r, (warp * STEPS + step) * 4 + q, OUTPUTS));
+    // Of a thread's two columns at the end, and of the two that are finished with them.
+    constexpr int FINISHED = TWOS ? 2 : 1;
+    float2 b[ROUNDS][FINISHED];
+    float2 s[ROUNDS][FINISHED];
 #pragma unroll
     for (int round = 0; round < ROUNDS; round++) {
         const int pair = threadIdx.x + round * WARPS * 32;
-        const int column = first + pair % (COLUMNS / 2) * 2;
-        b[round] = pair < PAIRS ? __ldg((const float2*)(bias + column)) : make_float2(0.f, 0.f);
-        s[round] = pair < PAIRS ? __ldg((const float2*)(weight_sums + column)) : make_float2(0.f, 0.f);
+        const int column = pair % (COLUMN_TILES * 4) * 2;
+        const int output = output_of(column / 8) + column % 8;
+#pragma unroll
+        for (int of = 0; of < FINISHED; of++) {
+            b[round][of] = pair < PAIRS ? __ldg((const float2*)(bias + output + of * APART)) : make_float2(0.f, 0.f);
+            s[round][of] = pair < PAIRS && weight_sums != nullptr ? __ldg((const float2*)(weight_sums + output + of * APART)) : make_float2(0.f, 0.f);
+        }
     }
     if (trigger == 0) let_next_kernel_start();
     wait_for_previous_kernel();
@@ -115,6 +129,16 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
     for (int step = 0; step < STEPS; step++) {
         a[0][step] = load16(x + chunked(r, (warp * STEPS + step) * 4 + q, 16));
         a[1][step] = load16(x + chunked(r + 8, (warp * STEPS + step) * 4 + q, 16));
+    }
+    float4 turns_of[ROUNDS];
+    if (TURN) {
+#pragma unroll
+        for (int round = 0; round < ROUNDS; round++) {
+            const int pair = min(threadIdx.x + round * WARPS * 32, PAIRS - 1);
+            const int row = pair / (COLUMN_TILES * 4);
+            const int column = pair % (COLUMN_TILES * 4) * 2;
+            turns_of[round] = load_turns(turns, row - load_span(spans, row).x, blockIdx.x * COLUMN_TILES + column / 8, column % 8);
+        }
     }
     if (trigger == 1) let_next_kernel_start();
     float acc[TILES][4] = {};
@@ -141,44 +165,72 @@ DEVICE void normed_linear(const Value* x, const Value* weight, const float* bias
     for (int round = 0; round < ROUNDS; round++) {
         const int pair = threadIdx.x + round * WARPS * 32;
         if (pair >= PAIRS) break;
-        const int row = pair / (COLUMNS / 2);
-        const int column = pair % (COLUMNS / 2) * 2;
-        float2 value = make_float2(0.f, 0.f);
+        const int row = pair / (COLUMN_TILES * 4);
+        const int column = pair % (COLUMN_TILES * 4) * 2;
+        float2 value[FINISHED];
+#pragma unroll
+        for (int of = 0; of < FINISHED; of++) value[of] = make_float2(0.f, 0.f);
         float2 sums = make_float2(0.f, 0.f);
 #pragma unroll
         for (int from = 0; from < WARPS; from++) {
-            const float2 v = *(const float2*)&partial[from][row][column];
-            value.x += v.x;
-            value.y += v.y;
+#pragma unroll
+            for (int of = 0; of < FINISHED; of++) {
+                const float2 v = *(const float2*)&partial[from][row][column + of * COLUMN_TILES * 8];
+                value[of].x += v.x;
+                value[of].y += v.y;
+            }
             sums.x += sums_of_warps[from][row].x;
             sums.y += sums_of_warps[from][row].y;
         }
-        const float mean = sums.x * (1.f / HIDDEN);
-        const float rs = rsqrtf(fmaxf(sums.y * (1.f / HIDDEN) - mean * mean, 0.f) + epsilon);
-        value.x = activate<WHICH>(rs * (value.x - mean * s[round].x) + b[round].x);
-        value.y = activate<WHICH>(rs * (value.y - mean * s[round].y) + b[round].y);
+        float mean = sums.x * (1.f / HIDDEN);
+        float rs = rsqrtf(fmaxf(sums.y * (1.f / HIDDEN) - mean * mean, 0.f) + epsilon);
         if (blockIdx.x == 0 && column == 0) statistics[row] = make_float2(mean, rs);
-        const int output = first + column;
-        if (QKV && output >= 2 * HIDDEN) {
-            // out + 2 * HIDDEN * 16 is where v begins, and v of an output is at output - 2 * HIDDEN.
-            out[(size_t)output * 16 + row] = narrow(value.x);
-            out[(size_t)(output + 1) * 16 + row] = narrow(value.y);
+        if (weight_sums == nullptr) {
+            mean = 0.f;
+            rs = 1.f;
+        }
+#pragma unroll
+        for (int of = 0; of < FINISHED; of++) {
+            value[of].x = rs * (value[of].x - mean * s[round][of].x) + b[round][of].x;
+            value[of].y = rs * (value[of].y - mean * s[round][of].y) + b[round][of].y;
+        }
+        if constexpr (TURN) {
+            turn(value[0].x, value[FINISHED - 1].x, turns_of[round].x, turns_of[round].y);
+            turn(value[0].y, value[FINISHED - 1].y, turns_of[round].z, turns_of[round].w);
         } else {
-            *(u32*)(out + chunked(row, output / 8, 16) + output % 8) = pack2(value.x, value.y);
+            value[0].x = activate<WHICH>(value[0].x);
+            value[0].y = activate<WHICH>(value[0].y);
+        }
+        if (GATE) {
+            value[0].x *= value[FINISHED - 1].x;
+            value[0].y *= value[FINISHED - 1].y;
+        }
+#pragma unroll
+        for (int of = 0; of < (GATE ? 1 : FINISHED); of++) {
+            const int output = output_of(column / 8) + column % 8 + of * APART;
+            if (QKV && output >= 2 * HIDDEN) {
+                // out + 2 * HIDDEN * 16 is where v begins, and v of an output is at output - 2 * HIDDEN.
+                out[(size_t)output * 16 + row] = narrow(value[of].x);
+                out[(size_t)(output + 1) * 16 + row] = narrow(value[of].y);
+            } else {
+                *(u32*)(out + chunked(row, output / 8, 16) + output % 8) = pack2(value[of].x, value[of].y);
+            }
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(HIDDEN_WARPS * 32)
 latency16_qkv(const Value* stream, const Value* weight, const float* bias, const float* sums,
-              Value* qkv, float2* statistics_stream, float epsilon, int trigger) {
-    normed_linear<QKV_TILES, HIDDEN_WARPS, 3 * HIDDEN, true, IDENTITY>(stream, weight, bias, sums, qkv, statistics_stream, epsilon, trigger);
+              Value* qkv, float2* statistics_stream, float epsilon, const float* turns, const int2* spans, int trigger) {
+    normed_linear<QKV_TILES, HIDDEN_WARPS, 3 * HIDDEN, true, ROTARY, false, IDENTITY>(stream, weight, bias, sums, qkv, statistics_stream, epsilon, turns, spans,
+                                                                                      trigger);
 }
 
 extern "C" __global__ void __launch_bounds__(HIDDEN_WARPS * 32)
 latency16_wide(const Value* attended, const Value* weight, const float* bias, const float* sums,
                Value* wide, float2* statistics_attended, float epsilon, int trigger) {
-    normed_linear<WIDE_TILES, HIDDEN_WARPS, WIDE, false, ACTIVATION>(attended, weight, bias, sums, wide, statistics_attended, epsilon, trigger);
+    normed_linear<WIDE_TILES, HIDDEN_WARPS, WIDE_OUTPUTS, false, false, GATED, ACTIVATION>(attended, weight, bias, sums, wide, statistics_attended, epsilon,
+                                                                                           nullptr, nullptr, trigger);
 }
 
 // The block of a cluster that finishes a column, and where the column stands there.
@@ -197,8 +249,9 @@ DEVICE void push_tiles(float (&partial)[16][FINISHED], const float (&acc)[NARROW
 }
 
 // The end of a product whose K is split over the cluster: adds bias and residual view to the partial sums of `SOURCES` warps, SHARERS threads a pair of columns.
-template <int SOURCES, int SHARERS> struct Finish {
+template <int SOURCES, int SHARERS, int THREADS> struct Finish {
     static constexpr int PAIRS = 16 * FINISHED / 2;
+    static_assert(SOURCES % SHARERS == 0 && PAIRS * SHARERS <= THREADS, "a thread for each pair's part");
     float2 bias;
     float2 gamma;
     float2 beta;
@@ -216,11 +269,13 @@ template <int SOURCES, int SHARERS> struct Finish {
         pair = place % (FINISHED / 2);
         column = first + (int)rank_in_cluster() * FINISHED + pair * 2;
         bias = __ldg((const float2*)(biases + column));
+        if (PRENORM) return;
         gamma = __ldg((const float2*)(gammas + column));
         beta = __ldg((const float2*)(betas + column));
     }
     DEVICE void ask_for_residual(const Value* stream, const float2* statistics) {
         asm volatile("ld.global.u32 %0, [%1];" : "=r"(residual) : "l"(stream + chunked(row, column / 8, 16) + column % 8) : "memory");
+        if (PRENORM) return;
         asm volatile("ld.global.v2.f32 {%0,%1}, [%2];" : "=f"(of.x), "=f"(of.y) : "l"(statistics + row) : "memory");
     }
     DEVICE void store(const float (&partial)[SOURCES][16][FINISHED], Value* out) const {
@@ -237,14 +292,14 @@ template <int SOURCES, int SHARERS> struct Finish {
         for (int distance = 1; distance < SHARERS; distance *= 2) sum = add_lanes(sum, distance);
         if (!active || threadIdx.x % SHARERS != 0) return;
         const float2 view = unpack2(residual);
-        sum.x += bias.x + ((view.x - of.x) * of.y * gamma.x + beta.x);
-        sum.y += bias.y + ((view.y - of.x) * of.y * gamma.y + beta.y);
+        sum.x += bias.x + (PRENORM ? view.x : (view.x - of.x) * of.y * gamma.x + beta.x);
+        sum.y += bias.y + (PRENORM ? view.y : (view.y - of.x) * of.y * gamma.y + beta.y);
         *(u32*)(out + chunked(row, column / 8, 16) + column % 8) = pack2(sum.x, sum.y);
     }
 };
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(HEADS_A_BLOCK * 32)
-latency16_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans,
+latency16_attention(const Value* qkv, const float* by_distance, int reach, const int2* spans, int window,
                     const Value* weight, const float* bias, const Value* stream,
                     const float2* statistics_stream, const float* gamma, const float* beta,
                     Value* attended, int trigger) {
@@ -263,7 +318,7 @@ latency16_attention(const Value* qkv, const float* by_distance, int reach, const
 #pragma unroll
         for (int tile = 0; tile < NARROW_TILES; tile++)
             w[tile][half] = load16_once(weight + chunked(first + tile * 8 + r, head * (HEAD_SIZE / 8) + half * 4 + q, HIDDEN));
-    Finish<HEADS, 1> finish;
+    Finish<HEADS, 1, HEADS_A_BLOCK * 32> finish;
     finish.ask_for_weights(first, bias, gamma, beta);
     // Lane q has the scores of keys 4 q .. 4 q + 3: of tile t, keys 4 q + 2 t and the next, which are in turn the keys of its fragment of v.
     float biases[2][4];
@@ -320,7 +375,8 @@ latency16_attention(const Value* qkv, const float* by_distance, int reach, const
             for (int i = 0; i < 2; i++) {
                 float& score = scores[tile][2 * row + i];
                 score = fmaf(score, SCORE_SCALE, biases[tile][2 * row + i]);
-                if (!sees(query_spans[row], 4 * q + 2 * tile + i)) score = NEGATIVE_INFINITY;
+                const int key = 4 * q + 2 * tile + i;
+                if (!sees(query_spans[row], key, key - (r + row * 8), window)) score = NEGATIVE_INFINITY;
                 most = fmaxf(most, score);
             }
         most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
@@ -391,7 +447,9 @@ latency16_narrow(const Value* wide, const Value* weight, const float* bias, cons
     for (int step = 0; step < STEPS; step++)
 #pragma unroll
         for (int tile = 0; tile < NARROW_TILES; tile++) w[tile][step] = load16_once(weight + chunked(first + tile * 8 + r, (first_step + step) * 4 + q, HIDDEN));
-    Finish<CLUSTER * NARROW_WARPS, 4> finish;
+    // As many threads a pair as there are, up to four.
+    constexpr int THREADS_A_PAIR = NARROW_WARPS * 32 / (16 * FINISHED / 2);
+    Finish<CLUSTER * NARROW_WARPS, THREADS_A_PAIR >= 4 ? 4 : THREADS_A_PAIR >= 2 ? 2 : 1, NARROW_WARPS * 32> finish;
     finish.ask_for_weights(first, bias, gamma, beta);
     cluster_arrive_relaxed();
     if (trigger == 0) let_next_kernel_start();

@@ -8,6 +8,9 @@
 //                 added f32 [positions, hidden], or null. Tokens behind the last row have place 0. ids are below the vocabulary, rows are at most `positions` long.
 // statistics      of the values as they are stored. Where a token of a row has values that are not finite, fault takes the least `stage` of those that saw one.
 // normalise       stream = (stream - mean) rs gamma + beta, in place, and statistics of nothing: (0, 1). For layers whose input has a norm of its own.
+// add_normed      stream = view + (x - mean) rs gamma + beta of another matrix x of the same layout, whose mean and rs are of epsilon and rms and taken here; view: the
+//                 stream through its norm (statistics, view_gamma, view_beta), or as it is where view_gamma is null. And statistics of the new stream as it is
+//                 stored, with next_epsilon and next_rms, and faults as `statistics` tells them.
 // hidden_states   hidden[t] = (stream[t] - mean) rs gamma + beta as f32, row-major; as it is where gamma is null. beta may be null. And seen = fault, which
 //                 the host reads.
 
@@ -100,6 +103,14 @@ DEVICE void embed_token(const int* ids, const int* starts, const int* lengths, i
     if (lane == 0) statistics[t] = measured;
 }
 
+// Writes a token's (mean, rs), and the fault where it is of a row and not finite.
+DEVICE void leave_statistics(float2 measured, float2* statistics, int t, const int* starts, const int* lengths, int rows, int stage, int* fault) {
+    statistics[t] = measured;
+    // The sum of squares may overflow where no value does, which is as bad: rs would be 0.
+    const bool bad = !is_finite(measured.x) || !is_finite(measured.y) || measured.y == 0.f;
+    if (bad && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
+}
+
 template <bool EXACT>
 DEVICE void measure_token(const void* stream, float2* statistics, const int* starts, const int* lengths, int rows, int tokens, int capacity, int hidden,
                           float epsilon, int rms, int stage, int* fault) {
@@ -111,11 +122,7 @@ DEVICE void measure_token(const void* stream, float2* statistics, const int* sta
     Token token;
     load_token<EXACT>(token, stream, t, hidden, capacity, lane);
     const float2 measured = measure(token, hidden, lane, epsilon, rms);
-    if (lane != 0) return;
-    statistics[t] = measured;
-    // The sum of squares may overflow where no value does, which is as bad: rs would be 0.
-    const bool bad = !is_finite(measured.x) || !is_finite(measured.y) || measured.y == 0.f;
-    if (bad && t < real_tokens(starts, lengths, rows)) atomicMin(fault, stage);
+    if (lane == 0) leave_statistics(measured, statistics, t, starts, lengths, rows, stage, fault);
 }
 
 template <bool EXACT>
@@ -134,6 +141,37 @@ DEVICE void normalise_token(void* stream, float2* statistics, const float* gamma
     }
     __syncwarp();
     if (lane == 0) statistics[t] = make_float2(0.f, 1.f);
+}
+
+template <bool EXACT>
+DEVICE void add_normed_token(void* stream, float2* statistics, const float* view_gamma, const float* view_beta, const void* x, const float* gamma,
+                             const float* beta, const int* starts, const int* lengths, int rows, int tokens, int capacity, int hidden, float epsilon, int rms,
+                             float next_epsilon, int next_rms, int stage, int* fault) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int t = (int)(blockIdx.x * WARPS + threadIdx.x / 32);
+    const int lane = threadIdx.x % 32;
+    if (t >= tokens) return;
+    const float2 of = statistics[t];
+    Token token;
+    load_token<EXACT>(token, x, t, hidden, capacity, lane);
+    const float2 of_x = measure(token, hidden, lane, epsilon, rms);
+#pragma unroll
+    for (int group = 0; group < MOST_GROUPS; group++) {
+        const int piece = group * 32 + lane;
+        if (piece * 8 >= hidden) continue;
+        float(&v)[8] = token.values[group];
+        float view[8];
+        load_piece<EXACT>(view, stream, t, piece, hidden, capacity);
+        if (view_gamma != nullptr) put_through_norm(view, of, view_gamma, view_beta, piece);
+        put_through_norm(v, of_x, gamma, beta, piece);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[i] += view[i];
+        store_piece<EXACT>(v, stream, t, piece, hidden, capacity);
+    }
+    // All lanes have read the old ones: the sums above and here are of all.
+    const float2 measured = measure(token, hidden, lane, next_epsilon, next_rms);
+    if (lane == 0) leave_statistics(measured, statistics, t, starts, lengths, rows, stage, fault);
 }
 
 template <bool EXACT>
@@ -170,6 +208,12 @@ DEVICE void give_token(const void* stream, const float2* statistics, const float
     extern "C" __global__ void __launch_bounds__(256) normalise##SUFFIX(void* stream, float2* statistics,                \
         const float* gamma, const float* beta, int tokens, int capacity, int hidden) {                                   \
         normalise_token<EXACT>(stream, statistics, gamma, beta, tokens, capacity, hidden);                                                         \
+    }                                                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256) add_normed##SUFFIX(void* stream, float2* statistics, const float* view_gamma,               \
+        const float* view_beta, const void* x, const float* gamma, const float* beta, const int* starts, const int* lengths, int rows, int tokens, \
+        int capacity, int hidden, float epsilon, int rms, float next_epsilon, int next_rms, int stage, int* fault) {                              \
+        add_normed_token<EXACT>(stream, statistics, view_gamma, view_beta, x, gamma, beta, starts, lengths, rows, tokens, capacity, hidden,       \
+                                epsilon, rms, next_epsilon, next_rms, stage, fault);                                                              \
     }                                                                                                                                              \
     extern "C" __global__ void __launch_bounds__(256) hidden_states##SUFFIX(const void* stream,                                       \
         const float2* statistics, const float* gamma, const float* beta, float* hidden_out,    \

@@ -42,10 +42,12 @@ class Attention(nn.Module):
         tokens, hidden = x.shape
         q, k, v = (part.view(tokens, self.heads, -1).transpose(0, 1) for part in (q, k, v))
         place = torch.arange(tokens)
-        distance = (place[:, None] - place[None, :]).abs().float()
-        scores = q @ k.transpose(1, 2) / (hidden // self.heads) ** 0.5
-        scores = scores - self.slopes[:, None, None] * distance
-        context = (scores.softmax(-1) @ v).transpose(0, 1).reshape(tokens, hidden)
+        context = []
+        for rows in place.split(512):  # all scores of a long text would not fit
+            distance = (rows[:, None] - place[None, :]).abs().float()
+            scores = q[:, rows] @ k.transpose(1, 2) / (hidden // self.heads) ** 0.5
+            context.append((scores - self.slopes[:, None, None] * distance).softmax(-1) @ v)
+        context = torch.cat(context, 1).transpose(0, 1).reshape(tokens, hidden)
         return self.output["LayerNorm"](self.output["dense"](context) + x)
 
 

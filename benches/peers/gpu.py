@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from captured import ATTENTION, Captured, Spread, spread
-from encoder import Encoder
+from encoder import COUNTED_FROM_PADDING, Encoder
 from mix import mixed_texts
 from report import percentiles, table
 
@@ -169,12 +169,16 @@ def names(shapes: list[tuple[int, int]]) -> str:
 
 
 def load(folder: Path, dtype: torch.dtype, **settings):
-    return transformers.AutoModel.from_pretrained(folder, dtype=dtype, add_pooling_layer=False, **settings).eval()
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    if model_type != "modernbert":  # which has none, nor the argument
+        settings["add_pooling_layer"] = False
+    return transformers.AutoModel.from_pretrained(folder, dtype=dtype, **settings).eval()
 
 
 def max_tokens(folder: Path, config) -> int:
     """The longest text: what the folder says, at most what there are positions for."""
-    positions = config.max_position_embeddings - (config.pad_token_id + 1 if config.model_type == "mpnet" else 0)
+    first = config.pad_token_id + 1 if config.model_type in COUNTED_FROM_PADDING else 0
+    positions = config.max_position_embeddings - first
     file = folder / "sentence_bert_config.json"
     stated = json.loads(file.read_text()).get("max_seq_length") if file.exists() else None
     return min(stated or positions, positions)
@@ -329,7 +333,7 @@ def parse() -> argparse.Namespace:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = arguments.add_argument
     default = " (default: %(default)s)"
-    add("--model", type=Path, required=True, help="model folder, MPNet or BERT with mean pooling")
+    add("--model", type=Path, required=True, help="model folder, MPNet, BERT, XLM-RoBERTa or ModernBERT with mean pooling")
     add("--binary", type=Path, default="trt-embed", help="the command" + default)
     add("--engine", type=Path, metavar="FILE", help="engine file for trt-embed, else its own choice")
     add("--backend", default="tensorrt", help="of trt-embed" + default)

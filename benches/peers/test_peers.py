@@ -79,7 +79,7 @@ class Speed(unittest.TestCase):
 class Fidelity(unittest.TestCase):
     def test_encoder_equals_transformers(self):
         generator = np.random.default_rng(1)
-        for name in ("mpnet", "bert"):
+        for name in ("mpnet", "bert", "xlm-roberta", "modernbert"):
             model = load(FIXTURES / name, torch.float32)
             eager, encoder = Eager(model, CPU), Encoder(model, CPU, torch.float32)
             for lengths in ([1], [16], [90], [3, 90, 17], [5, 5], [64, 1, 2, 33]):

@@ -1,5 +1,6 @@
 //! The CPU backend: the exported graph run by `tract`.
 
+mod attention;
 mod ops;
 mod quantize;
 
@@ -7,6 +8,7 @@ use crate::executor::permits::Permits;
 use crate::executor::{Backend, Limits};
 use crate::graph::{Graph, Precision};
 use crate::model::Architecture;
+use crate::model::architecture::ScoreBias;
 use crate::pooling::{Head, HiddenRows, check_output};
 use crate::tokens::TokenBatch;
 use crate::{Error, Result};
@@ -22,6 +24,9 @@ use tract_onnx::prelude::{
 const BATCH_TOKENS: usize = 1024;
 /// Rows of one batch.
 const MAX_BATCH: usize = 64;
+
+/// The longest texts for which scores of all pairs of tokens may lie in memory at once: 12 heads have 12 MB of them.
+const LONG: usize = 512;
 
 /// The id that fills rows up. The mask keeps it out of every real token's state, so that any id of the table does.
 const PADDING: i32 = 0;
@@ -47,7 +52,12 @@ impl CpuBackend {
     /// # Errors
     /// See [`Graph::new`]; [`Error::Backend`] when `tract` refuses the graph.
     pub fn new(architecture: Architecture, head: Head, max_seq: usize, threads: usize) -> Result<Self> {
-        let graph = Graph::new(&architecture, Precision::Fp32)?;
+        // A learnt bias of all pairs of positions is added whole: models that have one take short texts.
+        let one_attention = max_seq > LONG && !matches!(architecture.score_bias, ScoreBias::Relative(_));
+        let graph = match one_attention {
+            true => Graph::with_one_attention(&architecture)?,
+            false => Graph::new(&architecture, Precision::Fp32)?,
+        };
         drop(architecture);
         Self::from_graph(graph, head, max_seq, threads)
     }
@@ -62,6 +72,7 @@ impl CpuBackend {
         let model = graph.encode_with_external_data(HERE)?;
         let mut onnx = tract_onnx::onnx();
         onnx.op_register.insert("LayerNormalization", ops::layer_norm);
+        onnx.op_register.insert("Attention", attention::attention);
         onnx.op_register.insert("QuantizeLinear", quantize::quantize);
         onnx.op_register.insert("DequantizeLinear", quantize::dequantize);
         let constants = Arc::new(GraphConstants { graph });

@@ -24,7 +24,7 @@ struct LayerNorm {
 
 /// `a + b` for f32 tensors of one rank, where an axis of length 1 is repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct BroadcastAdd;
+pub(super) struct BroadcastAdd;
 
 /// Reads ONNX's `LayerNormalization` as [`LayerNorm`]. Exported graphs have it over the last axis, with a bias.
 pub(super) fn layer_norm(_context: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {

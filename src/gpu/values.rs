@@ -102,7 +102,11 @@ impl NormedStream {
             && tokens <= *capacity
             && capacity.checked_mul(hidden).is_some_and(|n| n <= values.len() / 2)
             && !short(statistics, 2 * tokens)
-            && norm.iter().flat_map(|(weight, bias)| [Some(weight), bias.as_ref()]).flatten().all(|vector| !short(vector, hidden))
+            && norm
+                .iter()
+                .flat_map(|(weight, bias)| [Some(weight), bias.as_ref()])
+                .flatten()
+                .all(|vector| !short(vector, hidden))
             && noted.iter().all(|noted| !noted.is_empty());
         (!fits).then(|| format!("{tokens} tokens of {hidden} values are not in {self:?}"))
     }

@@ -19,6 +19,8 @@ pub(super) struct Builder<'q> {
     header: ModelProto,
     pub quantization: Option<&'q Quantization>,
     pub inputs: Inputs,
+    /// Whether attention is one operator; see [`Graph::with_one_attention`].
+    pub one_attention: bool,
     pub linears: Vec<Linear>,
     vocab_size: usize,
 }
@@ -51,6 +53,7 @@ impl<'q> Builder<'q> {
             header,
             quantization: None,
             inputs: Inputs::default(),
+            one_attention: false,
             linears: Vec::new(),
             vocab_size: architecture.vocab_size,
         }

@@ -48,6 +48,7 @@ pub(super) fn write(architecture: &Architecture, graph: Builder<'_>) -> Result<G
     writer.bias = match &architecture.score_bias {
         ScoreBias::None => mask,
         ScoreBias::Relative(relative) => writer.position_bias(relative, &mask),
+        ScoreBias::Alibi(_) if writer.graph.one_attention => mask,
         ScoreBias::Alibi(alibi) => writer.graph.with_alibi(*alibi, architecture.num_heads, architecture.max_tokens, &mask),
     };
     for layer in &architecture.layers {
@@ -187,16 +188,22 @@ impl Writer<'_, '_> {
         let keys = self.norm(attention.key_norm.as_ref(), &keys);
         let values = self.linear(Role::Value, &value, x, 1.0)?;
         let turns = attention.rotary.as_ref().map(|rotary| self.turns(rotary));
-        let bias = self.score_bias(attention.reach);
-        let queries = self.heads(&query.name, &queries, turns.as_ref(), &[0, 2, 1, 3]);
-        let keys = self.heads(&key.name, &keys, turns.as_ref(), &[0, 2, 3, 1]);
-        let values = self.heads(&value.name, &values, None, &[0, 2, 1, 3]);
-
         let name = attention.output.name.as_str();
-        let scores = self.node("MatMul", &format!("{name}.scores"), &[&queries, &keys], vec![]);
-        let scores = self.node("Add", &format!("{name}.scores"), &[&scores, &bias], vec![]);
-        let probabilities = self.node("Softmax", name, &[&scores], vec![AttributeProto::int("axis", -1)]);
-        let context = self.node("MatMul", &format!("{name}.context"), &[&probabilities, &values], vec![]);
+        let context = if self.graph.one_attention {
+            let [queries, keys] =
+                [(&query, &queries), (&key, &keys)].map(|(linear, x)| self.heads(&linear.name, x, turns.as_ref(), &[0, 2, 1, 3]));
+            let values = self.heads(&value.name, &values, None, &[0, 2, 1, 3]);
+            self.one_attention(name, [&queries, &keys, &values], attention.reach)
+        } else {
+            let bias = self.score_bias(attention.reach);
+            let queries = self.heads(&query.name, &queries, turns.as_ref(), &[0, 2, 1, 3]);
+            let keys = self.heads(&key.name, &keys, turns.as_ref(), &[0, 2, 3, 1]);
+            let values = self.heads(&value.name, &values, None, &[0, 2, 1, 3]);
+            let scores = self.node("MatMul", &format!("{name}.scores"), &[&queries, &keys], vec![]);
+            let scores = self.node("Add", &format!("{name}.scores"), &[&scores, &bias], vec![]);
+            let probabilities = self.node("Softmax", name, &[&scores], vec![AttributeProto::int("axis", -1)]);
+            self.node("MatMul", &format!("{name}.context"), &[&probabilities, &values], vec![])
+        };
         let context = self.node("Transpose", name, &[&context], vec![AttributeProto::ints("perm", &[0, 2, 1, 3])]);
         let shape = self.graph.ints("merged_heads", &[0, 0, hidden as i64]);
         let context = self.node("Reshape", name, &[&context, &shape], vec![]);
@@ -206,6 +213,28 @@ impl Writer<'_, '_> {
         }
         let sum = self.node("Add", &format!("{name}.own_residual"), &[&output, x], vec![]);
         Ok(self.norm(attention.output_norm.as_ref(), &sum))
+    }
+
+    /// The operator of [`Graph::with_one_attention`].
+    fn one_attention(&mut self, name: &str, [queries, keys, values]: [&str; 3], reach: Reach) -> String {
+        let Architecture { num_heads, head_size, .. } = *self.architecture;
+        let window = match reach {
+            Reach::All => -1,
+            Reach::Window(tokens) => i64::try_from(tokens).unwrap_or(-1),
+        };
+        let sizes = [("heads", num_heads as i64), ("head_size", head_size as i64), ("window", window)];
+        let attributes = sizes.map(|(name, value)| AttributeProto::int(name, value)).into();
+        let bias = self.bias.clone();
+        let slopes = match &self.architecture.score_bias {
+            ScoreBias::Alibi(alibi) => {
+                let slopes = alibi.slopes(num_heads).into_iter().map(|slope| slope as f32).collect();
+                Some(self.graph.floats("alibi.slopes", &[num_heads], slopes))
+            }
+            ScoreBias::None | ScoreBias::Relative(_) => None,
+        };
+        let mut inputs = vec![queries, keys, values, &bias];
+        inputs.extend(slopes.as_deref());
+        self.node("Attention", name, &inputs, attributes)
     }
 
     /// `[batch, sequence, hidden]` to heads, turned by their positions and transposed by `perm` of `[batch, sequence, heads, head size]`.

@@ -124,6 +124,22 @@ impl Graph {
         encoder::write(architecture, Builder::new(architecture, precision))
     }
 
+    /// The graph of [`Graph::new`] in fp32 with attention as one operator, for an executor of this crate that has it: nothing in it is as large as all pairs
+    /// of a text's positions. Not for architectures with a learnt bias of pairs. No other program reads it.
+    ///
+    /// `Attention(queries, keys, values, bias, slopes?)`: queries (divided by the root of the head size), keys, values and the outcome are
+    /// `[batch, heads, sequence, head size]`; bias, added to the scores, is `[batch, 1, 1, sequence]`; slopes
+    /// `[heads]` times the distance are taken away. Attributes `heads`, `head_size`, and `window`: how far a key that counts is away, -1 for any.
+    ///
+    /// # Errors
+    /// As [`Graph::new`].
+    #[cfg(feature = "cpu")]
+    pub(crate) fn with_one_attention(architecture: &Architecture) -> Result<Self> {
+        let mut builder = Builder::new(architecture, Precision::Fp32);
+        builder.one_attention = true;
+        encoder::write(architecture, builder)
+    }
+
     /// Rows of the token embedding table: ids are below this.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

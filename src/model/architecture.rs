@@ -256,6 +256,13 @@ impl Architecture {
     }
 }
 
+impl Attention {
+    /// The norms that stand within attention: of queries, of keys, and of what it gives.
+    pub fn inner_norms(&self) -> impl Iterator<Item = &Norm> {
+        [&self.query_norm, &self.key_norm, &self.output_norm].into_iter().flatten()
+    }
+}
+
 impl Projections {
     /// The linears of queries, keys and values: of packed ones views of their rows, called `NAME.query`, `NAME.key` and `NAME.value`.
     pub fn linears(&self) -> [Linear; 3] {

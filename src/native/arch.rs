@@ -179,6 +179,8 @@ mod tests {
             precision: Precision::Fp16,
             gated: false,
             rotary: false,
+            inner_norms: false,
+            pre_norm: false,
         };
         let shapes = [
             shape(128, 4, 256),
@@ -191,6 +193,13 @@ mod tests {
             shape(1024, 16, 3840),
             shape(1024, 16, 4096),
             Shape { precision: Precision::Bf16, ..shape(768, 12, 3072) },
+            // ModernBERT-base, NomicBERT, GTE-large and JinaBERT.
+            Shape { gated: true, rotary: true, pre_norm: true, ..shape(768, 12, 1152) },
+            Shape { gated: true, rotary: true, ..shape(768, 12, 3072) },
+            Shape { gated: true, rotary: true, ..shape(1024, 16, 4096) },
+            Shape { gated: true, ..shape(768, 12, 3072) },
+            Shape { gated: true, rotary: true, pre_norm: true, ..shape(256, 4, 256) },
+            Shape { gated: true, ..shape(512, 8, 2048) },
         ];
         for shape in shapes {
             for tokens in CLASSES {

@@ -1,8 +1,8 @@
-//! Rotary positions and gates: a checked launch of each.
+//! Norms of queries and keys, rotary positions, and gates: a checked launch of each.
 #![allow(unsafe_code)]
 
-use super::kernels::{Matrix, NativeKernels, Rows, address, argument, hold};
-use super::shape::Precision;
+use super::kernels::{DeviceNorm, Matrix, NativeKernels, Rows, address, argument, hold, norm_parameters};
+use super::shape::{Precision, Shape};
 use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int};
 use crate::cuda::{Device, DeviceBuffer, Result, Stream};
 use crate::model::architecture::{Rotary, RotaryScaling};
@@ -13,7 +13,7 @@ const BLOCKS: usize = 8;
 
 /// The kernels of models that have such parts.
 pub(super) struct Elementwise {
-    rotate: Function,
+    queries_keys: Function,
     gate: Function,
 }
 
@@ -22,7 +22,7 @@ impl Elementwise {
         let module = module("elementwise.cu")?;
         let exact = precision == Precision::Fp32;
         Ok(Self {
-            rotate: module.function(if exact { c"rotate_exact" } else { c"rotate" })?,
+            queries_keys: module.function(if exact { c"queries_keys_exact" } else { c"queries_keys" })?,
             gate: module.function(if exact { c"gate_exact" } else { c"gate" })?,
         })
     }
@@ -66,56 +66,83 @@ impl DeviceRotary {
     fn positions(&self) -> usize {
         self.turns.len() / self.size.max(2)
     }
+
+    /// Whether it turns heads of `shape`, in rows of up to `longest` tokens.
+    fn fits(&self, shape: &Shape, longest: usize) -> bool {
+        let Self { frequencies, size, trained, .. } = self;
+        *size <= shape.head_size
+            && size.is_multiple_of(if shape.precision == Precision::Fp32 { 2 } else { 16 })
+            && longest <= self.positions()
+            && frequencies.as_ref().is_none_or(|frequencies| frequencies.len() >= size / 2)
+            && (frequencies.is_some() || longest <= *trained)
+    }
+}
+
+/// What queries and keys go through in front of attention.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueriesKeys<'a> {
+    pub query: Option<&'a DeviceNorm>,
+    pub key: Option<&'a DeviceNorm>,
+    pub rotary: Option<&'a DeviceRotary>,
 }
 
 impl NativeKernels {
-    /// Enqueues turning the queries and keys of `qkv`; rows are of at most `longest` tokens.
+    /// Enqueues putting the queries and keys of `qkv` through their norms and turning them; rows are of at most `longest` tokens.
     ///
     /// # Errors
     /// As [`NativeKernels::linear`].
-    pub fn rotate(
+    pub fn queries_keys(
         &self,
         stream: &mut Stream,
         qkv: &Matrix,
         rows: &Rows<'_>,
         longest: usize,
-        rotary: &DeviceRotary,
+        job: &QueriesKeys<'_>,
     ) -> Result<()> {
-        const CALL: &str = "rotate";
+        const CALL: &str = "queries and keys";
         let shape = &self.0.shape;
+        let QueriesKeys { query, key, rotary } = *job;
         let Some(kernels) = &self.0.elementwise else {
-            return Err(argument(CALL, "the model has no rotary positions".to_owned()));
+            return Err(argument(CALL, "the model has neither rotary positions nor norms of queries and keys".to_owned()));
         };
         self.check_matrix(CALL, qkv)?;
         self.check_rows(CALL, rows)?;
-        let DeviceRotary { turns, frequencies, size, trained, factor } = rotary;
+        for norm in [query, key].into_iter().flatten() {
+            self.check_norm(CALL, norm, shape.hidden)?;
+        }
         let fits = qkv.columns == shape.qkv()
+            && shape.hidden.is_multiple_of(8)
             && rows.tokens <= qkv.capacity
-            && *size <= shape.head_size
-            && size.is_multiple_of(if shape.precision == Precision::Fp32 { 2 } else { 16 })
-            && longest <= rotary.positions()
-            && frequencies.as_ref().is_none_or(|frequencies| frequencies.len() >= size / 2)
-            && (frequencies.is_some() || longest <= *trained);
+            && rotary.is_none_or(|rotary| rotary.fits(shape, longest));
         if !fits {
             let reason = format!("{} tokens in rows of up to {longest}, {qkv:?} by {rotary:?}", rows.tokens);
             return Err(argument(CALL, reason));
         }
+        let (turns, frequencies) = (rotary.map(|rotary| &rotary.turns), rotary.and_then(|rotary| rotary.frequencies.as_ref()));
+        let weights = [query, key].map(|norm| (norm.map(|norm| &norm.gamma), norm.and_then(|norm| norm.beta.as_ref())));
         hold(stream, &[Some(&qkv.values)]);
         hold(stream, &[Some(rows.starts), Some(rows.lengths)]);
-        hold(stream, &[Some(turns), frequencies.as_ref()]);
+        hold(stream, &[turns, frequencies, weights[0].0, weights[0].1, weights[1].0, weights[1].1]);
         let mut parameters = Parameters::new();
         for address in [qkv.values.address(), rows.starts.address(), rows.lengths.address()] {
             parameters.address(address);
         }
         parameters.int(c_int(CALL, rows.rows)?);
-        parameters.address(turns.address());
-        parameters.address(address(frequencies.as_ref()));
-        for n in [rows.tokens, qkv.capacity, shape.heads, shape.head_size, *size, *trained] {
+        for (gamma, beta) in weights {
+            parameters.address(address(gamma));
+            parameters.address(address(beta));
+        }
+        parameters.address(address(turns));
+        parameters.address(address(frequencies));
+        let (size, trained) = rotary.map_or((0, 0), |rotary| (rotary.size, rotary.trained));
+        for n in [rows.tokens, qkv.capacity, shape.heads, shape.head_size, size, trained] {
             parameters.int(c_int(CALL, n)?);
         }
-        parameters.float(*factor);
+        parameters.float(rotary.map_or(1.0, |rotary| rotary.factor));
+        norm_parameters(&mut parameters, query);
+        norm_parameters(&mut parameters, key);
         // SAFETY: elementwise.cu's parameters, in order; sizes were checked above, and the lengths of rows by the encoder's ranges.
-        unsafe { self.launch(stream, &kernels.rotate, CALL, self.token_grid(rows.tokens), parameters) }
+        unsafe { self.launch(stream, &kernels.queries_keys, CALL, self.token_grid(rows.tokens), parameters) }
     }
 
     /// Enqueues `out = activation(first half of expanded) * second half`.

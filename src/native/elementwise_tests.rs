@@ -1,4 +1,4 @@
-//! Rotary positions and gates against sums in f64. What stands behind the tokens is NaN: nothing may come of it.
+//! Norms of queries and keys, rotary positions and gates against sums in f64. What stands behind the tokens is NaN: nothing may come of it.
 
 use super::*;
 use crate::native::NativeSettings;
@@ -7,6 +7,10 @@ use crate::native::test_support::*;
 
 fn load(device: &Device, shape: Shape) -> NativeKernels {
     NativeKernels::load(device, &NativeSettings::default(), &arch(device), shape, false).unwrap()
+}
+
+fn turned(rotary: &DeviceRotary) -> QueriesKeys<'_> {
+    QueriesKeys { query: None, key: None, rotary: Some(rotary) }
 }
 
 #[test]
@@ -35,7 +39,18 @@ fn queries_and_keys_are_turned_by_their_place() {
             (1, 64, 64, dynamic.clone()),
         ] {
             let hidden = heads * head_size;
-            let shape = Shape { hidden, heads, head_size, wide: 64, activation: 1, precision, gated: false, rotary: true };
+            let shape = Shape {
+                hidden,
+                heads,
+                head_size,
+                wide: 64,
+                activation: 1,
+                precision,
+                gated: false,
+                rotary: true,
+                inner_norms: false,
+                pre_norm: false,
+            };
             let kernels = load(&device, shape);
             let rotary = Rotary { base: 1000.0, size, scaling };
             let on_device = DeviceRotary::new(&device, &mut stream, &rotary, 100).unwrap();
@@ -49,7 +64,7 @@ fn queries_and_keys_are_turned_by_their_place() {
             let qkv = matrix(&mut stream, precision, &values, capacity, 3 * hidden);
             let (device_starts, device_lengths) = (upload(&mut stream, &starts), upload(&mut stream, &lengths));
             let rows = Rows { starts: &device_starts, lengths: &device_lengths, rows: lengths.len(), tokens };
-            kernels.rotate(&mut stream, &qkv, &rows, 100, &on_device).unwrap();
+            kernels.queries_keys(&mut stream, &qkv, &rows, 100, &turned(&on_device)).unwrap();
             let found = download(&mut stream, precision, &qkv, tokens);
 
             let mut expected: Vec<f64> = values.iter().copied().map(f64::from).collect();
@@ -77,6 +92,97 @@ fn queries_and_keys_are_turned_by_their_place() {
     }
 }
 
+/// Norms of either or both, with and without a bias, a mean and a turn behind them; values stay as they are.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn queries_and_keys_go_through_their_norms() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+        for (heads, head_size, of_queries, of_keys, rotary) in
+            [(1, 64, true, true, false), (12, 64, true, false, true), (12, 32, false, true, false), (16, 128, true, true, false)]
+        {
+            if precision != Precision::Fp32 && head_size == 128 {
+                continue;
+            }
+            let hidden = heads * head_size;
+            let shape = Shape {
+                hidden,
+                heads,
+                head_size,
+                wide: 64,
+                activation: 1,
+                precision,
+                gated: false,
+                rotary,
+                inner_norms: true,
+                pre_norm: false,
+            };
+            let kernels = load(&device, shape);
+            let mut random = Random(hidden as u64);
+            let lengths = [3_i32, 0, 12];
+            let (starts, real, tokens, capacity) = ([0, 3, 3], 15_usize, 20_usize, 128_usize);
+            let weights: Vec<Vec<f32>> = [2.0, 1.0, 2.0].map(|scale| random.values(hidden, scale)).into();
+            // Far from 0 beside their spread, as sums of squares alone would lose them.
+            let values: Vec<f32> =
+                random.values(tokens * 3 * hidden, 2.0).into_iter().map(|value| stored(precision, value + 3.0)).collect();
+            let qkv = matrix(&mut stream, precision, &values, capacity, 3 * hidden);
+            let mut norm = |gamma: usize, beta: Option<usize>, rms| DeviceNorm {
+                gamma: upload(&mut stream, &weights[gamma]),
+                beta: beta.map(|beta| upload(&mut stream, &weights[beta])),
+                epsilon: 1e-5,
+                rms,
+            };
+            let (query, key) = (norm(0, Some(1), 0), norm(2, None, 1));
+            let turn = Rotary { base: 1000.0, size: head_size, scaling: RotaryScaling::None };
+            let on_device = DeviceRotary::new(&device, &mut stream, &turn, 12).unwrap();
+            let (device_starts, device_lengths) = (upload(&mut stream, &starts), upload(&mut stream, &lengths));
+            let rows = Rows { starts: &device_starts, lengths: &device_lengths, rows: lengths.len(), tokens };
+            let job = QueriesKeys {
+                query: of_queries.then_some(&query),
+                key: of_keys.then_some(&key),
+                rotary: rotary.then_some(&on_device),
+            };
+            kernels.queries_keys(&mut stream, &qkv, &rows, 12, &job).unwrap();
+            let found = download(&mut stream, precision, &qkv, tokens);
+
+            let mut expected: Vec<f64> = values.iter().copied().map(f64::from).collect();
+            for t in 0..real {
+                let place = if t < 3 { t } else { t - 3 };
+                for (part, gamma, beta, rms, normed) in
+                    [(0, &weights[0], Some(&weights[1]), false, of_queries), (1, &weights[2], None, true, of_keys)]
+                {
+                    let row = &mut expected[(t * 3 + part) * hidden..][..hidden];
+                    if normed {
+                        let mean = if rms { 0.0 } else { row.iter().sum::<f64>() / hidden as f64 };
+                        let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / hidden as f64;
+                        for (i, value) in row.iter_mut().enumerate() {
+                            let shift = beta.map_or(0.0, |beta| f64::from(beta[i]));
+                            *value = (*value - mean) / (variance + 1e-5).sqrt() * f64::from(gamma[i]) + shift;
+                        }
+                    }
+                    for head in row.chunks_mut(head_size).filter(|_| rotary) {
+                        for (pair, frequency) in turn.frequencies(12).into_iter().enumerate() {
+                            let (sin, cos) = (place as f64 * frequency).sin_cos();
+                            let (a, b) = (head[pair], head[pair + head_size / 2]);
+                            (head[pair], head[pair + head_size / 2]) = (a * cos - b * sin, b * cos + a * sin);
+                        }
+                    }
+                }
+            }
+            for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+                // Values are stored between norm and turn, and again behind it.
+                let allowed = 2.02 * unit(precision) * (1.0 + expected.abs()) * if rotary { 3.0 } else { 1.0 } + 1e-4;
+                let changed = i / (3 * hidden) < real;
+                assert!(
+                    if changed { (f64::from(found) - expected).abs() <= allowed } else { found == values[i] },
+                    "{precision:?} {hidden}: value {i} is {found}, not {expected}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn gates_multiply_what_was_activated() {
@@ -84,7 +190,18 @@ fn gates_multiply_what_was_activated() {
     let mut stream = device.stream().unwrap();
     for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
         for (activation, tokens, wide) in [(1, 1_usize, 64_usize), (4, 77, 192), (1, 300, 1152), (3, 128, 64)] {
-            let shape = Shape { hidden: 128, heads: 2, head_size: 64, wide, activation, precision, gated: true, rotary: false };
+            let shape = Shape {
+                hidden: 128,
+                heads: 2,
+                head_size: 64,
+                wide,
+                activation,
+                precision,
+                gated: true,
+                rotary: false,
+                inner_norms: false,
+                pre_norm: false,
+            };
             let kernels = load(&device, shape);
             let capacity = tokens.next_multiple_of(128);
             let values: Vec<f32> =
@@ -120,25 +237,39 @@ fn what_does_not_fit_is_an_error() {
     let device = device();
     let mut stream = device.stream().unwrap();
     let precision = Precision::Fp16;
-    let shape = Shape { hidden: 128, heads: 2, head_size: 64, wide: 64, activation: 1, precision, gated: true, rotary: true };
+    let shape = Shape {
+        hidden: 128,
+        heads: 2,
+        head_size: 64,
+        wide: 64,
+        activation: 1,
+        precision,
+        gated: true,
+        rotary: true,
+        inner_norms: false,
+        pre_norm: false,
+    };
     let kernels = load(&device, shape);
     let rotary = Rotary { base: 1000.0, size: 64, scaling: RotaryScaling::None };
     let rotary = DeviceRotary::new(&device, &mut stream, &rotary, 10).unwrap();
     let qkv = matrix(&mut stream, precision, &[], 128, 384);
     let (starts, lengths) = (upload(&mut stream, &[0]), upload(&mut stream, &[10]));
     let rows = Rows { starts: &starts, lengths: &lengths, rows: 1, tokens: 10 };
-    kernels.rotate(&mut stream, &qkv, &rows, 10, &rotary).unwrap();
-    kernels.rotate(&mut stream, &qkv, &rows, 11, &rotary).unwrap_err();
+    let job = turned(&rotary);
+    kernels.queries_keys(&mut stream, &qkv, &rows, 10, &job).unwrap();
+    kernels.queries_keys(&mut stream, &qkv, &rows, 11, &job).unwrap_err();
     kernels
-        .rotate(&mut stream, &matrix(&mut device.stream().unwrap(), precision, &[], 128, 256), &rows, 10, &rotary)
+        .queries_keys(&mut stream, &matrix(&mut device.stream().unwrap(), precision, &[], 128, 256), &rows, 10, &job)
         .unwrap_err();
+    let short = DeviceNorm { gamma: upload(&mut stream, &[1.0; 64]), beta: None, epsilon: 1e-5, rms: 0 };
+    kernels.queries_keys(&mut stream, &qkv, &rows, 10, &QueriesKeys { key: Some(&short), ..job }).unwrap_err();
     let [expanded, out] = [128, 64].map(|columns| matrix(&mut stream, precision, &[], 128, columns));
     kernels.gate(&mut stream, &expanded, &out, 128).unwrap();
     kernels.gate(&mut stream, &expanded, &out, 129).unwrap_err();
     kernels.gate(&mut stream, &qkv, &out, 10).unwrap_err();
     // A model without such parts has not the kernels.
-    let plain = load(&device, Shape { gated: false, rotary: false, ..shape });
+    let plain = load(&device, Shape { gated: false, rotary: false, inner_norms: false, pre_norm: false, ..shape });
     plain.gate(&mut stream, &expanded, &out, 10).unwrap_err();
-    plain.rotate(&mut stream, &qkv, &rows, 10, &rotary).unwrap_err();
+    plain.queries_keys(&mut stream, &qkv, &rows, 10, &job).unwrap_err();
     stream.synchronize().unwrap();
 }

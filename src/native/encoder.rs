@@ -2,6 +2,7 @@
 
 use super::arch::Arch;
 use super::attention::AttentionJob;
+use super::elementwise::QueriesKeys;
 use super::floor::{self, Statistics};
 use super::kernels::{DeviceLinear, DeviceNorm, Matrix, NativeKernels, Rows};
 use super::latency::{self, LatencyClass, LatencyJob};
@@ -239,6 +240,8 @@ struct Work {
     statistics: DeviceBuffer<f32>,
     qkv: Matrix,
     context: Matrix,
+    /// None without norms within attention.
+    attended: Option<Matrix>,
     /// None without gates.
     expanded: Option<Matrix>,
     wide: Matrix,
@@ -259,6 +262,7 @@ impl Session {
             statistics: self.scratch.slice(places.statistics.clone())?.cast()?,
             qkv: matrix(&places.qkv, shape.qkv())?,
             context: matrix(&places.context, shape.hidden)?,
+            attended: shape.inner_norms.then(|| matrix(&places.attended, shape.hidden)).transpose()?,
             expanded: shape.gated.then(|| matrix(&places.expanded, shape.expanded())).transpose()?,
             wide: matrix(&places.wide, shape.wide)?,
             partials: self.scratch.slice(places.partials.clone())?.cast()?,
@@ -278,7 +282,8 @@ impl Session {
             && matches!(before, Some(Step::Linear { residual: Some(_), .. }));
         let by_next = match (steps.get(place), steps.get(place + 1)) {
             (Some(Step::Measure { norm, .. }), Some(&Step::Linear { layer, linear, norm: Some(of), .. })) if of == *norm => {
-                let joins = |weights: &DeviceLinear| has_sums && self.parts.kernels.should_join(self.tile(weights), self.size.tokens);
+                let joins =
+                    |weights: &DeviceLinear| has_sums && self.parts.kernels.should_join(self.tile(weights), self.size.tokens);
                 self.measures_itself() || self.parts.model.linear(layer, linear).is_some_and(joins)
             }
             _ => false,
@@ -312,7 +317,7 @@ impl Session {
     fn latency_job(&self) -> LatencyJob<'_> {
         LatencyJob {
             model: &self.parts.model,
-            layers: self.parts.windows.len(),
+            windows: &self.parts.windows,
             ids: &self.ids,
             starts: &self.starts,
             lengths: &self.lengths,
@@ -339,8 +344,9 @@ impl Session {
         let steps = &self.parts.program;
         let step = &steps[place];
         let before = place.checked_sub(1).and_then(|before| steps.get(before));
+        let after = steps.get(place + 1);
         let Parts { kernels, model, windows, .. } = &*self.parts;
-        let Work { stream: residual, statistics, qkv, context, expanded, wide, partials, list } = work;
+        let Work { stream: residual, statistics, qkv, context, attended, expanded, wide, partials, list } = work;
         let fault = &self.fault;
         let BatchSize { rows, longest, tokens } = self.size;
         let rows = Rows { starts: &self.starts, lengths: &self.lengths, rows, tokens };
@@ -364,7 +370,10 @@ impl Session {
             Step::Linear { layer, linear, norm, residual: added } => {
                 let (input, out) = match linear {
                     LinearId::Qkv => (residual, qkv),
-                    LinearId::Output => (context, residual),
+                    LinearId::Output => (
+                        context,
+                        attended.as_ref().filter(|_| matches!(after, Some(Step::AddAttended { .. }))).unwrap_or(residual),
+                    ),
                     LinearId::Expansion => (residual, expanded.as_ref().unwrap_or(wide)),
                     LinearId::Contraction => (wide, residual),
                 };
@@ -375,10 +384,10 @@ impl Session {
                 let weights = model.linear(layer, linear).ok_or_else(|| unfit(format!("there is no layer {layer}")))?;
                 let tile = self.tile(weights);
                 let stage = match before {
-                    Some(Step::Measure { stage, .. }) => Some(*stage),
+                    Some(Step::Measure { stage, .. } | Step::AddAttended { stage, .. }) => Some(*stage),
                     _ => None,
                 };
-                let inline = stage.is_some() && self.statistics(place - 1) == Statistics::Inline;
+                let inline = matches!(before, Some(Step::Measure { .. })) && self.statistics(place - 1) == Statistics::Inline;
                 let job = LinearJob {
                     input,
                     linear: weights,
@@ -395,10 +404,21 @@ impl Session {
                 let measured = Measured { norm, rows, stage, fault };
                 Ok(kernels.linear(stream, &job, tile, &measured)?)
             }
-            Step::Rotate { layer } => {
+            Step::QueriesKeys { layer } => {
+                let norm = |id| model.norms.get(&id);
+                let (query, key) = (norm(NormId::Query(layer)), norm(NormId::Key(layer)));
                 let rotary = model.rotaries.get(layer).and_then(Option::as_ref);
-                let rotary = rotary.ok_or_else(|| unfit(format!("layer {layer} has no rotary positions")))?;
-                Ok(kernels.rotate(stream, qkv, &rows, longest, rotary)?)
+                Ok(kernels.queries_keys(stream, qkv, &rows, longest, &QueriesKeys { query, key, rotary })?)
+            }
+            Step::AddAttended { layer, residual: through, norm, stage } => {
+                let attended = attended.as_ref().ok_or_else(|| unfit(format!("layer {layer} has no norms within attention")))?;
+                let view = match through {
+                    Residual::Through(id) => Some(self.norm(id)?),
+                    Residual::Raw => None,
+                };
+                let next = norm.map(|id| self.norm(id)).transpose()?;
+                let of_attended = (attended, self.norm(NormId::AttentionOutput(layer))?);
+                Ok(kernels.add_normed(stream, (residual, statistics, view), of_attended, &rows, next, (stage, fault))?)
             }
             Step::Gate { layer } => {
                 let expanded = expanded.as_ref().ok_or_else(|| unfit(format!("layer {layer} has no gate")))?;

@@ -96,7 +96,9 @@ pub(super) fn work(step: &Step, taken: Statistics, shape: &Shape, load: &Load<'_
             LayerWork { bytes: bytes as u64, flops: 2 * (tokens * outputs * inputs) as u64 }
         }
         // Queries and keys, read and written; the table of turns lies in the level 2 cache.
-        Step::Rotate { .. } => moved(4 * matrix(hidden)),
+        Step::QueriesKeys { .. } => moved(4 * matrix(hidden)),
+        // What attention gave and the stream, which is written, each with a norm.
+        Step::AddAttended { .. } => moved(3 * matrix(hidden) + 2 * statistics + 2 * norm),
         Step::Gate { .. } => moved(matrix(shape.expanded()) + matrix(wide)),
         Step::Attention { layer } => {
             let window = load.windows.get(layer).copied().unwrap_or(-1);
@@ -176,7 +178,8 @@ enum Kind {
 enum Single {
     Embed,
     Normalise,
-    Rotate,
+    QueriesKeys,
+    AddAttended,
     Gate,
     Give,
 }
@@ -186,7 +189,8 @@ impl Single {
         match self {
             Self::Embed => matches!(step, Step::Embed { .. }),
             Self::Normalise => matches!(step, Step::Normalise { .. }),
-            Self::Rotate => matches!(step, Step::Rotate { .. }),
+            Self::QueriesKeys => matches!(step, Step::QueriesKeys { .. }),
+            Self::AddAttended => matches!(step, Step::AddAttended { .. }),
             Self::Gate => matches!(step, Step::Gate { .. }),
             Self::Give => matches!(step, Step::Give { .. }),
         }
@@ -208,7 +212,8 @@ impl Kind {
         match name {
             "attention" | "attention_window" | "attention_exact" => Self::Attention,
             "embed" | "embed_exact" => Self::Single(Single::Embed),
-            "rotate" | "rotate_exact" => Self::Single(Single::Rotate),
+            "queries_keys" | "queries_keys_exact" => Self::Single(Single::QueriesKeys),
+            "add_normed" | "add_normed_exact" => Self::Single(Single::AddAttended),
             "gate" | "gate_exact" => Self::Single(Single::Gate),
             "normalise" | "normalise_exact" => Self::Single(Single::Normalise),
             "hidden_states" | "hidden_states_exact" | "hidden states" => Self::Single(Single::Give),

@@ -14,6 +14,8 @@ const MPNET: Shape = Shape {
     precision: Precision::Fp16,
     gated: false,
     rotary: false,
+    inner_norms: false,
+    pre_norm: false,
 };
 const WINDOWS: [i32; 12] = [-1; 12];
 

@@ -57,10 +57,11 @@ pub(super) struct Inner {
     pub embed: Function,
     pub statistics: Function,
     pub normalise: Function,
+    pub add_normed: Function,
     pub hidden_states: Function,
     pub linears: Linears,
     pub attention: AttentionKernel,
-    /// Of models with rotary positions or gates.
+    /// Of models with rotary positions, gates, or norms of queries and keys.
     pub elementwise: Option<Elementwise>,
     pub shape: Shape,
     /// Whether a kernel may start before the one in front has ended.
@@ -89,10 +90,13 @@ impl NativeKernels {
             embed: either(c"embed", c"embed_exact")?,
             statistics: either(c"statistics", c"statistics_exact")?,
             normalise: either(c"normalise", c"normalise_exact")?,
+            add_normed: either(c"add_normed", c"add_normed_exact")?,
             hidden_states: either(c"hidden_states", c"hidden_states_exact")?,
             linears: Linears::load(shape.precision, arch.hopper, module)?,
             attention: AttentionKernel::load(shape.precision, (shape.head_size, biased, arch.hopper), module)?,
-            elementwise: (shape.gated || shape.rotary).then(|| Elementwise::load(shape.precision, module)).transpose()?,
+            elementwise: (shape.gated || shape.rotary || shape.inner_norms)
+                .then(|| Elementwise::load(shape.precision, module))
+                .transpose()?,
             shape,
             dependent: arch.dependent,
             invariant: settings.invariant,

@@ -11,13 +11,16 @@ use crate::cuda::launch::{Function, Grid, Module, Parameters, c_int, enqueue};
 use crate::cuda::{CubinCache, CudaError, Device, DeviceBuffer, Result, Source, Stream};
 use crate::gpu::LayerTime;
 use crate::model::Architecture;
-use crate::model::architecture::{Layer, NormKind, NormPlacement, Reach};
+use crate::model::architecture::{Layer, Norm, NormKind, NormPlacement, Rotary, RotaryScaling};
 use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Tokens of each class.
 pub(super) const CLASSES: [usize; 4] = [16, 32, 64, 128];
+const LARGEST: usize = CLASSES[CLASSES.len() - 1];
+/// The size of heads that are turned by their positions.
+const ROTARY_HEAD: usize = 64;
 /// The class of latency16.cu; the others are of latency128.cu.
 const SMALLEST: usize = 16;
 /// The widest hidden state and feed-forward part whose weights fit the blocks.
@@ -28,36 +31,45 @@ const ALIGNMENT: usize = 1024;
 
 /// Whether the kernels serve this architecture; the others of the engine serve more.
 pub(super) fn serves(architecture: &Architecture, shape: &Shape, arch: &Arch) -> bool {
-    let Shape { hidden, heads, wide, precision, .. } = *shape;
-    let norm = |norm: &Option<crate::model::architecture::Norm>| {
-        norm.as_ref().is_some_and(|norm| norm.kind == NormKind::LayerNorm && norm.bias.is_some())
+    let Shape { hidden, heads, head_size, wide, precision, gated, rotary, inner_norms, pre_norm, .. } = *shape;
+    // A pre-norm layer's residual branch does not go through its norm, whose bias is folded into the linear behind.
+    let norm = |norm: &Option<Norm>| {
+        norm.as_ref().is_some_and(|norm| norm.kind == NormKind::LayerNorm && (pre_norm || norm.bias.is_some()))
+    };
+    let placement = if pre_norm { NormPlacement::Pre } else { NormPlacement::Post };
+    let turned = |of: &Option<Rotary>| match of {
+        None => !rotary,
+        Some(rotary) => {
+            let longer = matches!(rotary.scaling, RotaryScaling::DynamicNtk { trained, .. } if trained < LARGEST);
+            head_size == ROTARY_HEAD && rotary.size == head_size && !longer
+        }
     };
     let layer = |layer: &Layer| {
-        layer.placement == NormPlacement::Post
-            && norm(&layer.attention_norm)
+        layer.placement == placement
+            && (norm(&layer.attention_norm) || pre_norm && layer.attention_norm.is_none())
             && norm(&layer.feed_forward_norm)
-            && layer.attention.reach == Reach::All
+            && turned(&layer.attention.rotary)
     };
     arch.hopper
-        && !shape.gated
-        && !shape.rotary
+        && !inner_norms
         && precision != Precision::Fp32
         && hidden.is_multiple_of(128)
         && hidden <= MOST_HIDDEN
-        && serves_wide(wide)
+        && serves_wide(wide, gated)
         && heads.is_multiple_of(4)
-        && norm(&architecture.embeddings.norm)
-        && architecture.final_norm.is_none()
+        && (norm(&architecture.embeddings.norm) || pre_norm && architecture.embeddings.norm.is_none())
+        && if pre_norm { norm(&architecture.final_norm) } else { architecture.final_norm.is_none() }
         && architecture.layers.iter().all(layer)
 }
 
 /// Whether blocks can share out a feed-forward part so wide: over a cluster of four, and there over up to eight warps, each of which holds its weights in
 /// registers.
-fn serves_wide(wide: usize) -> bool {
+fn serves_wide(wide: usize, gated: bool) -> bool {
     const MOST_STEPS: usize = 5;
     let steps = wide / 128;
     let warps = (1..=8).rev().find(|warps| steps.is_multiple_of(*warps)).unwrap_or(1);
-    wide.is_multiple_of(256) && (256..=MOST_WIDE).contains(&wide) && steps / warps <= MOST_STEPS
+    // Gates have twice as many outputs.
+    wide.is_multiple_of(if gated { 128 } else { 256 }) && (256..=MOST_WIDE).contains(&wide) && steps / warps <= MOST_STEPS
 }
 
 /// The kernels of a class, and how they are launched.
@@ -131,7 +143,8 @@ impl LatencyScratch {
 /// What a whole encoder reads and writes.
 pub(super) struct LatencyJob<'a> {
     pub model: &'a DeviceModel,
-    pub layers: usize,
+    /// For each layer, the places that a token sees to each side; -1 for all.
+    pub windows: &'a [i32],
     pub ids: &'a DeviceBuffer<i32>,
     pub starts: &'a DeviceBuffer<i32>,
     pub lengths: &'a DeviceBuffer<i32>,
@@ -272,6 +285,13 @@ impl LatencyClass {
         embed.address(measures(0));
         embed.int(c_int(CALL, self.parts)?);
         embed.address(at(&places.spans));
+        // A pre-norm encoder's stream begins behind the norm of its embeddings; a post-norm one is seen through it.
+        let of_embeddings = match self.shape.pre_norm && job.model.norms.contains_key(&NormId::Embeddings) {
+            true => Some(self.norm(stream, job, NormId::Embeddings)?),
+            false => None,
+        };
+        norm_addresses(&mut embed, of_embeddings);
+        embed.float(of_embeddings.map_or(1.0, |norm| norm.epsilon));
         let row = hidden.div_ceil(8).next_multiple_of(32) as u32;
         let by_token = Grid { x: tokens as u32, y: 1, block: row, cluster: 1, shared: 0, dependent: true };
         // SAFETY: latency.cu's parameters, in order; what it reads and writes is of the sizes checked above. Ids were checked against the table where the
@@ -279,10 +299,10 @@ impl LatencyClass {
         unsafe { self.launch(stream, &self.embed, CALL, by_token, embed) }?;
         after(stream, "embed".to_owned())?;
 
-        for layer in 0..job.layers {
-            let before = if layer == 0 { NormId::Embeddings } else { NormId::FeedForward(layer - 1) };
+        for layer in 0..job.windows.len() {
+            let norms = self.norms(stream, job, layer)?;
             for kernel in &self.layer {
-                let parameters = self.parameters(stream, job, &places, (layer, before), kernel)?;
+                let parameters = self.parameters(stream, job, &places, (layer, norms), kernel)?;
                 // SAFETY: latency16.cu's or latency128.cu's parameters, in order; sizes were checked above and in `linear` and `norm`, and the grid is the
                 // kernel's own.
                 unsafe { self.launch(stream, &kernel.function, CALL, kernel.grid, parameters) }?;
@@ -290,10 +310,11 @@ impl LatencyClass {
             }
         }
 
-        let last = self.norm(stream, job, NormId::FeedForward(job.layers.saturating_sub(1)))?;
+        let last = NormId::FeedForward(job.windows.len().saturating_sub(1));
+        let last = self.norm(stream, job, if self.shape.pre_norm { NormId::Final } else { last })?;
         let mut give = Parameters::new();
         give.address(at(&places.stream));
-        norm_addresses(&mut give, last);
+        norm_addresses(&mut give, Some(last));
         give.address(at(&places.spans));
         give.float(last.epsilon);
         give.address(job.hidden.address());
@@ -303,72 +324,90 @@ impl LatencyClass {
         after(stream, "hidden states".to_owned())
     }
 
-    /// Those of a kernel of a layer, whose input was left before the norm `before`.
+    /// The norms of a layer.
+    fn norms<'a>(&self, stream: &mut Stream, job: &LatencyJob<'a>, layer: usize) -> Result<LayerNorms<'a>> {
+        if self.shape.pre_norm {
+            let attention = NormId::Attention(layer);
+            let qkv = job.model.norms.contains_key(&attention).then(|| self.norm(stream, job, attention)).transpose()?;
+            let wide = self.norm(stream, job, NormId::FeedForward(layer))?;
+            return Ok(LayerNorms { qkv, output: None, wide, narrow: None });
+        }
+        let before = if layer == 0 { NormId::Embeddings } else { NormId::FeedForward(layer - 1) };
+        let (before, attention) = (self.norm(stream, job, before)?, self.norm(stream, job, NormId::Attention(layer))?);
+        Ok(LayerNorms { qkv: Some(before), output: Some(before), wide: attention, narrow: Some(attention) })
+    }
+
+    /// Those of a kernel of a layer.
     fn parameters(
         &self,
         stream: &mut Stream,
         job: &LatencyJob<'_>,
         places: &LatencyScratch,
-        (layer, before): (usize, NormId),
+        (layer, norms): (usize, LayerNorms<'_>),
         kernel: &Kernel,
     ) -> Result<Parameters> {
         const CALL: &str = "run a latency class";
         let at = |place: &Range<usize>| job.scratch.address() + place.start as u64;
         let [stream_measures, attended_measures] = [at(&places.measures[0]), at(&places.measures[1])];
         let Shape { hidden, wide, .. } = self.shape;
-        let (before, attention) = (self.norm(stream, job, before)?, self.norm(stream, job, NormId::Attention(layer))?);
         let mut parameters = Parameters::new();
         let addresses = |parameters: &mut Parameters, of: &[u64]| of.iter().for_each(|&address| parameters.address(address));
+        // Of no meaning without a norm.
+        let epsilon = |norm: Option<&DeviceNorm>| norm.map_or(1.0, |norm| norm.epsilon);
         match kernel.which {
             Which::Qkv => {
-                let linear = linear(stream, job, (layer, LinearId::Qkv), [3 * hidden, hidden])?;
+                let linear = linear(stream, job, (layer, LinearId::Qkv), [3 * hidden, hidden], norms.qkv.is_some())?;
                 parameters.address(at(&places.stream));
                 linear_addresses(&mut parameters, linear, true);
                 addresses(&mut parameters, &[at(&places.qkv), stream_measures]);
-                parameters.float(before.epsilon);
+                parameters.float(epsilon(norms.qkv));
+                let turns = self.turns(stream, job, layer)?;
+                addresses(&mut parameters, &[address(turns), at(&places.spans)]);
             }
             Which::Attention => {
                 let bias = job.model.bias.as_ref();
                 addresses(&mut parameters, &[at(&places.qkv), bias.map_or(0, |bias| bias.by_distance.address())]);
                 parameters.int(c_int(CALL, bias.map_or(0, |bias| bias.reach))?);
                 parameters.address(at(&places.spans));
+                parameters.int(job.windows.get(layer).copied().unwrap_or(-1));
                 if self.tokens == SMALLEST {
                     // The linear behind it is part of it.
-                    let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden])?;
+                    let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden], false)?;
                     linear_addresses(&mut parameters, linear, false);
                     addresses(&mut parameters, &[at(&places.stream), stream_measures]);
-                    norm_addresses(&mut parameters, before);
+                    norm_addresses(&mut parameters, norms.output);
                     parameters.address(at(&places.attended));
                 } else {
                     parameters.address(at(&places.context));
                 }
             }
             Which::Output => {
-                let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden])?;
+                let linear = linear(stream, job, (layer, LinearId::Output), [hidden, hidden], false)?;
                 parameters.address(at(&places.context));
                 linear_addresses(&mut parameters, linear, false);
                 addresses(&mut parameters, &[at(&places.stream), stream_measures]);
-                norm_addresses(&mut parameters, before);
+                norm_addresses(&mut parameters, norms.output);
                 addresses(&mut parameters, &[at(&places.attended), attended_measures]);
-                parameters.float(before.epsilon);
+                parameters.float(epsilon(norms.output));
             }
             Which::Wide => {
-                let linear = linear(stream, job, (layer, LinearId::Expansion), [wide, hidden])?;
+                let outputs = self.shape.expanded();
+                let linear = linear(stream, job, (layer, LinearId::Expansion), [outputs, hidden], true)?;
                 parameters.address(at(&places.attended));
                 linear_addresses(&mut parameters, linear, true);
                 addresses(&mut parameters, &[at(&places.wide), attended_measures]);
-                parameters.float(attention.epsilon);
+                parameters.float(norms.wide.epsilon);
             }
             Which::Narrow => {
-                let linear = linear(stream, job, (layer, LinearId::Contraction), [hidden, wide])?;
+                let linear = linear(stream, job, (layer, LinearId::Contraction), [hidden, wide], false)?;
                 parameters.address(at(&places.wide));
                 linear_addresses(&mut parameters, linear, false);
                 addresses(&mut parameters, &[at(&places.attended), attended_measures]);
-                norm_addresses(&mut parameters, attention);
+                norm_addresses(&mut parameters, norms.narrow);
                 parameters.address(at(&places.stream));
                 if self.tokens != SMALLEST {
                     parameters.address(stream_measures);
-                    parameters.float(attention.epsilon);
+                    parameters.float(epsilon(norms.narrow));
                 }
             }
         }
@@ -376,11 +415,29 @@ impl LatencyClass {
         Ok(parameters)
     }
 
-    fn norm<'a>(&self, stream: &mut Stream, job: &LatencyJob<'a>, id: NormId) -> Result<&'a DeviceNorm> {
-        let norm = job.model.norms.get(&id).filter(|norm| {
-            norm.gamma.len() >= self.shape.hidden && norm.beta.as_ref().is_some_and(|beta| beta.len() >= self.shape.hidden)
+    /// The turns of a layer's queries and keys, for all places of the class; `None` where they are not turned.
+    fn turns<'a>(&self, stream: &mut Stream, job: &LatencyJob<'a>, layer: usize) -> Result<Option<&'a DeviceBuffer<f32>>> {
+        if !self.shape.rotary {
+            return Ok(None);
+        }
+        let rotary = job.model.rotaries.get(layer).and_then(Option::as_ref);
+        let rotary = rotary.filter(|rotary| {
+            let all_same = rotary.frequencies.is_none() || rotary.trained >= self.tokens;
+            rotary.size == self.shape.head_size && all_same
         });
-        let norm = norm.ok_or_else(|| unfit(format!("{id:?} is not a norm of {} weights and biases", self.shape.hidden)))?;
+        let rotary =
+            rotary.ok_or_else(|| unfit(format!("layer {layer} has no rotary positions of {} values", self.shape.head_size)))?;
+        hold(stream, &[Some(&rotary.turns)]);
+        Ok(Some(&rotary.turns))
+    }
+
+    fn norm<'a>(&self, stream: &mut Stream, job: &LatencyJob<'a>, id: NormId) -> Result<&'a DeviceNorm> {
+        let Shape { hidden, pre_norm, .. } = self.shape;
+        let norm = job.model.norms.get(&id).filter(|norm| {
+            let beta = norm.beta.as_ref().map_or(pre_norm, |beta| beta.len() >= hidden);
+            norm.gamma.len() >= hidden && beta
+        });
+        let norm = norm.ok_or_else(|| unfit(format!("{id:?} is not a norm of {hidden} weights and biases")))?;
         hold(stream, &[Some(&norm.gamma), norm.beta.as_ref()]);
         Ok(norm)
     }
@@ -400,16 +457,27 @@ impl LatencyClass {
     }
 }
 
-/// A linear of these outputs and inputs.
+/// The norms of a layer: those that are folded into its linears, and those through which its residual branches see the stream (`None`: as it is).
+#[derive(Debug, Clone, Copy)]
+struct LayerNorms<'a> {
+    qkv: Option<&'a DeviceNorm>,
+    output: Option<&'a DeviceNorm>,
+    wide: &'a DeviceNorm,
+    narrow: Option<&'a DeviceNorm>,
+}
+
+/// A linear of these outputs and inputs, with or without a norm folded in.
 fn linear<'a>(
     stream: &mut Stream,
     job: &LatencyJob<'a>,
     (layer, id): (usize, LinearId),
     [outputs, inputs]: [usize; 2],
+    normed: bool,
 ) -> Result<&'a DeviceLinear> {
     let linear = job.model.linear(layer, id).filter(|linear| {
         (linear.weight.capacity, linear.weight.columns) == (outputs, inputs)
             && linear.bias.len() >= outputs
+            && linear.sums.is_some() == normed
             && linear.sums.as_ref().is_none_or(|sums| sums.len() >= outputs)
     });
     let linear =
@@ -428,9 +496,9 @@ fn linear_addresses(parameters: &mut Parameters, linear: &DeviceLinear, normed: 
     }
 }
 
-fn norm_addresses(parameters: &mut Parameters, norm: &DeviceNorm) {
-    parameters.address(norm.gamma.address());
-    parameters.address(address(norm.beta.as_ref()));
+fn norm_addresses(parameters: &mut Parameters, norm: Option<&DeviceNorm>) {
+    parameters.address(address(norm.map(|norm| &norm.gamma)));
+    parameters.address(address(norm.and_then(|norm| norm.beta.as_ref())));
 }
 
 fn unfit(reason: String) -> CudaError {
@@ -448,6 +516,8 @@ pub(super) fn latency_options(shape: &Shape, tokens: usize) -> Vec<String> {
     let mut options = options(shape.precision, shape.activation);
     let sizes = [("HIDDEN", hidden), ("HEADS", heads), ("HEAD_SIZE", head_size), ("WIDE", wide), ("TOKENS", tokens)];
     options.extend(sizes.iter().map(|(name, size)| format!("-D{name}={size}")));
+    let kinds = [("PRENORM", shape.pre_norm), ("GATED", shape.gated), ("ROTARY", shape.rotary)];
+    options.extend(kinds.iter().map(|(name, is)| format!("-D{name}={}", i32::from(*is))));
     options
 }
 
@@ -455,6 +525,7 @@ pub(super) fn latency_options(shape: &Shape, tokens: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::model::ModelFolder;
+    use crate::model::architecture::Reach;
     use proptest::prelude::*;
     use std::path::Path;
 
@@ -475,6 +546,8 @@ mod tests {
             precision: Precision::Fp16,
             gated: false,
             rotary: false,
+            inner_norms: false,
+            pre_norm: false,
         };
         assert!(serves(&architecture, &shape, &hopper()));
         assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
@@ -500,17 +573,67 @@ mod tests {
         assert!(changed(|_| ()));
         assert!(!changed(|architecture| architecture.embeddings.norm = None));
         assert!(!changed(|architecture| architecture.final_norm = architecture.embeddings.norm.clone()));
-        assert!(!changed(|architecture| architecture.layers[1].attention.reach = Reach::Window(3)));
+        assert!(changed(|architecture| architecture.layers[1].attention.reach = Reach::Window(3)));
         assert!(!changed(|architecture| architecture.layers[0].placement = NormPlacement::Pre));
         assert!(!changed(|architecture| architecture.layers[2].feed_forward_norm = None));
         assert!(!changed(|architecture| architecture.layers[0].attention_norm.as_mut().unwrap().bias = None));
         assert!(!changed(|architecture| architecture.layers[0].attention_norm.as_mut().unwrap().kind = NormKind::RmsNorm));
     }
 
+    #[test]
+    fn pre_norm_gates_and_rotary_positions_are_served() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/modernbert");
+        let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
+        let base = Shape {
+            hidden: 768,
+            heads: 12,
+            head_size: 64,
+            wide: 1152,
+            activation: 1,
+            precision: Precision::Fp16,
+            gated: true,
+            rotary: true,
+            inner_norms: false,
+            pre_norm: true,
+        };
+        let turned = |change: fn(&mut Architecture)| {
+            let mut changed = architecture.clone();
+            for layer in &mut changed.layers {
+                layer.attention.rotary.as_mut().unwrap().size = 64;
+            }
+            change(&mut changed);
+            changed
+        };
+        let serves = |change| serves(&turned(change), &base, &hopper());
+        assert!(serves(|_| ()));
+        assert!(serves(|a| a.layers[1].attention_norm = None));
+        assert!(serves(|a| a.layers[1].feed_forward_norm.as_mut().unwrap().bias = None));
+        assert!(serves(|a| a.embeddings.norm = None));
+        assert!(serves(
+            |a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 128 }
+        ));
+        assert!(!serves(
+            |a| a.layers[1].attention.rotary.as_mut().unwrap().scaling = RotaryScaling::DynamicNtk { factor: 2.0, trained: 127 }
+        ));
+        assert!(!serves(|a| a.layers[1].attention.rotary.as_mut().unwrap().size = 32));
+        assert!(!serves(|a| a.final_norm = None));
+        assert!(!serves(|a| a.layers[1].feed_forward_norm = None));
+        assert!(!serves(|a| a.layers[1].placement = NormPlacement::Post));
+        for other in [
+            Shape { pre_norm: false, ..base },
+            Shape { inner_norms: true, ..base },
+            Shape { wide: 1152 + 64, ..base },
+            // Heads of 32 have the halves that are turned with each other in other lanes.
+            Shape { heads: 24, head_size: 32, ..base },
+        ] {
+            assert!(!super::serves(&turned(|_| ()), &other, &hopper()), "{other:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn pieces_of_scratch_do_not_overlap(class in 0usize..4, hidden in 1usize..9, wide in 1usize..33, parts in 0usize..65) {
-            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false };
+            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false, inner_norms: false, pre_norm: false };
             let LatencyScratch { fault, stream, attended, qkv, context, wide, measures: [first, second], spans, bytes } =
                 LatencyScratch::of(&shape, CLASSES[class], parts);
             let all = [&fault, &stream, &attended, &qkv, &context, &wide, &first, &second, &spans];

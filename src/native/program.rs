@@ -11,6 +11,12 @@ use crate::model::architecture::{Expansion, Norm, NormPlacement};
 pub(super) enum NormId {
     Embeddings,
     Attention(usize),
+    /// Of a layer's queries, before they are cut into heads.
+    Query(usize),
+    /// Of its keys.
+    Key(usize),
+    /// Of what attention gives with a residual branch of its own, within the layer's.
+    AttentionOutput(usize),
     FeedForward(usize),
     Final,
 }
@@ -20,7 +26,7 @@ pub(super) enum NormId {
 pub(super) enum LinearId {
     /// Of the stream: queries, keys and values.
     Qkv,
-    /// Of what attention gives, into the stream.
+    /// Of what attention gives, into the stream; beside it where that has a norm of its own.
     Output,
     /// Of the stream: the wide half, activated; or gate and value, of which a step of its own makes it.
     Expansion,
@@ -60,12 +66,20 @@ pub(super) enum Step {
         norm: Option<NormId>,
         residual: Option<Residual>,
     },
-    /// Queries and keys are turned by their positions.
-    Rotate {
+    /// Queries and keys go through their norms and are turned by their positions, as far as they have either.
+    QueriesKeys {
         layer: usize,
     },
     Attention {
         layer: usize,
+    },
+    /// What attention gave, which has a norm of its own, is added to the stream, with statistics for `norm`.
+    AddAttended {
+        layer: usize,
+        /// The stream, to which it is added.
+        residual: Residual,
+        norm: Option<NormId>,
+        stage: usize,
     },
     /// The wide half of a gated feed-forward part, of what its linear gave.
     Gate {
@@ -107,8 +121,9 @@ pub(super) fn program(architecture: &Architecture) -> Vec<Step> {
             };
             writer.steps.push(Step::Linear { layer, linear: before, norm: folded, residual: None });
             if before == LinearId::Qkv {
-                if parts.attention.rotary.is_some() {
-                    writer.steps.push(Step::Rotate { layer });
+                let attention = &parts.attention;
+                if attention.rotary.is_some() || attention.query_norm.is_some() || attention.key_norm.is_some() {
+                    writer.steps.push(Step::QueriesKeys { layer });
                 }
                 writer.steps.push(Step::Attention { layer });
             } else if !matches!(parts.feed_forward.expansion, Expansion::Plain(_)) {
@@ -117,7 +132,10 @@ pub(super) fn program(architecture: &Architecture) -> Vec<Step> {
             writer.steps.push(Step::Linear { layer, linear: after, norm: None, residual: Some(residual) });
             if !pre {
                 writer.pending = norm;
-                if let Some(norm) = norm {
+                if after == LinearId::Output && parts.attention.output_norm.is_some() {
+                    writer.stage += 1;
+                    writer.steps.push(Step::AddAttended { layer, residual, norm, stage: writer.stage });
+                } else if let Some(norm) = norm {
                     writer.measure(norm);
                 }
             }
@@ -160,6 +178,9 @@ impl NormId {
         match self {
             Self::Embeddings => architecture.embeddings.norm.as_ref(),
             Self::Attention(layer) => architecture.layers.get(layer)?.attention_norm.as_ref(),
+            Self::Query(layer) => architecture.layers.get(layer)?.attention.query_norm.as_ref(),
+            Self::Key(layer) => architecture.layers.get(layer)?.attention.key_norm.as_ref(),
+            Self::AttentionOutput(layer) => architecture.layers.get(layer)?.attention.output_norm.as_ref(),
             Self::FeedForward(layer) => architecture.layers.get(layer)?.feed_forward_norm.as_ref(),
             Self::Final => architecture.final_norm.as_ref(),
         }
@@ -168,12 +189,15 @@ impl NormId {
 
 /// Where stage `stage` of a program stands, in words.
 pub(super) fn stage_name(steps: &[Step], stage: usize) -> String {
-    let place = steps.iter().find_map(|step| match step {
-        Step::Measure { norm, stage: of } if *of == stage => Some(*norm),
+    let place = steps.iter().find_map(|step| match *step {
+        Step::Measure { norm, stage: of } if of == stage => Some(norm),
+        Step::AddAttended { layer, stage: of, .. } if of == stage => Some(NormId::AttentionOutput(layer)),
         _ => None,
     });
     match place {
         Some(NormId::Attention(layer)) => format!("layer {layer}, at the norm of attention"),
+        Some(NormId::AttentionOutput(layer)) => format!("layer {layer}, at the norm of what attention gives"),
+        Some(NormId::Query(layer) | NormId::Key(layer)) => format!("layer {layer}, at the norms of queries and keys"),
         Some(NormId::FeedForward(layer)) => format!("layer {layer}, at the norm of the feed-forward part"),
         Some(NormId::Final) => "the last norm".to_owned(),
         Some(NormId::Embeddings) | None => "the embeddings".to_owned(),
@@ -232,9 +256,37 @@ mod tests {
                 _ => None,
             })
         };
-        assert!(behind(LinearId::Qkv).all(|(layer, step)| step == Step::Rotate { layer }));
+        assert!(behind(LinearId::Qkv).all(|(layer, step)| step == Step::QueriesKeys { layer }));
         assert!(behind(LinearId::Expansion).all(|(layer, step)| step == Step::Gate { layer }));
         assert_eq!(behind(LinearId::Qkv).count(), behind(LinearId::Expansion).count());
+    }
+
+    /// JinaBERT's later form: one step puts queries and keys through their norms, one adds what attention gave through its own and measures the sum.
+    #[test]
+    fn norms_within_attention_are_of_the_steps_beside_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jina_bert_later");
+        let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
+        let steps = program(&architecture);
+        let linear = |layer, linear, norm, residual| Step::Linear { layer, linear, norm, residual };
+        let (before, after) = (NormId::FeedForward(0), NormId::Attention(1));
+        let through = Residual::Through(before);
+        let layer = [
+            linear(1, LinearId::Qkv, Some(before), None),
+            Step::QueriesKeys { layer: 1 },
+            Step::Attention { layer: 1 },
+            linear(1, LinearId::Output, None, Some(through)),
+            Step::AddAttended { layer: 1, residual: through, norm: Some(after), stage: 3 },
+            linear(1, LinearId::Expansion, Some(after), None),
+            Step::Gate { layer: 1 },
+            linear(1, LinearId::Contraction, None, Some(Residual::Through(after))),
+            Step::Measure { norm: NormId::FeedForward(1), stage: 4 },
+        ];
+        assert!(steps.windows(layer.len()).any(|steps| steps == layer), "{steps:?}");
+        assert_eq!(stage_name(&steps, 3), "layer 1, at the norm of what attention gives");
+        for id in [NormId::Query(1), NormId::Key(1), NormId::AttentionOutput(1)] {
+            let norm = id.of(&architecture).map(|norm| norm.name.as_str());
+            assert!(norm.is_some_and(|name| name.starts_with("encoder.layer.1.attention")), "{id:?}: {norm:?}");
+        }
     }
 
     /// ModernBERT's: a norm of the embeddings, no norm before the first attention, one at the end.

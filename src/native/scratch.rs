@@ -17,6 +17,8 @@ pub(super) struct Scratch {
     pub statistics: Range<usize>,
     pub qkv: Range<usize>,
     pub context: Range<usize>,
+    /// What attention gives, before a norm of its own; it lies where queries were.
+    pub attended: Range<usize>,
     /// Gate and value of a gated feed-forward part; it lies where queries, keys, values and context were. Empty without a gate.
     pub expanded: Range<usize>,
     /// The wide half, behind that; it lies where queries, keys, values and context were.
@@ -55,11 +57,12 @@ impl Scratch {
         let work = piece(work);
         let qkv = piece(matrix(shape.qkv()));
         let context = piece(matrix(shape.hidden));
+        let attended = qkv.start..qkv.start + matrix(shape.hidden);
         let expanded = qkv.start..qkv.start + if shape.gated { matrix(shape.expanded()) } else { 0 };
         let begin = expanded.end.next_multiple_of(ALIGNMENT);
         let wide = begin..begin + matrix(shape.wide);
         let bytes = context.end.max(wide.end).next_multiple_of(ALIGNMENT);
-        Self { stream, statistics, qkv, context, expanded, wide, partials, work, fault, bytes }
+        Self { stream, statistics, qkv, context, attended, expanded, wide, partials, work, fault, bytes }
     }
 }
 
@@ -75,11 +78,11 @@ mod tests {
             tokens in 0usize..40_000, chunks in 1usize..20, wide in 1usize..80, work in 0usize..100_000, exact: bool, gated: bool,
         ) {
             let precision = if exact { Precision::Fp32 } else { Precision::Fp16 };
-            let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision, gated, rotary: false };
+            let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision, gated, rotary: false, inner_norms: false, pre_norm: false };
             let scratch = Scratch::of(&shape, tokens, work);
-            let Scratch { stream, statistics, qkv, context, expanded, wide, partials, work, fault, bytes } = scratch;
+            let Scratch { stream, statistics, qkv, context, attended, expanded, wide, partials, work, fault, bytes } = scratch;
             let always = [&stream, &statistics, &partials, &work, &fault];
-            for together in [[&qkv, &context], [&expanded, &wide]] {
+            for together in [[&qkv, &context], [&attended, &context], [&expanded, &wide]] {
                 let mut pieces: Vec<_> = always.iter().copied().chain(together).collect();
                 pieces.sort_by_key(|piece| piece.start);
                 prop_assert!(pieces.windows(2).all(|pair| pair[0].end <= pair[1].start), "{pieces:?}");

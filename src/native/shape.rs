@@ -1,6 +1,6 @@
 //! What the engine serves: sizes and parts of an architecture, each refused by name where it is not.
 
-use crate::model::architecture::{Expansion, Layer, NormKind, Reach, ScoreBias};
+use crate::model::architecture::{Expansion, Layer, NormKind, NormPlacement, Reach, ScoreBias};
 use crate::model::{Activation, Architecture};
 use crate::{Error, Result};
 
@@ -42,6 +42,10 @@ pub(super) struct Shape {
     pub gated: bool,
     /// Whether queries and keys are turned by their positions.
     pub rotary: bool,
+    /// Whether there are norms within attention.
+    pub inner_norms: bool,
+    /// Whether all layers are pre-norm.
+    pub pre_norm: bool,
 }
 
 impl Precision {
@@ -101,7 +105,9 @@ impl Shape {
         };
         let gated = !matches!(first.feed_forward.expansion, Expansion::Plain(_));
         let rotary = architecture.layers.iter().any(|layer| layer.attention.rotary.is_some());
-        let shape = Self { hidden, heads, head_size, wide, activation, precision, gated, rotary };
+        let inner_norms = architecture.layers.iter().any(|layer| layer.attention.inner_norms().next().is_some());
+        let pre_norm = architecture.layers.iter().all(|layer| layer.placement == NormPlacement::Pre);
+        let shape = Self { hidden, heads, head_size, wide, activation, precision, gated, rotary, inner_norms, pre_norm };
         architecture.layers.iter().try_for_each(|layer| shape.check(layer, first.feed_forward.activation))?;
         Ok(shape)
     }
@@ -118,9 +124,11 @@ impl Shape {
                 return refused(part, &format!("multiples of {granule} up to the head size of {}", self.head_size));
             }
         }
-        let attention = &layer.attention;
-        if let Some(norm) = [&attention.query_norm, &attention.key_norm, &attention.output_norm].into_iter().flatten().next() {
-            return refused(format!("a norm within attention, {}", norm.name), "norms around it");
+        if let Some(norm) = layer.attention.output_norm.as_ref().filter(|_| layer.placement == NormPlacement::Pre) {
+            return refused(
+                format!("a norm of what attention gives in a pre-norm layer, {}", norm.name),
+                "such norms in post-norm layers",
+            );
         }
         let feed_forward = &layer.feed_forward;
         let gated = !matches!(feed_forward.expansion, Expansion::Plain(_));
@@ -236,22 +244,28 @@ mod tests {
         }
     }
 
-    /// Those of JinaBERT, whose fixtures are no multiple of 8 wide.
     #[test]
-    fn gates_and_norms_within_attention_are_named() {
+    fn norms_within_attention_are_served_where_norms_follow_it() {
         let set: [fn(&mut Attention, Option<Norm>); 3] = [
             |attention, norm| attention.query_norm = norm,
             |attention, norm| attention.key_norm = norm,
             |attention, norm| attention.output_norm = norm,
         ];
+        assert!(!Shape::of(&fixture(), Precision::Fp32).unwrap().inner_norms);
         for set in set {
-            let change = |architecture: &mut Architecture| {
-                let norm = architecture.embeddings.norm.clone();
-                set(&mut architecture.layers[1].attention, norm);
-            };
-            let refusal = refusal(change, Precision::Fp32);
-            assert!(refusal.contains("a norm within attention, embeddings.LayerNorm (encoder.layer.1"), "{refusal}");
+            let mut architecture = fixture();
+            let norm = architecture.embeddings.norm.clone();
+            set(&mut architecture.layers[1].attention, norm);
+            assert!(Shape::of(&architecture, Precision::Fp32).unwrap().inner_norms);
         }
+        let refusal = refusal(
+            |a| {
+                a.layers[1].placement = NormPlacement::Pre;
+                a.layers[1].attention.output_norm = a.embeddings.norm.clone();
+            },
+            Precision::Fp32,
+        );
+        assert!(refusal.contains("what attention gives in a pre-norm layer, embeddings.LayerNorm (encoder.layer.1"), "{refusal}");
     }
 
     #[test]

@@ -95,6 +95,57 @@ impl NativeKernels {
         unsafe { self.launch(stream, &self.0.normalise, CALL, self.token_grid(rows.tokens), parameters) }
     }
 
+    /// Enqueues adding `x` through `norm` to the stream, seen through `view` where there is one, with statistics for `next`.
+    ///
+    /// # Errors
+    /// As [`NativeKernels::embed`].
+    pub fn add_normed(
+        &self,
+        stream: &mut Stream,
+        (matrix, statistics, view): (&Matrix, &DeviceBuffer<f32>, Option<&DeviceNorm>),
+        (x, norm): (&Matrix, &DeviceNorm),
+        rows: &Rows<'_>,
+        next: Option<&DeviceNorm>,
+        (stage, fault): (usize, &DeviceBuffer<i32>),
+    ) -> Result<()> {
+        const CALL: &str = "add what attention gave";
+        self.check_stream(CALL, matrix, statistics, rows)?;
+        self.check_matrix(CALL, x)?;
+        for norm in [Some(norm), view].into_iter().flatten() {
+            self.check_norm(CALL, norm, matrix.columns)?;
+        }
+        if x.columns != matrix.columns || x.capacity != matrix.capacity || fault.is_empty() {
+            return Err(argument(CALL, format!("{x:?} to {matrix:?}")));
+        }
+        let view_weights = (view.map(|norm| &norm.gamma), view.and_then(|norm| norm.beta.as_ref()));
+        hold(stream, &[Some(&matrix.values), Some(&x.values)]);
+        hold(stream, &[Some(statistics), view_weights.0, view_weights.1, Some(&norm.gamma), norm.beta.as_ref()]);
+        hold(stream, &[Some(rows.starts), Some(rows.lengths), Some(fault)]);
+        let mut parameters = Parameters::new();
+        for address in [
+            matrix.values.address(),
+            statistics.address(),
+            address(view_weights.0),
+            address(view_weights.1),
+            x.values.address(),
+            norm.gamma.address(),
+            address(norm.beta.as_ref()),
+            rows.starts.address(),
+            rows.lengths.address(),
+        ] {
+            parameters.address(address);
+        }
+        for n in [rows.rows, rows.tokens, matrix.capacity, matrix.columns] {
+            parameters.int(c_int(CALL, n)?);
+        }
+        norm_parameters(&mut parameters, Some(norm));
+        norm_parameters(&mut parameters, next);
+        parameters.int(c_int(CALL, stage)?);
+        parameters.address(fault.address());
+        // SAFETY: stream.cu's parameters, in order; sizes were checked above.
+        unsafe { self.launch(stream, &self.0.add_normed, CALL, self.token_grid(rows.tokens), parameters) }
+    }
+
     /// Enqueues giving the stream out through `norm`, or as it is, as f32 `[tokens, hidden]`, and `fault` into `seen`.
     ///
     /// # Errors

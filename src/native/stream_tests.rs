@@ -225,6 +225,81 @@ fn the_stream_is_made_measured_and_given_out() {
     }
 }
 
+/// What attention gave through a norm of its own, added to the stream as it is or as its norm makes it, and measured for the next.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn what_has_a_norm_of_its_own_is_added_and_measured() {
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
+        let kernels = kernels(&device, precision, 1);
+        for (hidden, through, rms, next_rms) in [(64, true, 0, 0), (768, true, 0, 0), (320, false, 0, 1), (2048, true, 1, 0)] {
+            let mut random = Random(hidden as u64);
+            let (tokens, real, capacity) = (13, 11, 128);
+            let (starts, lengths) = (upload(&mut stream, &[0, 9]), upload(&mut stream, &[9, 2]));
+            let rows = Rows { starts: &starts, lengths: &lengths, rows: 2, tokens };
+            let values = |random: &mut Random| -> Vec<f32> {
+                random.values(real * hidden, 3.0).into_iter().map(|value| stored(precision, value)).collect()
+            };
+            let (old, x) = (values(&mut random), values(&mut random));
+            let weights: Vec<Vec<f32>> = (0..4).map(|_| random.values(hidden, 1.5)).collect();
+            let mut norm = |gamma: usize, beta: usize, epsilon, rms| DeviceNorm {
+                gamma: upload(&mut stream, &weights[gamma]),
+                beta: Some(upload(&mut stream, &weights[beta])),
+                epsilon,
+                rms,
+            };
+            let (view, own, next) = (norm(0, 1, 0.5, 0), norm(2, 3, 1e-3, rms), norm(0, 1, 1e-5, next_rms));
+            let (residual, added) =
+                (matrix(&mut stream, precision, &old, capacity, hidden), matrix(&mut stream, precision, &x, capacity, hidden));
+            // The statistics of the stream are taken as they are given.
+            let given: Vec<f32> = (0..2 * capacity).map(|i| if i % 2 == 0 { 0.25 } else { 0.5 + i as f32 / 64.0 }).collect();
+            let statistics = upload(&mut stream, &given);
+            let fault = upload(&mut stream, &[i32::MAX]);
+            let view = through.then_some(&view);
+            let into = (&residual, &statistics, view);
+            kernels.add_normed(&mut stream, into, (&added, &own), &rows, Some(&next), (3, &fault)).unwrap();
+            let found = download(&mut stream, precision, &residual, real);
+            let mut left = vec![0.0; 2 * capacity];
+            stream.download(&statistics, &mut left).unwrap();
+
+            let measure = |row: &[f32], rms: i32, epsilon: f64| {
+                let mean = if rms == 1 { 0.0 } else { row.iter().map(|&v| f64::from(v)).sum::<f64>() / hidden as f64 };
+                let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / hidden as f64;
+                [mean, 1.0 / (variance + epsilon).sqrt()]
+            };
+            for t in 0..real {
+                let of_row = t * hidden..(t + 1) * hidden;
+                let [mean, rs] = measure(&x[of_row.clone()], rms, 1e-3);
+                for i in 0..hidden {
+                    let weight = |which: usize| f64::from(weights[which][i]);
+                    let normed = (f64::from(x[t * hidden + i]) - mean) * rs * weight(2) + weight(3);
+                    let seen = f64::from(old[t * hidden + i]);
+                    let of = |place: usize| f64::from(given[2 * t + place]);
+                    let seen = if through { (seen - of(0)) * of(1) * weight(0) + weight(1) } else { seen };
+                    let (found, expected) = (f64::from(found[t * hidden + i]), seen + normed);
+                    let allowed = 1.01 * unit(precision) * expected.abs() + 1e-5 * (1.0 + seen.abs() + normed.abs());
+                    assert!((found - expected).abs() <= allowed, "{precision:?} {hidden} ({t}, {i}): {found} {expected}");
+                }
+                for (place, expected) in measure(&found[of_row], next_rms, 1e-5).into_iter().enumerate() {
+                    let found = f64::from(left[2 * t + place]);
+                    assert!((found - expected).abs() < 1e-5 * (1.0 + expected.abs()), "token {t}: {found} {expected}");
+                }
+            }
+            let mut noted = [0];
+            stream.download(&fault, &mut noted).unwrap();
+            assert_eq!(noted[0], i32::MAX, "a fault where there is none");
+            // Infinities are noted.
+            let infinite = matrix(&mut stream, precision, &vec![f32::INFINITY; real * hidden], capacity, hidden);
+            kernels.add_normed(&mut stream, into, (&infinite, &own), &rows, None, (3, &fault)).unwrap();
+            stream.download(&fault, &mut noted).unwrap();
+            assert_eq!(noted[0], 3);
+            let other = matrix(&mut stream, precision, &[], capacity, hidden + 64);
+            kernels.add_normed(&mut stream, into, (&other, &own), &rows, None, (3, &fault)).unwrap_err();
+        }
+    }
+}
+
 /// Infinities of real tokens are noted with the first stage that saw them, those of padding are not.
 #[test]
 #[ignore = "needs an NVIDIA GPU"]

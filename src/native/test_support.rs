@@ -37,7 +37,18 @@ pub(super) fn arch(device: &Device) -> Arch {
 }
 
 pub(super) fn kernels(device: &Device, precision: Precision, activation: i32) -> NativeKernels {
-    let shape = Shape { hidden: 128, heads: 2, head_size: 64, wide: 256, activation, precision, gated: false, rotary: false };
+    let shape = Shape {
+        hidden: 128,
+        heads: 2,
+        head_size: 64,
+        wide: 256,
+        activation,
+        precision,
+        gated: false,
+        rotary: false,
+        inner_norms: false,
+        pre_norm: false,
+    };
     NativeKernels::load(device, &NativeSettings::default(), &arch(device), shape, false).unwrap()
 }
 

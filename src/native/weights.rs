@@ -234,11 +234,15 @@ fn parts(layer: &Layer) -> [Vec<Linear>; 4] {
 }
 
 fn norms_of(program: &[Step]) -> impl Iterator<Item = NormId> {
-    program.iter().filter_map(|step| match *step {
-        Step::Embed { norm } | Step::Linear { norm, .. } | Step::Give { norm } => norm,
-        Step::Normalise { norm } | Step::Measure { norm, .. } => Some(norm),
-        Step::Rotate { .. } | Step::Attention { .. } | Step::Gate { .. } => None,
-    })
+    let of_step = |step: &Step| match *step {
+        Step::Embed { norm } | Step::Linear { norm, .. } | Step::Give { norm } => [norm, None],
+        Step::Normalise { norm } | Step::Measure { norm, .. } => [Some(norm), None],
+        // Either of which may be missing in the architecture.
+        Step::QueriesKeys { layer } => [Some(NormId::Query(layer)), Some(NormId::Key(layer))],
+        Step::AddAttended { layer, norm, .. } => [Some(NormId::AttentionOutput(layer)), norm],
+        Step::Attention { .. } | Step::Gate { .. } => [None, None],
+    };
+    program.iter().flat_map(of_step).flatten()
 }
 
 /// Values of a model's arrays, by which the one allocation is made.
@@ -261,7 +265,8 @@ impl Sizes {
                 sizes.add(outputs * 4 + 2 * ALIGNMENT);
             }
         }
-        for _ in 0..2 * (2 * architecture.layers.len() + 2) {
+        // Weight and bias of up to five norms a layer, and of two more.
+        for _ in 0..2 * (5 * architecture.layers.len() + 2) {
             sizes.add(hidden * 4);
         }
         sizes

@@ -5,8 +5,8 @@
 mod random;
 
 pub use random::Random;
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::path::Path;
 use tempfile::TempDir;
@@ -31,6 +31,8 @@ pub enum Kind {
     Mpnet,
     Bert,
     ModernBert,
+    /// The family of this fixture, whose tensors it has, in three layers.
+    Like(&'static str),
 }
 
 /// A folder of such a model; its weights grow with `scale`, 1 being what training gives.
@@ -39,19 +41,14 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
         Kind::Mpnet => "mpnet",
         Kind::Bert => "bert",
         Kind::ModernBert => "modernbert",
+        Kind::Like(name) => return like(name, sizes, seed, scale),
     };
     let fixture = Path::new("tests/fixtures").join(name);
     let out = tempfile::tempdir().unwrap();
     copy(&fixture, out.path());
-    let edit = |file: &str, change: &dyn Fn(&mut Value)| {
-        let path = out.path().join(file);
-        let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        change(&mut value);
-        std::fs::write(path, value.to_string()).unwrap();
-    };
     let Sizes { hidden, heads, wide, layers } = sizes;
-    let positions = 514;
-    edit("config.json", &|config| {
+    let positions = POSITIONS;
+    edit(out.path(), "config.json", |config| {
         config["hidden_size"] = hidden.into();
         config["num_attention_heads"] = heads.into();
         config["intermediate_size"] = wide.into();
@@ -63,8 +60,8 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
             }
         }
     });
-    edit("1_Pooling/config.json", &|pooling| pooling["word_embedding_dimension"] = hidden.into());
-    edit("sentence_bert_config.json", &|transformer| transformer["max_seq_length"] = 512.into());
+    edit(out.path(), "1_Pooling/config.json", |pooling| pooling["word_embedding_dimension"] = hidden.into());
+    edit(out.path(), "sentence_bert_config.json", |transformer| transformer["max_seq_length"] = 512.into());
     let config: Value = serde_json::from_slice(&std::fs::read(out.path().join("config.json")).unwrap()).unwrap();
     let vocabulary = config["vocab_size"].as_u64().unwrap() as usize;
 
@@ -131,6 +128,77 @@ pub fn folder(kind: Kind, sizes: Sizes, seed: u64, scale: f32) -> TempDir {
     }
     write(out.path(), tensors, seed);
     out
+}
+
+/// Positions of models that have a table of them.
+const POSITIONS: usize = 514;
+
+/// A model of the family of fixture `name`: its tensors, made larger.
+fn like(name: &str, Sizes { hidden, heads, wide, layers }: Sizes, seed: u64, scale: f32) -> TempDir {
+    let fixture = Path::new("tests/fixtures").join(name);
+    let out = tempfile::tempdir().unwrap();
+    copy(&fixture, out.path());
+    assert_eq!(layers, 3, "fixtures have three layers");
+    let spellings = [
+        ("hidden_size", "dim", hidden),
+        ("num_attention_heads", "n_heads", heads),
+        ("intermediate_size", "hidden_dim", wide),
+        ("max_position_embeddings", "max_position_embeddings", POSITIONS),
+    ];
+    let mut old = [0; 4];
+    edit(out.path(), "config.json", |config| {
+        for ((key, other, value), old) in spellings.into_iter().zip(&mut old) {
+            let key = if config.get(key).is_some() { key } else { other };
+            *old = config[key].as_u64().unwrap() as usize;
+            config[key] = value.into();
+        }
+        if config.get("head_dim").is_some() {
+            config["head_dim"] = (hidden / heads).into();
+        }
+    });
+    let [old_hidden, _, old_wide, old_positions] = old;
+    edit(out.path(), "1_Pooling/config.json", |pooling| pooling["word_embedding_dimension"] = hidden.into());
+    edit(out.path(), "sentence_bert_config.json", |transformer| transformer["max_seq_length"] = 512.into());
+    let stored = std::fs::read(fixture.join("model.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&stored).unwrap();
+    let mut tensors: Vec<_> = stored.tensors();
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let made = tensors.into_iter().map(|(name, tensor)| {
+        let has = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+        let table = has(&["embeddings.weight"]);
+        let size = |(axis, &size): (usize, &usize)| match size {
+            _ if table && axis == 0 => {
+                if size == old_positions && has(&["position"]) {
+                    POSITIONS
+                } else {
+                    size
+                }
+            }
+            _ if has(&["qkv"]) && size == 3 * old_hidden => 3 * hidden,
+            _ if has(&["Wi.", "gate"]) && size == 2 * old_wide => 2 * wide,
+            _ if size == old_hidden => hidden,
+            _ if size == old_wide => wide,
+            // Of a language model's head.
+            other => other,
+        };
+        let shape: Vec<usize> = tensor.shape().iter().enumerate().map(size).collect();
+        let (mean, deviation) = match shape[..] {
+            [_, inputs] if !table => (0.0, scale / (inputs as f32).sqrt()),
+            [_, _] => (0.0, if has(&["word", "tok_"]) { 0.5 } else { 0.2 }),
+            _ => (if name.ends_with("weight") { 1.0 } else { 0.0 }, 0.1),
+        };
+        (name, shape, mean, deviation)
+    });
+    write(out.path(), made.collect(), seed);
+    out
+}
+
+/// Changes a JSON file of `folder`.
+pub fn edit(folder: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = folder.join(file);
+    let mut value: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
 }
 
 /// Of each tensor its name, shape, mean and deviation.
