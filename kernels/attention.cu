@@ -691,7 +691,7 @@ template <int TILES, bool WINDOWED, int TEAMS_OF> DEVICE void attend_long(const 
             }
         }
     }
-    if (TEAMS_OF > 1) {
+    if constexpr (TEAMS_OF > 1) {
         // Stages that are not read any more take what the teams found.
         static_assert(Joined<TILES>::VALUES * THREADS * 4 <= STAGES * STAGE_BYTES, "a team's stages hold what it found");
         __syncthreads();

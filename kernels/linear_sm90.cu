@@ -19,7 +19,6 @@
 // linear_sm90_128_*       tiles of 128 x 128, likewise.
 // linear_sm90_64_*        tiles of 128 x 64, likewise.
 // linear_sm90_split_*     tiles of 128 x 64, whose inputs the blocks of a cluster (of 1, 2, 4 or 8) share out; for few tiles and many inputs.
-// next, of next_bytes bytes, with next not null: brought to the level 2 cache while this kernel works. For weights that the next linear reads. Not *_pingpong_*.
 // join_statistics         (mean, rs) of each token of partials, in the order of the chunks.
 //                         epsilon, rms, starts, lengths, rows, stage and fault as in stream.cu, here and where linears join.
 //
@@ -71,8 +70,6 @@ struct Linear {
     int rows;
     int stage;
     int* fault;
-    const void* next;
-    int next_bytes;
 };
 
 // ---- barriers of shared memory, which count arrivals and bytes
@@ -134,13 +131,6 @@ DEVICE void bulk_store(void* to, u32 from, u32 bytes) {
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until all but the last LEFT groups of stores have been read from shared memory.
 template <int LEFT> DEVICE void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory"); }
-// This block's share of what the next kernel reads, into the level 2 cache. By one thread.
-DEVICE void fetch_next(const void* next, int bytes) {
-    const int share = ((bytes + (int)gridDim.x - 1) / (int)gridDim.x + 127) / 128 * 128;
-    const int first = share * (int)blockIdx.x;
-    if (next == nullptr || first >= bytes) return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((const char*)next + first), "r"(min(share, bytes - first)) : "memory");
-}
 // Before bulk copies read what this thread wrote.
 DEVICE void fence_for_bulk() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -840,7 +830,6 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         __syncwarp();
         if (S::CLUSTER > 1) cluster_wait();
         if (threadIdx.x == 0) load_stages(l, at, tiles, block);
-        if (!S::IN_TURN && threadIdx.x == 32) fetch_next(l.next, l.next_bytes);
         if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
             if (threadIdx.x >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
         }
@@ -914,7 +903,6 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
                 bulk_load(at_a + stage * A_BYTES, from.next_a(l), a_bytes, full + 8 * stage);
             }
         }
-        if (threadIdx.x == 32) fetch_next(l.next, l.next_bytes);
         __syncwarp();
         cluster_arrive();
         cluster_wait();
@@ -1029,11 +1017,10 @@ template <int KIND> DEVICE void split_linear(const Linear& l) {
 #define PARAMETERS                                                                                                                          \
     const Value *a, const Value *w, const float *bias, const float *sums, float2 *statistics, const Value *residual,                           \
         const float2 *residual_statistics, const float *gamma, const float *beta, Value *out, int capacity, int outputs, int inputs,           \
-        int tokens, float2 *partials, float epsilon, int rms, const int *starts, const int *lengths, int rows, int stage, int *fault,           \
-        const void *next, int next_bytes
+        int tokens, float2 *partials, float epsilon, int rms, const int *starts, const int *lengths, int rows, int stage, int *fault
 #define ARGUMENTS                                                                                                                              \
     a, w, bias, sums, statistics, residual, residual_statistics, gamma, beta, out, capacity, outputs, inputs, tokens, partials, epsilon, rms,  \
-        starts, lengths, rows, stage, fault, next, next_bytes
+        starts, lengths, rows, stage, fault
 
 // What is left of the shared memory goes to what the end of a tile would wait for: bias and sums, or pieces of the residual.
 typedef Shape<192, 2, true, 4, 2, 2, true> Pingpong;

@@ -33,9 +33,6 @@ const MOST_TOKENS: usize = 16_384;
 /// Rows of the largest pack.
 const MOST_ROWS: usize = 4096;
 
-/// Tokens of the largest pack whose linears bring the next one's weights to the cache.
-const FEW_ENOUGH_TO_FETCH: usize = 2048;
-
 /// How a [`NativeEncoder`] is set up.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -295,15 +292,6 @@ impl Session {
         }
     }
 
-    /// The weights of the linear behind `place`, where a pack is so small that reading them shows.
-    fn next_weights(&self, place: usize) -> Option<&Matrix> {
-        let next = self.parts.program.get(place + 1..)?.iter().find_map(|step| match *step {
-            Step::Linear { layer, linear, .. } => self.parts.model.linear(layer, linear),
-            _ => None,
-        });
-        next.map(|linear| &linear.weight).filter(|_| self.size.tokens <= FEW_ENOUGH_TO_FETCH)
-    }
-
     fn tile(&self, linear: &DeviceLinear) -> Tile {
         self.parts.kernels.tile(self.size.tokens, linear.weight.capacity, linear.weight.columns)
     }
@@ -398,7 +386,6 @@ impl Session {
                     tokens,
                     partials,
                     joins: inline && tile != Tile::Few,
-                    next: self.next_weights(place),
                 };
                 let (norm, stage) = (norm.map(|id| self.norm(id)).transpose()?, stage.unwrap_or(0));
                 let measured = Measured { norm, rows, stage, fault };

@@ -31,8 +31,6 @@ pub(super) struct LinearJob<'a> {
     pub partials: &'a DeviceBuffer<f32>,
     /// Whether the statistics of the input are made of `partials`, and left in `statistics`.
     pub joins: bool,
-    /// The weights that the next linear reads, which kernels for few tokens on Hopper bring to the level 2 cache meanwhile.
-    pub next: Option<&'a Matrix>,
 }
 
 /// What a linear needs besides that measures its input itself, or joins the sums that another left.
@@ -219,7 +217,7 @@ impl NativeKernels {
     /// and a tile that this GPU has not.
     pub fn linear(&self, stream: &mut Stream, job: &LinearJob<'_>, tile: Tile, measures: &Measured<'_>) -> Result<()> {
         const CALL: &str = "linear";
-        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, joins, next } = *job;
+        let LinearJob { input, linear, statistics, residual, activated, out, tokens, partials, joins } = *job;
         let (inputs, outputs) = (linear.weight.columns, linear.weight.capacity);
         let capacity = input.capacity;
         let norm = residual.and_then(|(_, norm)| norm);
@@ -240,7 +238,7 @@ impl NativeKernels {
             );
             return Err(argument(CALL, reason));
         }
-        for matrix in [input, out, &linear.weight].into_iter().chain(residual_matrix).chain(next) {
+        for matrix in [input, out, &linear.weight].into_iter().chain(residual_matrix) {
             self.check_matrix(CALL, matrix)?;
             stream.hold_buffer(&matrix.values);
         }
@@ -295,8 +293,6 @@ impl NativeKernels {
                 parameters.int(c_int(CALL, tokens)?);
                 parameters.address(if used { partials.address() } else { 0 });
                 self.measured_parameters(CALL, stream, &mut parameters, measures)?;
-                parameters.address(next.map_or(0, |next| next.values.address()));
-                parameters.int(c_int(CALL, next.map_or(0, |next| next.values.len()))?);
                 let which = if residual.is_some() { 2 } else { which };
                 self.hopper_launch(hopper, tile, which, tokens, outputs)
             }

@@ -101,8 +101,6 @@ fn linear_error(kernels: &NativeKernels, precision: Precision, case: Case, seed:
         tokens,
         partials: &partials,
         joins,
-        // Reading ahead changes nothing.
-        next: (tokens % 2 == 0).then_some(&linear.weight),
     };
     let measures = Measured { norm: normed.then_some(&norm), rows, stage: 3, fault: &fault };
     kernels.linear(&mut stream, &job, tile, &measures).unwrap();
@@ -267,7 +265,6 @@ fn what_does_not_fit_is_an_error() {
         tokens: 128,
         partials: &statistics,
         joins: false,
-        next: None,
     };
     kernels.linear(&mut stream, &job, Tile::Small, &measures).unwrap();
     let cut = Matrix { values: out.values.slice(0..100).unwrap(), ..out.clone() };

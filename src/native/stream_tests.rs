@@ -327,3 +327,109 @@ fn overflow_is_noted_with_its_stage() {
         assert_eq!(noted[0], if expected == i32::MAX { i32::MAX } else { expected }, "token {token}");
     }
 }
+
+/// Vectors pooled of a stream are those of its hidden states: every mode, rows in any order, leading tokens left out, with and without a norm.
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn a_stream_is_pooled_through_its_norm() {
+    use crate::gpu::{Hidden, Kernels, NormedStream, PoolJob, PoolShape};
+    use crate::pooling::PoolingMode;
+
+    const MODES: [PoolingMode; 6] = PoolingMode::ALL;
+    let device = device();
+    let mut stream = device.stream().unwrap();
+    let pooling = Kernels::load(&device, &CubinCache::of_user()).unwrap();
+    let mut random = Random(23);
+    for precision in [Precision::Fp16, Precision::Bf16] {
+        for (hidden, lengths, skip) in
+            [(64, vec![1], 0), (128, vec![5, 0, 17], 2), (384, vec![33; 7], 0), (768, vec![300, 1, 64, 9], 3)]
+        {
+            let real: usize = lengths.iter().sum();
+            let capacity = (real + 3).next_multiple_of(128);
+            let values: Vec<f32> = random.values(real * hidden, 4.0).iter().map(|&value| stored(precision, value)).collect();
+            let (gamma, beta) = (random.values(hidden, 2.0), random.values(hidden, 1.0));
+            let mut measured = vec![f32::NAN; 2 * capacity];
+            for t in 0..real {
+                measured[2 * t] = random.value();
+                measured[2 * t + 1] = 1.0 + random.value().abs();
+            }
+            let longest = lengths.iter().copied().max().unwrap_or(0);
+            let starts: Vec<i32> = lengths.iter().scan(0, |sum, &n| Some(std::mem::replace(sum, *sum + n as i32))).collect();
+            let counts: Vec<i32> = lengths.iter().map(|&n| n as i32).collect();
+            let (device_starts, device_lengths) = (upload(&mut stream, &starts), upload(&mut stream, &counts));
+            let device_skip = upload(&mut stream, &[skip as i32]);
+            let (device_gamma, device_beta) = (upload(&mut stream, &gamma), upload(&mut stream, &beta));
+            for (norm, what) in [
+                (Some((device_gamma.clone(), Some(device_beta.clone()))), "weight and bias"),
+                (Some((device_gamma.clone(), None)), "weight"),
+                (None, "no norm"),
+            ] {
+                let state = |t: usize, i: usize| {
+                    let value = f64::from(values[t * hidden + i]);
+                    let through = (value - f64::from(measured[2 * t])) * f64::from(measured[2 * t + 1]) * f64::from(gamma[i]);
+                    match what {
+                        "no norm" => value,
+                        "weight" => through,
+                        _ => through + f64::from(beta[i]),
+                    }
+                };
+                let seen = upload(&mut stream, &[0]);
+                let normed = NormedStream {
+                    values: matrix(&mut stream, precision, &values, capacity, hidden).values,
+                    bf16: precision == Precision::Bf16,
+                    capacity,
+                    statistics: upload(&mut stream, &measured),
+                    norm,
+                    noted: [upload(&mut stream, &[77]), seen.clone()],
+                };
+                let dim = MODES.len() * hidden;
+                let out = upload(&mut stream, &vec![f32::NAN; lengths.len() * dim]);
+                let shape = PoolShape { batch: lengths.len(), seq: longest, tokens: real, hidden, dim, normalise: false };
+                let job = PoolJob {
+                    hidden: Hidden::Stream(&normed),
+                    starts: Some(&device_starts),
+                    lengths: &device_lengths,
+                    skip: Some(&device_skip),
+                    out: &out,
+                    modes: &MODES,
+                    shape,
+                };
+                pooling.pool(&mut stream, &job).unwrap();
+                let mut found = vec![0.0; lengths.len() * dim];
+                stream.download(&out, &mut found).unwrap();
+                let mut noted = [0];
+                stream.download(&seen, &mut noted).unwrap();
+                assert_eq!(noted, [77], "what the encoder noted");
+                for (row, &length) in lengths.iter().enumerate() {
+                    let (first, start) = (starts[row] as usize, skip.min(length));
+                    let n = (length - start) as f64;
+                    for i in 0..hidden {
+                        let states: Vec<f64> = (start..length).map(|t| state(first + t, i)).collect();
+                        let weights: Vec<f64> = (start..length).map(|t| (t + 1) as f64).collect();
+                        let sum: f64 = states.iter().sum();
+                        let weighted: f64 = states.iter().zip(&weights).map(|(state, weight)| state * weight).sum();
+                        let expected = match states.last() {
+                            None => [0.0; 6],
+                            Some(&last) => {
+                                let most = states.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                                [states[0], most, sum / n, sum / n.sqrt(), weighted / weights.iter().sum::<f64>(), last]
+                            }
+                        };
+                        for (mode, expected) in expected.into_iter().enumerate() {
+                            let found = f64::from(found[row * dim + mode * hidden + i]);
+                            // f32 sums of up to 300 values of up to 20.
+                            assert!(
+                                (found - expected).abs() < 2e-5 * (1.0 + expected.abs()),
+                                "{precision:?}, {what}, row {row}, {:?}, column {i}: {found} for {expected}",
+                                MODES[mode]
+                            );
+                        }
+                    }
+                }
+                let short = NormedStream { statistics: normed.statistics.slice(0..1).unwrap(), ..normed.clone() };
+                let bad = PoolJob { hidden: Hidden::Stream(&short), ..job };
+                assert!(pooling.pool(&mut stream, &bad).is_err(), "statistics of half a token");
+            }
+        }
+    }
+}
