@@ -5,12 +5,14 @@ mod long_text;
 
 use long_text::{Long, MAX_HIDDEN_DIFFERENCE, TOKENS};
 use trt_embed::backend::{Backend, CpuBackend};
-use trt_embed::pooling::Head;
+use trt_embed::pooling::{Head, Pooling, PoolingMode, Scaling};
 
 fn check(name: &'static str) {
     let long = Long::open(name);
     let folder = &long.folder;
-    let backend = CpuBackend::new(folder.architecture().unwrap(), Head::of_model(folder).unwrap(), TOKENS, 1).unwrap();
+    let pooling = Pooling::new([PoolingMode::Mean], true).unwrap();
+    let head = Head::new(pooling, Vec::new(), folder.config.hidden_size, None, Scaling::AfterCut).unwrap();
+    let backend = CpuBackend::new(folder.architecture().unwrap(), head, TOKENS, 1).unwrap();
     let mut states = vec![f32::NAN; TOKENS * folder.config.hidden_size];
     backend.hidden(&long.batch, &mut states).unwrap();
     let (furthest, of_mean) = long.differences(&states);

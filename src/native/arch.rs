@@ -200,6 +200,8 @@ mod tests {
             Shape { gated: true, ..shape(768, 12, 3072) },
             Shape { gated: true, rotary: true, pre_norm: true, ..shape(256, 4, 256) },
             Shape { gated: true, ..shape(512, 8, 2048) },
+            Shape { gated: true, rotary: true, pre_norm: true, ..shape(1024, 16, 2688) },
+            Shape { gated: true, ..shape(896, 28, 2688) },
         ];
         for shape in shapes {
             for tokens in CLASSES {

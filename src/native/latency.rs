@@ -26,6 +26,8 @@ const SMALLEST: usize = 16;
 /// The widest hidden state and feed-forward part whose weights fit the blocks.
 const MOST_HIDDEN: usize = 1024;
 const MOST_WIDE: usize = 4096;
+/// The same where two blocks share it out.
+const MOST_WIDE_OF_TWO: usize = 2688;
 /// Where each piece of scratch memory begins.
 const ALIGNMENT: usize = 1024;
 
@@ -68,8 +70,9 @@ fn serves_wide(wide: usize, gated: bool) -> bool {
     const MOST_STEPS: usize = 5;
     let steps = wide / 128;
     let warps = (1..=8).rev().find(|warps| steps.is_multiple_of(*warps)).unwrap_or(1);
-    // Gates have twice as many outputs.
-    wide.is_multiple_of(if gated { 128 } else { 256 }) && (256..=MOST_WIDE).contains(&wide) && steps / warps <= MOST_STEPS
+    // Gates have twice as many outputs. The way back is shared out over two blocks instead of four where there are no 256ths, which must hold the weights.
+    let whole = wide.is_multiple_of(256) || gated && wide.is_multiple_of(128) && wide <= MOST_WIDE_OF_TWO;
+    whole && (256..=MOST_WIDE).contains(&wide) && steps / warps <= MOST_STEPS
 }
 
 /// The kernels of a class, and how they are launched.
@@ -622,6 +625,7 @@ mod tests {
         for other in [
             Shape { pre_norm: false, ..base },
             Shape { inner_norms: true, ..base },
+            Shape { wide: 3200, ..base },
             Shape { wide: 1152 + 64, ..base },
             // Heads of 32 have the halves that are turned with each other in other lanes.
             Shape { heads: 24, head_size: 32, ..base },

@@ -1,5 +1,7 @@
 //! A text of 8192 tokens and what PyTorch (fp32) makes of it with a small model of each kind of positions; `scripts/make_long_references.py` wrote them.
 
+#![allow(dead_code)] // each test file uses a part
+
 #[path = "../common/mod.rs"]
 mod common;
 
