@@ -5,7 +5,7 @@
 //! `arch.rs` for which GPU
 //! kernels are compiled. `load.rs` and `weights.rs` bring the weights to the device, once for all who
 //! run the model there (`shared.rs`). `kernels.rs` has the kernels; `stream.rs`, `linear.rs` and
-//! `attention.rs` launch them, `elementwise.rs` rotary positions and gates; `latency.rs` those of few tokens. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
+//! `attention.rs` launch them, `elementwise.rs` norms of queries and keys, rotary positions and gates; `latency.rs` those of few tokens. `encoder.rs` is all of it as a [`GpuEncoder`](crate::gpu::GpuEncoder). `docs/native-engine.md` tells how a text goes
 //! through it.
 
 mod arch;
