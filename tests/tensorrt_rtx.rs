@@ -176,8 +176,7 @@ fn every_other_form_of_a_graph_builds() {
 
     let folder = ModelFolder::open(fixtures().join("mpnet")).unwrap();
     let samples = Samples::of_all_lengths(&folder).unwrap();
-    let mut smoothed = CalibrationSettings::default();
-    smoothed.smoothing = Some(0.5);
+    let smoothed = CalibrationSettings { smoothing: Some(0.5), ..CalibrationSettings::default() };
     let ranges = calibrate(&folder, &samples, &smoothed, &NoProgress).unwrap();
     let float = folder.architecture().unwrap().linears().next().unwrap().name;
     let quantised = Graph::quantized(&folder.architecture().unwrap(), Precision::Fp16, &ranges.quantization([float])).unwrap();
