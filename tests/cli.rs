@@ -462,6 +462,7 @@ mod build {
         usage(&place, &["-m", "model", "--min-cosine", "1.1"], &["--min-cosine", "0 to 1"]);
         usage(&place, &["-m", "model", "--min-cosine", "0.9", "--no-parity"], &["--min-cosine", "--no-parity"]);
         usage(&place, &["--onnx", "model/model.onnx", "--tanh-gelu"], &["--onnx", "--tanh-gelu"]);
+        usage(&place, &["-m", "model", "--tanh-gelu=many"], &["--tanh-gelu", "many"]);
         usage(&place, &["-m", "model", "--reference", "r.json", "--no-parity"], &["--reference", "--no-parity"]);
         usage(&place, &["-m", "model", "--precision", "int4"], &["--precision", "[possible values: fp32, fp16, int8, auto]"]);
         place.run(&["build", "-m", "model", "--precision", "int8", "-o", "x.engine"]).fails(&["--calibration", "calibrate"]);

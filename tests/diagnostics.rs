@@ -185,12 +185,13 @@ mod with_tensorrt {
         let built = check(&report, "feature tensorrt");
         assert!(built["value"].as_str().unwrap().ends_with(&header_version().to_string()), "{built}");
         // Where the system has TensorRT, the folder that lacks it does not matter.
-        let library = check(&report, "libnvinfer");
+        let (stem, parser) = (header_version().flavour.library_stem(), header_version().flavour.parser_stem());
+        let library = check(&report, stem);
         if library["state"] == "missing" {
             let next = library["next"].as_str().unwrap();
-            let tried = lib.path().join(format!("libnvinfer.so.{}", header_version().major));
+            let tried = lib.path().join(format!("{stem}.so.{}", header_version().major));
             assert!(next.contains(tried.to_str().unwrap()) && next.contains("set TENSORRT_LIB_DIR"), "{next}");
-            assert_eq!(check(&report, "libnvonnxparser")["value"], "not checked: needs libnvinfer");
+            assert_eq!(check(&report, parser)["value"], format!("not checked: needs {stem}"));
         }
         let cache = check(&report, "engine cache");
         assert_eq!(cache["state"], "ok");

@@ -37,6 +37,7 @@ fn manifest() -> Manifest {
             hidden_size: 384,
             positions: 512,
             tanh_gelu: false,
+            tanh_gelu_from: 0,
         },
         arithmetic: Arithmetic::Fp16,
         profiles: vec!["1x16".parse().unwrap()],

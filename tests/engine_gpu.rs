@@ -7,8 +7,8 @@ mod phases;
 use phases::Phases;
 use prost::Message;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use trt_embed::backend::tensorrt::{
     Arithmetic, Cache, Candidate, EngineFile, EngineRequest, Fastest, FastestRequest, Gate, Library, Source, Unproven,
     build_engine, build_fastest, cached_engine, load_engine, prove,
@@ -18,7 +18,7 @@ use trt_embed::graph::onnx::{self, AttributeProto, Dim, ElementType, NodeProto, 
 use trt_embed::graph::{Precision, export_to_folder};
 use trt_embed::model::ModelFolder;
 use trt_embed::quantization::{Calibration, CalibrationSettings, Samples, calibrate};
-use trt_embed::{Error, NoProgress, Progress, Setting};
+use trt_embed::{BackendChoice, Embedder, Error, NoProgress, Progress, Setting};
 
 /// A bucket of several rows and a wide profile, up to the fixture's longest text.
 const PROFILES: [&str; 2] = ["8x24", "1x1:2x32:4x208"];
@@ -159,6 +159,46 @@ fn engines_of_both_precisions_pass_and_say_how_well() {
     assert_eq!((place.entries("timing"), place.entries("engine")), (1, 0));
 }
 
+/// Tries, whenever a phase begins, what another process that wants to build would: to take the cache's lock.
+struct OtherBuild {
+    lock: PathBuf,
+    /// Each phase's name, and whether another build could have begun in it.
+    found: Mutex<Vec<(String, bool)>>,
+}
+
+impl Progress for OtherBuild {
+    fn phase_started(&self, phase: &str, parent: Option<&str>, _: u32) {
+        if parent.is_none() {
+            let could = std::fs::File::open(&self.lock).is_ok_and(|file| file.try_lock().is_ok());
+            self.found.lock().unwrap().push((phase.to_owned(), could));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT"]
+fn no_other_build_begins_while_precisions_are_timed() {
+    let place = Place::new();
+    let (calibration, other) =
+        (place.calibration(), OtherBuild { lock: place.cache.folder().join("build.lock"), found: Mutex::default() });
+    let mut request = FastestRequest::new(place.request(Arithmetic::Fp16, 0.95));
+    request.engine.settings.profiles.truncate(1);
+    request.calibration = Some(&calibration);
+    build_fastest(&place.library, &place.device, &place.cache, &request, &other).unwrap();
+    let quantization = calibration.quantization([]);
+    let mut request = place.request(Arithmetic::Int8, 0.95);
+    request.settings.profiles.truncate(1);
+    request.quantization = Some(&quantization);
+    build_engine(&place.library, &place.device, &place.cache, &request, &other).unwrap();
+    let found = other.found.into_inner().unwrap();
+    let of =
+        |begin: &str| found.iter().filter(|(phase, _)| phase.starts_with(begin)).map(|(_, could)| *could).collect::<Vec<_>>();
+    assert_eq!(of("measuring"), [false; 2], "{found:?}");
+    assert_eq!(of("comparing"), [false; 3], "{found:?}");
+    assert_eq!(of("building the engine"), [false; 3], "{found:?}");
+    assert!(of("the fp16 candidate").iter().all(|could| *could), "{found:?}");
+}
+
 /// As an engine for this GPU that was built where no GPU was; its plan is one that runs here.
 fn unproven(place: &Place, min_cosine: f64) -> EngineFile {
     let mut request = place.request(Arithmetic::Fp32, 0.99999);
@@ -223,7 +263,7 @@ fn gelu_by_tanh_is_compared_with_the_model_itself() {
     let place = Place::new();
     let mut request = place.request(Arithmetic::Fp32, 0.9999);
     request.settings.profiles.truncate(1);
-    request.tanh_gelu = true;
+    request.tanh_gelu = Some(0);
     let engine = place.build(&request).unwrap();
     let fidelity = engine.manifest.fidelity.as_ref().unwrap();
     println!("{fidelity:?}");
@@ -232,6 +272,40 @@ fn gelu_by_tanh_is_compared_with_the_model_itself() {
     let path = place.disk.path().join("tanh.engine");
     EngineFile::write(&path, &engine.manifest, engine.plan()).unwrap();
     assert!(load_engine(&path, &place.library, &place.device, &place.folder).unwrap() == engine);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU and TensorRT 8.6"]
+fn gelu_by_tanh_from_a_number_of_tokens_on_leaves_small_shapes_exact() {
+    let place = Place::new();
+    let mut request = place.request(Arithmetic::Fp32, 0.9999);
+    request.settings.profiles = ["1x16", "8x208"].map(|text| text.parse().unwrap()).into();
+    request.tanh_gelu = Some(1000);
+    let engine = place.build(&request).unwrap();
+    assert_eq!((engine.manifest.model.tanh_gelu, engine.manifest.model.tanh_gelu_from), (true, 1000));
+    let path = place.disk.path().join("divided.engine");
+    EngineFile::write(&path, &engine.manifest, engine.plan()).unwrap();
+
+    let open = |choice| Embedder::builder("tests/fixtures/mpnet").backend(choice);
+    let gpu = open(BackendChoice::TensorRt).engine(&path).build().unwrap();
+    let cpu = open(BackendChoice::Cpu).build().unwrap();
+    // How far the engine's vector of `text` is from the CPU's, and the tokens of the text.
+    let away = |text: String| {
+        let [a, b] = [&gpu, &cpu].map(|embedder| embedder.embed(&[&text]).unwrap());
+        let squares = a.values.iter().zip(&b.values).map(|(a, b)| f64::from(a - b).powi(2));
+        (squares.sum::<f64>().sqrt(), a.tokens[0])
+    };
+    // Texts of at most 16 tokens fit the small bucket, which is the faster one; longer ones the large one alone.
+    let (mut short, mut long) = (0.0, 0.0);
+    for text in ["a cat", "rain", "the hills", "to be"] {
+        for repeated in [text.to_owned(), [text].repeat(16).join(" ")] {
+            let (distance, tokens) = away(repeated);
+            let most: &mut f64 = if tokens <= 16 { &mut short } else { &mut long };
+            *most = most.max(distance);
+        }
+    }
+    println!("fp32 beside the CPU: {short:.2e} with the exact GELU, {long:.2e} by tanh");
+    assert!(short > 0.0 && short < 1e-5 && long > 3.0 * short, "{short} {long}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use trt_embed::backend::tensorrt::{
     Source, Target, ahead_of_time_capabilities, build_engine, build_plan, header_version,
 };
 use trt_embed::graph::onnx::{self, Dim, ElementType, ModelProto, ValueInfoProto};
-use trt_embed::graph::{Graph, Precision};
+use trt_embed::graph::{Graph, Inputs, Integers, Precision};
 use trt_embed::model::ModelFolder;
 use trt_embed::quantization::{CalibrationSettings, Samples, calibrate};
 use trt_embed::{Error, NoProgress, Progress, Setting};
@@ -147,6 +147,40 @@ fn every_variant_of_a_family_builds() {
         }
     }
     assert!(built >= 10, "{built} graphs were built");
+}
+
+/// What is built beside families' own graphs: those that calibration observes, linears smoothed before int8, and int64 inputs with token types, as
+/// other exporters feed graphs.
+#[test]
+#[ignore = "needs TensorRT for RTX and its headers"]
+fn every_other_form_of_a_graph_builds() {
+    let (mut observed, mut typed) = (0, 0);
+    for path in folders() {
+        let folder = ModelFolder::open(&path).unwrap();
+        let architecture = folder.architecture().unwrap();
+        let build = |what: &str, graph: Graph, arithmetic| {
+            let bytes = graph.encode().unwrap().unwrap();
+            plan(&bytes, &settings(arithmetic, &PROFILES))
+                .unwrap_or_else(|error| panic!("{what} of {}: {error}", path.display()));
+        };
+        build("what calibration observes", Graph::observed(&architecture).unwrap(), Arithmetic::Fp32);
+        observed += 1;
+        if architecture.embeddings.token_types.is_some() {
+            let inputs = Inputs::new(Integers::Int64).with_token_types();
+            let graph = Graph::with_inputs(&architecture, Precision::Fp16, None, inputs).unwrap();
+            build("int64 inputs with token types", graph, Arithmetic::Fp16);
+            typed += 1;
+        }
+    }
+    assert!(observed >= 14 && typed >= 8, "{observed} {typed}");
+
+    let folder = ModelFolder::open(fixtures().join("mpnet")).unwrap();
+    let samples = Samples::of_all_lengths(&folder).unwrap();
+    let smoothed = CalibrationSettings { smoothing: Some(0.5), ..CalibrationSettings::default() };
+    let ranges = calibrate(&folder, &samples, &smoothed, &NoProgress).unwrap();
+    let float = folder.architecture().unwrap().linears().next().unwrap().name;
+    let quantised = Graph::quantized(&folder.architecture().unwrap(), Precision::Fp16, &ranges.quantization([float])).unwrap();
+    assert!(!plan(&quantised.encode().unwrap().unwrap(), &settings(Arithmetic::Int8, &PROFILES)).unwrap().bytes.is_empty());
 }
 
 #[test]
@@ -292,6 +326,26 @@ fn vectors_of_a_file_are_no_proof_where_nothing_runs() {
     assert_eq!((engine.manifest.unproven, engine.manifest.fidelity), (None, None));
 }
 
+#[test]
+#[ignore = "needs TensorRT for RTX and its headers"]
+fn gelu_by_tanh_is_for_all_shapes_of_a_plan_or_for_none() {
+    let folder = ModelFolder::open(fixtures().join("bert")).unwrap();
+    let disk = tempfile::tempdir().unwrap();
+    let (library, cache, wanted) = (library(), Cache::at(disk.path()), [ampere()]);
+    let mut request = EngineRequest::new(&folder);
+    request.settings = settings(Arithmetic::Fp16, &PROFILES);
+    let build = |request: &EngineRequest<'_>| build_engine(&library, Target::Capabilities(&wanted), &cache, request, &NoProgress);
+    for all in [0, 16] {
+        request.tanh_gelu = Some(all);
+        let model = build(&request).unwrap().manifest.model;
+        assert_eq!((model.tanh_gelu, model.tanh_gelu_from), (true, 0));
+    }
+    request.tanh_gelu = Some(17);
+    let error = build(&request).unwrap_err();
+    assert!(matches!(&error, Error::Setting { setting: Setting::TanhGelu, .. }), "{error}");
+    assert!(error.to_string().contains("RTX 1.7.1 keeps all shapes in one plan"), "{error}");
+}
+
 /// The command with its caches in `place`.
 fn run(place: &Place, args: &[&str]) -> Run {
     let out = place.command(args).env("TRT_EMBED_CACHE", place.path("cache")).output().unwrap();
@@ -311,9 +365,18 @@ fn the_command_builds_for_a_gpu_that_is_not_here() {
     for part in ["RTX 1.7.1", "any GPU of compute capability 8.6, 8.9", "ahead of time", "unproven"] {
         assert!(read.contains(part), "no {part:?} in: {read}");
     }
-    assert!(run(&place, &["doctor"]).stdout.windows(9).any(|part| part == b"RTX 1.7.1"));
+    let doctor = String::from_utf8(run(&place, &["doctor"]).stdout).unwrap();
+    for part in [
+        "compiled with the headers of TensorRT RTX 1.7.1",
+        "TensorRT RTX 1.7.1 from ",
+        "loads: engines can be built, with --compute-capability also for GPUs that are not here",
+    ] {
+        assert!(doctor.contains(part), "no {part:?} in: {doctor}");
+    }
     std::fs::remove_file(place.path("a.engine")).unwrap();
     run(&place, &[&build[..], &["9.0"]].concat()).fails(&["--compute-capability: 9.0 is none", "7.5, 8.0, 8.6"]);
+    run(&place, &[&build[..], &["8.6", "--tanh-gelu=17"]].concat())
+        .fails(&["--tanh-gelu: it begins at 17 tokens", "more than 16"]);
     run(&place, &[&build[..], &["sm_86"]].concat()).fails(&["--compute-capability: \"sm_86\" is not MAJOR.MINOR"]);
     run(&place, &[&build[..], &["8.6", "--precision", "auto"]].concat()).ends(2, &["--precision auto", "--compute-capability"]);
     run(&place, &[&build[..], &["8.6", "--reference", "a.json"]].concat()).ends(2, &["--reference"]);

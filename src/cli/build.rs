@@ -57,10 +57,11 @@ pub struct Args {
     /// Layers of an fp16 engine that compute in fp32: those whose name contains PART; may be given several times (TensorRT 8.6).
     #[arg(long, value_name = "PART")]
     fp32_layers: Vec<String>,
-    /// Computes GELU by its tanh approximation, which TensorRT 8.6 can take into fp16 matrix products: faster at large shapes. The
-    /// fidelity stated is still that to the model itself.
-    #[arg(long, conflicts_with = "onnx")]
-    tanh_gelu: bool,
+    /// Computes GELU by its tanh approximation, which TensorRT 8.6 can take into fp16 matrix products: faster at large shapes. With TOKENS only
+    /// in buckets and profiles whose largest shape holds at least so many tokens, padding included (TensorRT 8.6). The fidelity stated is still
+    /// that to the model itself.
+    #[arg(long, value_name = "TOKENS", num_args = 0..=1, require_equals = true, default_missing_value = "0", conflicts_with = "onnx")]
+    tanh_gelu: Option<u64>,
     /// Smallest cosine to the reference's vectors that passes [default: 0.9999 for fp16, 0.99999 for fp32, 0.99 for int8].
     #[arg(long, value_name = "X", value_parser = cosine, conflicts_with = "no_parity")]
     min_cosine: Option<f64>,

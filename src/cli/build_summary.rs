@@ -61,7 +61,11 @@ pub fn unproven_words(wanted: &Unproven) -> String {
 
 /// In which arithmetic, and where that is not the model's own function.
 pub fn precision(manifest: &Manifest) -> String {
-    let gelu = if manifest.model.tanh_gelu { ", GELU by tanh" } else { "" };
+    let gelu = match (manifest.model.tanh_gelu, manifest.model.tanh_gelu_from) {
+        (false, _) => String::new(),
+        (true, 0) => ", GELU by tanh".into(),
+        (true, least) => format!(", GELU by tanh from {least} tokens on"),
+    };
     format!("{}{gelu}", manifest.arithmetic)
 }
 

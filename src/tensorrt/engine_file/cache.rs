@@ -1,7 +1,7 @@
 //! The engine cache: engines by the hash of all that decides them, built once on a machine.
 
 use super::EngineFile;
-use super::manifest::{Machine, Manifest, Model, Proof};
+use super::manifest::{Machine, Manifest, Model, Proof, is_zero};
 use crate::digest::hex;
 use crate::files::{AtomicFile, user_cache_folder};
 use crate::tensorrt::library::{BuildSettings, wait_for_turn};
@@ -46,6 +46,8 @@ impl CacheKey {
             format: u32,
             machine: &'a Machine,
             graph: &'a str,
+            #[serde(skip_serializing_if = "is_zero")]
+            tanh_gelu_from: u64,
             tokenizer: &'a str,
             hidden_size: usize,
             positions: usize,
@@ -61,6 +63,7 @@ impl CacheKey {
             format: 1,
             machine,
             graph: &model.graph,
+            tanh_gelu_from: model.tanh_gelu_from,
             tokenizer: &model.tokenizer,
             hidden_size: model.hidden_size,
             positions: model.positions,

@@ -60,6 +60,9 @@ pub struct Model {
     /// Whether an exported graph has GELU's tanh approximation where the model has GELU itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub tanh_gelu: bool,
+    /// Where it has that in some profiles alone: those whose largest shape holds at least so many tokens. 0 where it has it in all or none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tanh_gelu_from: u64,
 }
 
 /// How near the engine's vectors are to the reference's.
@@ -178,6 +181,11 @@ pub struct Manifest {
     /// measured at every load.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub costs: Vec<Cost>,
+}
+
+/// What is not written, so that files and cache keys of earlier versions stay what they were.
+pub(super) fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn mismatch(field: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Result<()> {

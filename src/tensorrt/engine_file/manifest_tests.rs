@@ -14,6 +14,7 @@ pub(crate) fn manifest() -> Manifest {
             hidden_size: 384,
             positions: 512,
             tanh_gelu: false,
+            tanh_gelu_from: 0,
         },
         arithmetic: Arithmetic::Fp16,
         profiles: vec!["1x1:1x128:8x512".parse().unwrap(), "1x16".parse().unwrap()],
@@ -132,6 +133,7 @@ fn engines_of_earlier_versions_have_the_model_s_own_gelu() {
     assert!(!json.contains("tanh_gelu"), "{json}");
     assert_eq!(serde_json::from_str::<Model>(&json).unwrap(), model);
     model.tanh_gelu = true;
+    model.tanh_gelu_from = 512;
     assert_eq!(serde_json::from_str::<Model>(&serde_json::to_string(&model).unwrap()).unwrap(), model);
 }
 

@@ -1,6 +1,6 @@
 //! The choice of a precision: engines in each that may serve, and the fastest of those that are true enough to the model.
 
-use super::pipeline::{EngineRequest, Job, half_precision, misplaced_calibration, phase};
+use super::pipeline::{EngineRequest, Job, half_precision, misplaced_calibration, phase, phase_alone};
 use super::timing::{Measured, measure, speeds};
 use super::{proof, source};
 use crate::cuda::Device;
@@ -142,7 +142,8 @@ pub fn build_fastest(
     if contest.entrants.iter().all(|entrant| entrant.candidate.refused.is_some()) {
         phase(progress, "the fp32 candidate", || contest.enter_fp32())?;
     }
-    phase(progress, "measuring the engines", || contest.measure())?;
+    // The times choose the winner.
+    phase_alone(progress, cache, "measuring the engines", || contest.measure())?;
     contest.decide()
 }
 
@@ -255,10 +256,9 @@ impl Contest<'_> {
         let EngineRequest { folder, gate, .. } = self.request.engine;
         let arithmetic = engine.manifest.arithmetic;
         let (Some(bar), Some(reference)) = (gate.bar(arithmetic), &self.reference) else { return Ok(None) };
-        // No other build may spoil what is measured of its shapes.
-        let _lock = self.cache.lock(self.progress)?;
         let compare = || proof::compare(self.library, self.device, folder, engine, reference, bar);
-        let verdict = phase(self.progress, &format!("comparing {arithmetic} with the reference"), compare)?;
+        // What the engine's shapes cost is measured there, too.
+        let verdict = phase_alone(self.progress, self.cache, &format!("comparing {arithmetic} with the reference"), compare)?;
         Ok(verdict.err())
     }
 
@@ -270,8 +270,6 @@ impl Contest<'_> {
 
     /// One right after the other, refused ones too: what the bar costs is worth knowing.
     fn measure(&mut self) -> Result<()> {
-        // No other build may choose the winner.
-        let _lock = self.cache.lock(self.progress)?;
         for Entrant { candidate, engine } in &mut self.entrants {
             if let Some(engine) = engine {
                 candidate.micros = measure(self.library, self.device, self.request.engine.folder, engine)?;

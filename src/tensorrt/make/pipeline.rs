@@ -44,9 +44,10 @@ pub struct EngineRequest<'a> {
     pub max_tokens: Option<usize>,
     /// Ranges of activations, for an int8 engine of `folder`'s own graph; a graph from `onnx` brings its Q/DQ pairs.
     pub quantization: Option<&'a Quantization>,
-    /// Computes the GELU of `folder`'s own graph by its tanh approximation, for which TensorRT 8.6 has fp16 matrix products and for the
-    /// exact form only small ones: faster at large shapes, at a cosine of some 1e-6 less.
-    pub tanh_gelu: bool,
+    /// Computes the GELU of `folder`'s own graph by its tanh approximation in profiles whose largest shape holds at least so many tokens,
+    /// padding included; with 0 in all of them. TensorRT 8.6 has fp16 matrix products for it, and for the exact form only small ones: faster at
+    /// large shapes, at a cosine of some 1e-6 less. Where one plan holds all profiles (TensorRT 10 and later, and for RTX) it is all or none.
+    pub tanh_gelu: Option<u64>,
     /// What the engine must show.
     pub gate: Gate,
     /// A JSON file of vectors that it is compared with instead of the CPU's: `{"texts": […], "vectors": [[…], …]}`, as
@@ -77,7 +78,7 @@ impl<'a> EngineRequest<'a> {
             settings: BuildSettings::default(),
             max_tokens: None,
             quantization: None,
-            tanh_gelu: false,
+            tanh_gelu: None,
             gate: Gate::default(),
             reference: None,
         }
@@ -103,12 +104,20 @@ impl<'a> EngineRequest<'a> {
     fn check_graph(&self) -> Result<()> {
         check_longest(&self.profiles(), self.max_tokens.unwrap_or(0))?;
         self.check_quantization()?;
-        let reason = match (self.tanh_gelu, self.onnx, self.folder.config.activation) {
-            (false, ..) | (true, None, Activation::Gelu) => return Ok(()),
-            (true, Some(_), _) => "it goes with the model's own graph, not with an ONNX file",
-            (true, None, _) => "the model's activation (config.json's hidden_act) is not the exact GELU",
+        let Some(least) = self.tanh_gelu else { return Ok(()) };
+        let largest = self.profiles().iter().map(|profile| profile.max().tokens()).max().unwrap_or(0);
+        let reason = match (self.onnx, self.folder.config.activation) {
+            (Some(_), _) => "it goes with the model's own graph, not with an ONNX file".into(),
+            (None, Activation::Gelu) if largest >= least => return Ok(()),
+            (None, Activation::Gelu) => format!("it begins at {least} tokens, and no shape holds more than {largest}"),
+            (None, _) => "the model's activation (config.json's hidden_act) is not the exact GELU".into(),
         };
-        Err(Error::Setting { setting: Setting::TanhGelu, reason: reason.into() })
+        Err(Error::Setting { setting: Setting::TanhGelu, reason })
+    }
+
+    /// From how many tokens on GELU is computed by tanh, where that divides the profiles.
+    fn divided_gelu(&self) -> Option<u64> {
+        self.tanh_gelu.filter(|&least| self.profiles().iter().any(|profile| profile.max().tokens() < least))
     }
 
     /// Whether ranges are there where they are needed, and nowhere else.
@@ -169,15 +178,17 @@ pub fn build_engine<'a>(
         // A quantised graph of another exporter has no fp16 one beside it. Before the lock, which building it takes.
         let half = || half_precision(library, device, cache, request, progress);
         let half = request.quantization.map(|_| half()).transpose()?;
-        // No other build may spoil the times.
-        let _lock = cache.lock(progress)?;
-        let micros = |file: &mut EngineFile| measure(library, device, request.folder, file);
-        let int8 = phase(progress, "measuring int8", || micros(&mut engine))?;
-        if let Some((mut half, _)) = half {
-            let fp16 = phase(progress, "measuring fp16 beside it", || micros(&mut half))?;
-            let beside = Measured { fp16: Some(&fp16), int8: None };
-            engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
-        }
+        let times = || {
+            let micros = |file: &mut EngineFile| measure(library, device, request.folder, file);
+            let int8 = micros(&mut engine)?;
+            if let Some((mut half, _)) = half {
+                let fp16 = micros(&mut half)?;
+                let beside = Measured { fp16: Some(&fp16), int8: None };
+                engine.manifest.speed = speeds(&engine.manifest.profiles, &int8, beside);
+            }
+            Ok(())
+        };
+        phase_alone(progress, cache, "measuring int8", times)?;
     }
     Ok(engine)
 }
@@ -234,6 +245,8 @@ pub(super) struct Job<'a> {
     bar: Option<f64>,
     reference: Option<&'a Path>,
     source: GraphSource,
+    /// The graph with the exact GELU, for the profiles below [`Model::tanh_gelu_from`].
+    exact: Option<GraphSource>,
     machine: Machine,
     model: Model,
 }
@@ -248,11 +261,25 @@ impl<'a> Job<'a> {
     ) -> Result<Self> {
         let folder = request.folder;
         let precision = graph_precision(library, request.settings.arithmetic);
-        Self::of_graph(library, target, cache, request, progress, || match (request.onnx, request.quantization) {
+        let source = |tanh_gelu| match (request.onnx, request.quantization) {
             (Some(path), _) => GraphSource::open(path, folder),
-            (None, Some(quantization)) => GraphSource::quantise(folder, precision, request.tanh_gelu, quantization),
-            (None, None) => GraphSource::export(folder, precision, request.tanh_gelu),
-        })
+            (None, Some(quantization)) => GraphSource::quantise(folder, precision, tanh_gelu, quantization),
+            (None, None) => GraphSource::export(folder, precision, tanh_gelu),
+        };
+        let divided = request.divided_gelu();
+        if divided.is_some() && !has_plan_for_each_profile(library) {
+            let reason = format!(
+                "TensorRT {} keeps all shapes in one plan of one graph: it is for all of them or for none",
+                library.version()
+            );
+            return Err(Error::Setting { setting: Setting::TanhGelu, reason });
+        }
+        let mut job = Self::of_graph(library, target, cache, request, progress, || source(request.tanh_gelu.is_some()))?;
+        if let Some(least) = divided {
+            job.model.tanh_gelu_from = least;
+            job.exact = Some(source(false)?);
+        }
+        Ok(job)
     }
 
     /// As [`Job::new`], for the graph that `source` gives.
@@ -289,6 +316,7 @@ impl<'a> Job<'a> {
             bar,
             reference: request.reference,
             source,
+            exact: None,
             machine,
             model,
         })
@@ -360,16 +388,20 @@ impl<'a> Job<'a> {
     /// One plan for all profiles; with TensorRT 8 one for each, because plans of several profiles may fail to load there (Myelin's
     /// "missing offset in id2offset", NVIDIA/TensorRT issue 2977).
     fn build_plans(&self) -> Result<Vec<Vec<u8>>> {
-        let graph = phase(self.progress, "exporting the graph", || self.source.serialise())?;
+        let export = || Ok((self.source.serialise()?, self.exact.as_ref().map(GraphSource::serialise).transpose()?));
+        let (graph, exact) = phase(self.progress, "exporting the graph", export)?;
         let mut settings = self.settings.clone();
-        settings.onnx_path = graph.path.clone();
-        let parts: Vec<&[Profile]> = match self.library.version() {
-            Version { flavour: Flavour::Standard, major: ..10, .. } => self.settings.profiles.chunks(1).collect(),
-            _ => vec![&self.settings.profiles],
+        let parts: Vec<&[Profile]> = if has_plan_for_each_profile(self.library) {
+            self.settings.profiles.chunks(1).collect()
+        } else {
+            vec![&self.settings.profiles]
         };
         let builder = phase(self.progress, "loading TensorRT's builder", || PlanBuilder::new(self.library, self.target))?;
         let mut plans = Vec::with_capacity(parts.len());
         for (number, profiles) in parts.iter().enumerate() {
+            let small = profiles.iter().all(|profile| profile.max().tokens() < self.model.tanh_gelu_from);
+            let graph = exact.as_ref().filter(|_| small).unwrap_or(&graph);
+            settings.onnx_path = graph.path.clone();
             settings.profiles = profiles.to_vec();
             let name = match (parts.len(), profiles) {
                 (2.., [profile]) => format!("building the engine for {profile} ({} of {})", number + 1, parts.len()),
@@ -410,6 +442,11 @@ impl<'a> Job<'a> {
     }
 }
 
+/// Whether each profile has a plan of its own, as [`Job::build_plans`] says.
+fn has_plan_for_each_profile(library: &Library) -> bool {
+    matches!(library.version(), Version { flavour: Flavour::Standard, major: ..10, .. })
+}
+
 /// Up to TensorRT 8.6 a flag lets an fp32 graph run in fp16; from 10 on the graph's own types decide.
 fn graph_precision(library: &Library, arithmetic: Arithmetic) -> Precision {
     match arithmetic {
@@ -427,6 +464,12 @@ pub(super) fn phase<T>(progress: &dyn Progress, name: &str, work: impl FnOnce() 
     let result = work();
     progress.phase_finished(name);
     result
+}
+
+/// As [`phase`], while no other build runs that shares `cache`: its work on the GPU would spoil what `work` times.
+pub(super) fn phase_alone<T>(progress: &dyn Progress, cache: &Cache, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _lock = cache.lock(progress)?;
+    phase(progress, name, work)
 }
 
 #[cfg(test)]

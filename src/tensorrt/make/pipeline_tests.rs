@@ -1,6 +1,7 @@
 //! Requests for engines: what cannot work is said before anything is built.
 
 use super::*;
+use crate::NoProgress;
 
 fn settings(arithmetic: Arithmetic) -> BuildSettings {
     let profiles = ["1x16", "1x1:2x32:4x64"].map(|text| text.parse().unwrap()).into();
@@ -41,7 +42,7 @@ fn ranges_go_with_int8_of_the_model_s_own_graph() {
 fn only_the_exact_gelu_of_the_model_s_own_graph_is_approximated() {
     let mut folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
     let check = |folder: &ModelFolder, onnx: Option<&Path>| {
-        EngineRequest { onnx, tanh_gelu: true, gate: Gate::Off, ..EngineRequest::new(folder) }.check()
+        EngineRequest { onnx, tanh_gelu: Some(0), gate: Gate::Off, ..EngineRequest::new(folder) }.check()
     };
     check(&folder, None).unwrap();
     let error = check(&folder, Some(Path::new("model.onnx"))).unwrap_err();
@@ -50,6 +51,26 @@ fn only_the_exact_gelu_of_the_model_s_own_graph_is_approximated() {
         folder.config.activation = activation;
         let error = check(&folder, None).unwrap_err();
         assert!(error.to_string().contains("hidden_act"), "{error}");
+    }
+}
+
+#[test]
+fn gelu_by_tanh_begins_at_a_shape_that_there_is() {
+    let folder = ModelFolder::open(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mpnet")).unwrap();
+    let settings = settings(Arithmetic::Fp16); // 16 and 256 tokens
+    for (least, passes, divided) in
+        [(0, true, None), (16, true, None), (17, true, Some(17)), (256, true, Some(256)), (257, false, Some(257))]
+    {
+        let request =
+            EngineRequest { tanh_gelu: Some(least), gate: Gate::Off, settings: settings.clone(), ..EngineRequest::new(&folder) };
+        assert_eq!(request.divided_gelu(), divided);
+        match request.check() {
+            Ok(()) => assert!(passes, "{least}"),
+            Err(Error::Setting { setting: Setting::TanhGelu, reason }) => {
+                assert!(!passes && reason.contains("257") && reason.contains("256"), "{reason}");
+            }
+            Err(other) => panic!("{other}"),
+        }
     }
 }
 
@@ -99,4 +120,29 @@ fn what_cannot_work_is_said_before_the_build() {
     assert!(matches!(error, Error::NoReference { .. }) && error.to_string().contains("without the comparison"), "{error}");
     request.gate = Gate::Off;
     request.check().unwrap();
+}
+
+#[test]
+fn what_is_timed_is_timed_while_no_other_build_can_begin() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::at(folder.path());
+    // As another process that wants to build: it does not get the lock, and is told to wait.
+    struct Impatient;
+    impl Progress for Impatient {
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+    let other_builds = || match Cache::at(folder.path()).lock(&Impatient) {
+        Ok(_) => true,
+        Err(Error::Cancelled { .. }) => false,
+        Err(other) => panic!("{other}"),
+    };
+    assert!(other_builds());
+    let during = phase_alone(&NoProgress, &cache, "measuring", || Ok(other_builds())).unwrap();
+    assert!(!during, "another build began while this one measured");
+    assert!(other_builds(), "the lock outlives what it was taken for");
+    // Also after a failure.
+    phase_alone(&NoProgress, &cache, "measuring", || Err::<(), _>(misplaced_calibration())).unwrap_err();
+    assert!(other_builds());
 }

@@ -157,7 +157,7 @@ impl Manifest {
         match &self.model.source {
             Source::Exported(precision) => {
                 let graph = GraphSource::export(folder, *precision, self.model.tanh_gelu)?.digest()?;
-                self.check_model(&Model { graph, tanh_gelu: self.model.tanh_gelu, ..found })
+                self.check_model(&Model { graph, ..found })
             }
             Source::Quantised { precision, base } => {
                 self.check_base(base, &GraphSource::export(folder, *precision, false)?.digest()?)
@@ -176,6 +176,7 @@ fn model(folder: &ModelFolder, source: Source, graph: String) -> Result<Model> {
         hidden_size: folder.config.hidden_size,
         positions: folder.config.max_tokens(),
         tanh_gelu: false,
+        tanh_gelu_from: 0,
     })
 }
 
