@@ -1,6 +1,8 @@
 //! Clients of a server on loopback, and a server as a child process: what benches/serve.rs measures with. Threads and blocking sockets, so that
 //! the load costs the server's machine as little as may be.
 
+pub mod soak;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};

@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Tokenizer,
     /// The executor failed.
     Backend,
+    /// What the admin asks for cannot be beside what there is, or what is being done.
+    Conflict,
     /// Too much is under way.
     Overloaded,
     /// A model is loading or failing, or the server ends.
@@ -64,6 +66,7 @@ impl Kind {
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Validation | Self::Tokenizer => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Backend => StatusCode::FAILED_DEPENDENCY,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -75,6 +78,7 @@ impl Kind {
             Self::Empty => "Empty",
             Self::Tokenizer => "Tokenizer",
             Self::Backend => "Backend",
+            Self::Conflict => "Conflict",
             Self::Overloaded => "Overloaded",
             Self::Unhealthy => "Unhealthy",
             Self::Unauthorized => "Unauthorized",
@@ -97,6 +101,7 @@ impl Kind {
             Self::Validation => ("invalid_request_error", "invalid_value"),
             Self::Tokenizer => ("invalid_request_error", "tokenizer"),
             Self::Backend => ("server_error", "backend"),
+            Self::Conflict => ("invalid_request_error", "conflict"),
             Self::Overloaded => ("rate_limit_error", "rate_limit_exceeded"),
             Self::Unhealthy => ("server_error", "unhealthy"),
         }
