@@ -11,6 +11,7 @@ use serde_json::Value;
 use serving::{body, start, started};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 #[test]
@@ -75,6 +76,45 @@ fn grpc_has_a_port_of_its_own() {
     let mut frame = [0; 9];
     stream.read_exact(&mut frame).unwrap();
     assert_eq!(frame[3], 4, "{frame:?} is no settings frame");
+}
+
+#[test]
+fn grpc_and_the_admin_have_sockets_where_they_are_asked_for() {
+    let place = Place::new();
+    let args = ["-m", "model", "--grpc-unix-socket", "./grpc", "--admin", "./admin", "--linger", "1", "--overtakings", "0"];
+    let mut serving = start(&place, &args, |_| {});
+    serving.line("listening on unix:./grpc (gRPC)");
+    serving.line("listening on unix:./admin (admin)");
+    let serving = serving.ready();
+    let connect = |name: &str| {
+        let stream = UnixStream::connect(place.path(name)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let mut grpc = connect("grpc");
+    grpc.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    grpc.read_exact(&mut frame).unwrap();
+    assert_eq!(frame[3], 4, "{frame:?} is no settings frame");
+    let admin = |path: &str, body: &str| {
+        let (mut stream, length) = (connect("admin"), body.len());
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let models = body(&admin("/admin/load", r#"{"model": "second", "source": "model"}"#));
+    assert_eq!((models["models"].as_array().unwrap().len(), &models["models"][1]["names"][0]), (2, &"second".into()));
+    body(&serving.post("/embed", "", r#"{"inputs": "the cat sat", "model": "second"}"#));
+    let refused = admin("/admin/load", r#"{"model": "third", "source": "nosuch/"}"#);
+    assert!(refused.starts_with("HTTP/1.1 424 ") && refused.contains("nosuch/"), "{refused}");
+    // The address for requests knows nothing of it.
+    assert!(serving.post("/admin/load", "", r#"{"model": "third", "source": "model"}"#).starts_with("HTTP/1.1 404 "));
+    assert!(serving.get("/admin/models").starts_with("HTTP/1.1 404 "));
 }
 
 #[test]
@@ -178,6 +218,13 @@ fn servers_that_cannot_be_end_with_a_reason() {
         (&["--port", "0", "-m", "model", "--calibration-texts", "nosuch.txt"], 1, "nosuch.txt"),
         (&["--port", "0", "-m", "model", "--tls-cert", "a.pem", "--tls-key", "a.key"], 1, "a.pem"),
         (&["--port", "0", "-m", "model", "--default-prompt-name", "nosuch"], 1, "nosuch"),
+        (&["--port", "0", "-m", "model", "--admin", "0.0.0.0:0"], 1, "can be reached from other machines; give it a key"),
+        (&["--port", "0", "-m", "model", "--admin", "nosuch"], 2, "neither a port"),
+        (&["--port", "0", "-m", "model", "--admin-key", "k"], 2, "--admin"),
+        (&["--port", "0", "-m", "model", "--admin", "0", "--admin-key", "a,,b"], 1, "an admin key is empty"),
+        (&["--port", "0", "-m", "model", "--admin", "nosuch/admin"], 1, "cannot listen on unix:nosuch/admin (admin)"),
+        (&["--port", "0", "-m", "model", "--linger", "1001"], 2, "outside 0 to 1000"),
+        (&["--port", "0", "-m", "model", "--grpc-port", "0", "--grpc-unix-socket", "a"], 2, "--grpc-unix-socket"),
     ] {
         let (code, stderr) = serve(args);
         assert!(code == status && stderr.contains(says) && !stderr.contains("panicked"), "{args:?}: {code} {stderr}");

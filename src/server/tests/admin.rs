@@ -99,8 +99,11 @@ fn a_load_goes_on_without_its_client_and_ends_with_the_server() {
     let (load, go) = gated(&fake);
     let run = administered(vec![("a", load)], |_| {});
     let before = run.server.handle.state.model(None).unwrap();
-    drop(run.begin("reload", "a"));
+    let client = run.begin("reload", "a");
     until(|| run.entry(0)["under_way"] == "reload");
+    drop(client);
+    // The connection that asks is the only one.
+    until(|| run.server.get("/metrics").1.contains("trt_embed_connections 1"));
     go.send(()).unwrap();
     until(|| run.entry(0)["under_way"].is_null());
     assert!(!Arc::ptr_eq(&before, &run.server.handle.state.model(None).unwrap()));
