@@ -31,7 +31,7 @@ fn bad() -> Vec<Bad> {
     vec![
         of(raw("/embed", "application/json", b"{\"inputs\": "), 400),
         of(raw("/embed", "application/json", b"{\"inputs\": \"\xff\xfe\"}"), 400),
-        of(raw("/embed", "application/json", "[".repeat(100_000).as_bytes()), 400),
+        of(raw("/embed", "application/json", "[".repeat(100_000).as_bytes()), 422),
         of(raw("/embed", "text/plain", b"a text"), 415),
         of(post("/embed", &json!({ "inputs": [] }), ""), 400),
         of(post("/embed", &json!({ "inputs": vec!["a"; 33] }), ""), 422),
@@ -63,10 +63,14 @@ struct Counts {
 impl Counts {
     fn wrong(&self, what: String) {
         let mut wrong = self.wrong.lock().unwrap();
-        if wrong.len() < 100 {
+        if wrong.len() < 20 {
             wrong.push(what);
         }
     }
+}
+
+fn shortened(request: &[u8]) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(&request[..request.len().min(200)])
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
@@ -86,9 +90,10 @@ fn ask_badly(address: SocketAddr, counts: &Counts, over: &dyn Fn() -> bool) {
             Ok((status, _)) if status == bad.status => _ = counts.bad.fetch_add(1, Ordering::Relaxed),
             // Overload is told before a body is looked at.
             Ok((429, _)) => {}
-            other => {
-                counts.wrong(format!("{:?}: {other:?}", String::from_utf8_lossy(&bad.request[..bad.request.len().min(200)])))
+            Ok((status, body)) => {
+                counts.wrong(format!("{status} {} for {:?}", String::from_utf8_lossy(&body), shortened(&bad.request)));
             }
+            Err(error) => counts.wrong(format!("{error} for {:?}", shortened(&bad.request))),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
