@@ -190,7 +190,9 @@ impl Serving {
     pub fn start(model: &str, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
         command.args(["serve", "-m", model, "--hostname", "127.0.0.1", "--port", "0", "--backend", "cpu"]).args(args);
-        command.env_clear().envs(std::env::vars().filter(|(name, _)| matches!(name.as_str(), "PATH" | "HOME" | "TMPDIR")));
+        command
+            .env_clear()
+            .envs(std::env::vars().filter(|(name, _)| matches!(name.as_str(), "PATH" | "HOME" | "TMPDIR" | "MALLOC_ARENA_MAX")));
         let mut child = command.env("RUST_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut address = None;
