@@ -130,14 +130,16 @@ fn logs_that_cannot_be_written_stop_nothing() {
 #[test]
 fn an_executor_that_does_not_come_back_ends_the_server_with_status_3() {
     let place = Place::new();
-    let model = seeded_model::folder(Kind::Bert, Sizes { hidden: 256, heads: 4, wide: 2048, layers: 4 }, 1, 1.0);
+    let model = seeded_model::folder(Kind::Bert, Sizes { hidden: 256, heads: 4, wide: 2048, layers: 8 }, 1, 1.0);
     let args = [
         "-m",
         model.path().to_str().unwrap(),
         "--threads",
         "1",
         "--max-client-batch-size",
-        "4000",
+        "16000",
+        "--max-queue-tokens",
+        "10000000",
         "--health-timeout",
         "0.01",
         "--recovery-delay",
@@ -150,7 +152,7 @@ fn an_executor_that_does_not_come_back_ends_the_server_with_status_3() {
     let mut serving = start(&place, &args, |_| {}).ready();
     std::fs::remove_file(model.path().join("config.json")).unwrap();
     let mut work = serving.connect();
-    let inputs = vec!["the cat sat on the mat and the dog ran on the red mat"; 4000];
+    let inputs = vec!["the cat sat on the mat and the dog ran on the red mat"; 16_000];
     let request = serde_json::json!({ "inputs": inputs }).to_string();
     write!(
         work,
