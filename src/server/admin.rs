@@ -224,7 +224,7 @@ impl Desk {
             return Err(Failure::new(Kind::Overloaded, "loads", message));
         }
         if action == Action::Load {
-            // Nothing is added while `under_way` is locked: a load ends behind its own entry.
+            // A load that ends just now is seen too: its model is there before its entry goes.
             let models = self.state.models.all();
             let loading = under_way.values().filter(|&&other| other == Action::Load).count();
             if models.iter().any(|slot| slot.has(name)) {
