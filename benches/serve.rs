@@ -1,9 +1,10 @@
 //! The server under load on loopback, beside the library and beside other servers: what HTTP adds to a call, 64 clients, a bulk job beside queries,
 //! twice the capacity, idle connections. Prints one line a measurement; `benches/RESULTS.md` keeps them.
 //!
-//!     cargo bench --no-default-features --features serve,cpu,cli --bench serve -- models/all-MiniLM-L6-v2 [one clients bulk overload idle]
-//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3]
+//!     cargo bench --no-default-features --features serve,cpu,cli --bench serve -- models/all-MiniLM-L6-v2 [one clients bulk overload idle soak]
+//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3] [--soak-seconds 600]
 //!
+//! `soak` runs only where it is named, and ends with status 1 where something was wrong (see benches/serve_client/soak.rs).
 //! A peer is a server that runs already and answers POST /embeddings as OpenAI does. Servers take turns, round after round.
 
 #[path = "../src/cli/mix.rs"]
@@ -32,6 +33,7 @@ struct Options {
     peers: Vec<Peer>,
     time: Duration,
     rounds: usize,
+    soak: Duration,
 }
 
 struct Peer {
@@ -41,7 +43,8 @@ struct Peer {
 }
 
 fn options() -> Options {
-    let mut options = Options { model: String::new(), parts: vec![], peers: vec![], time: Duration::from_secs(10), rounds: 3 };
+    let (time, soak) = (Duration::from_secs(10), Duration::from_secs(600));
+    let mut options = Options { model: String::new(), parts: vec![], peers: vec![], time, rounds: 3, soak };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
@@ -49,6 +52,7 @@ fn options() -> Options {
             // What cargo passes to every benchmark.
             "--bench" => {}
             "--seconds" => options.time = Duration::from_secs(value().parse().unwrap()),
+            "--soak-seconds" => options.soak = Duration::from_secs(value().parse().unwrap()),
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--peer" => {
                 let value = value();
@@ -56,7 +60,7 @@ fn options() -> Options {
                 let (address, model) = place.split_once('/').expect("--peer NAME=ADDRESS/MODEL");
                 options.peers.push(Peer { name: name.into(), address: address.parse().unwrap(), model: model.into() });
             }
-            "one" | "clients" | "bulk" | "overload" | "idle" => options.parts.push(arg),
+            "one" | "clients" | "bulk" | "overload" | "idle" | "soak" => options.parts.push(arg),
             _ => options.model = arg,
         }
     }
@@ -288,5 +292,9 @@ fn main() {
         if options.parts.is_empty() || options.parts.iter().any(|asked| asked == name) {
             part(&options);
         }
+    }
+    if options.parts.iter().any(|part| part == "soak") && !serve_client::soak::run(&options.model, &texts(6, short), options.soak)
+    {
+        std::process::exit(1);
     }
 }

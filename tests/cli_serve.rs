@@ -3,122 +3,16 @@
 
 mod cli_model;
 mod cli_place;
+mod serving;
 
 use cli_place::{PATIENCE, Place};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use serving::{body, start, started};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::mpsc;
-
-/// A server as a child process; killed when dropped.
-struct Serving {
-    child: Child,
-    /// Lines of stderr, as they come.
-    lines: mpsc::Receiver<String>,
-    /// Those that were read.
-    said: Vec<String>,
-    port: u16,
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn start(place: &Place, args: &[&str], change: impl FnOnce(&mut Command)) -> Serving {
-    let mut command = place.command(&[&["serve", "--hostname", "127.0.0.1", "--port", "0", "--backend", "cpu"], args].concat());
-    for name in ["MODEL_ID", "REVISION", "API_KEY", "PORT", "JSON_OUTPUT", "HOSTNAME"] {
-        command.env_remove(name);
-    }
-    change(&mut command);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let lines = read_lines(child.stderr.take().unwrap());
-    let mut serving = Serving { child, lines, said: Vec::new(), port: 0 };
-    let listening = serving.line("listening on http://127.0.0.1:");
-    let port = listening.split("127.0.0.1:").nth(1).unwrap();
-    serving.port = port.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap();
-    serving
-}
-
-fn read_lines(stderr: ChildStderr) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-    receiver
-}
-
-impl Serving {
-    /// The next line that has `part` in it.
-    #[track_caller]
-    fn line(&mut self, part: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {part:?} in {:#?}", self.said));
-            self.said.push(line.clone());
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    fn ready(mut self) -> Self {
-        self.line("ready");
-        self
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
-    }
-
-    fn status(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
-    }
-
-    /// A request that is under way until the rest of its body, 16 bytes behind `{`, is sent.
-    fn half_a_request(&self) -> TcpStream {
-        let mut stream = self.connect();
-        stream
-            .write_all(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 17\r\n\r\n{")
-            .unwrap();
-        while !self.get("/metrics").contains("trt_embed_active_requests 1") {}
-        stream
-    }
-
-    /// Status line, headers and body of the answer.
-    fn send(&self, request: &str) -> String {
-        let mut stream = self.connect();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn get(&self, path: &str) -> String {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"))
-    }
-
-    fn post(&self, path: &str, headers: &str, body: &str) -> String {
-        let length = body.len();
-        self.send(&format!(
-            "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
-        ))
-    }
-}
-
-#[track_caller]
-fn body(answer: &str) -> Value {
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
-}
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 #[test]
 fn signals_end_the_server_when_its_work_is_done() {
@@ -182,6 +76,45 @@ fn grpc_has_a_port_of_its_own() {
     let mut frame = [0; 9];
     stream.read_exact(&mut frame).unwrap();
     assert_eq!(frame[3], 4, "{frame:?} is no settings frame");
+}
+
+#[test]
+fn grpc_and_the_admin_have_sockets_where_they_are_asked_for() {
+    let place = Place::new();
+    let args = ["-m", "model", "--grpc-unix-socket", "./grpc", "--admin", "./admin", "--linger", "1", "--overtakings", "0"];
+    let mut serving = start(&place, &args, |_| {});
+    serving.line("listening on unix:./grpc (gRPC)");
+    serving.line("listening on unix:./admin (admin)");
+    let serving = serving.ready();
+    let connect = |name: &str| {
+        let stream = UnixStream::connect(place.path(name)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let mut grpc = connect("grpc");
+    grpc.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    grpc.read_exact(&mut frame).unwrap();
+    assert_eq!(frame[3], 4, "{frame:?} is no settings frame");
+    let admin = |path: &str, body: &str| {
+        let (mut stream, length) = (connect("admin"), body.len());
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let models = body(&admin("/admin/load", r#"{"model": "second", "source": "model"}"#));
+    assert_eq!((models["models"].as_array().unwrap().len(), &models["models"][1]["names"][0]), (2, &"second".into()));
+    body(&serving.post("/embed", "", r#"{"inputs": "the cat sat", "model": "second"}"#));
+    let refused = admin("/admin/load", r#"{"model": "third", "source": "nosuch/"}"#);
+    assert!(refused.starts_with("HTTP/1.1 424 ") && refused.contains("nosuch/"), "{refused}");
+    // The address for requests knows nothing of it.
+    assert!(serving.post("/admin/load", "", r#"{"model": "third", "source": "model"}"#).starts_with("HTTP/1.1 404 "));
+    assert!(serving.get("/admin/models").starts_with("HTTP/1.1 404 "));
 }
 
 #[test]
@@ -251,43 +184,11 @@ fn sockets_of_systemd_are_listened_on() {
         };
     }
     command.stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let lines = read_lines(child.stderr.take().unwrap());
-    let mut serving = Serving { child, lines, said: Vec::new(), port };
+    let mut serving = started(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap(), port);
     serving.line(&format!("listening on http://127.0.0.1:{port}"));
     serving.line("(health and metrics)");
     let serving = serving.ready();
     assert!(serving.get("/health").starts_with("HTTP/1.1 200 "));
-}
-
-#[test]
-fn a_log_that_cannot_be_written_stops_nothing() {
-    let place = Place::new();
-    let socket = place.path("socket");
-    let mut command = place.command(&["serve", "-m", "model", "--backend", "cpu", "--unix-socket", socket.to_str().unwrap()]);
-    // Every write to it fails: no space is left on the device.
-    let full = std::fs::File::create("/dev/full").unwrap();
-    let child = command.env_remove("API_KEY").stdout(Stdio::null()).stderr(full).spawn().unwrap();
-    let mut serving = Serving { child, lines: mpsc::channel().1, said: Vec::new(), port: 0 };
-    let ask = || -> std::io::Result<String> {
-        let mut stream = std::os::unix::net::UnixStream::connect(&socket)?;
-        let body = r#"{"inputs": "cat"}"#;
-        write!(
-            stream,
-            "POST /embed HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let began = std::time::Instant::now();
-    while !ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
-        assert!(began.elapsed() < PATIENCE, "{:?}", ask());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    serving.signal(Signal::SIGTERM);
-    assert_eq!(serving.status(), Some(0));
 }
 
 #[test]
@@ -317,6 +218,13 @@ fn servers_that_cannot_be_end_with_a_reason() {
         (&["--port", "0", "-m", "model", "--calibration-texts", "nosuch.txt"], 1, "nosuch.txt"),
         (&["--port", "0", "-m", "model", "--tls-cert", "a.pem", "--tls-key", "a.key"], 1, "a.pem"),
         (&["--port", "0", "-m", "model", "--default-prompt-name", "nosuch"], 1, "nosuch"),
+        (&["--port", "0", "-m", "model", "--admin", "0.0.0.0:0"], 1, "can be reached from other machines; give it a key"),
+        (&["--port", "0", "-m", "model", "--admin", "nosuch"], 2, "neither a port"),
+        (&["--port", "0", "-m", "model", "--admin-key", "k"], 2, "--admin"),
+        (&["--port", "0", "-m", "model", "--admin", "0", "--admin-key", "a,,b"], 1, "an admin key is empty"),
+        (&["--port", "0", "-m", "model", "--admin", "nosuch/admin"], 1, "cannot listen on unix:nosuch/admin (admin)"),
+        (&["--port", "0", "-m", "model", "--linger", "1001"], 2, "outside 0 to 1000"),
+        (&["--port", "0", "-m", "model", "--grpc-port", "0", "--grpc-unix-socket", "a"], 2, "--grpc-unix-socket"),
     ] {
         let (code, stderr) = serve(args);
         assert!(code == status && stderr.contains(says) && !stderr.contains("panicked"), "{args:?}: {code} {stderr}");

@@ -403,6 +403,28 @@ fn replace(body: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn texts_that_cannot_be_tokens_or_are_too_long_are_refused_in_both_dialects() {
+    let mut settings = Settings::default();
+    settings.auto_truncate = false;
+    // Its positions are counted by the padding token, which a text may not have in it.
+    let server = start(vec![served("mpnet", "tests/fixtures/mpnet")], settings);
+    let long = "cat ".repeat(1000);
+    for (text, error_type, code, says) in [
+        ("<pad>", "Tokenizer", "tokenizer", "padding token"),
+        (&long, "Validation", "invalid_value", "index 1 (from 0) has more than"),
+    ] {
+        let native = server.post("/embed", &json!({ "inputs": ["cat", text] }));
+        assert_eq!((native.status, native.json()["error_type"].as_str()), (422, Some(error_type)), "{}", native.json());
+        assert!(native.json()["error"].as_str().unwrap().contains(says), "{}", native.json());
+        let openai = server.post("/v1/embeddings", &json!({ "input": ["cat", text] }));
+        let error = openai.json()["error"].clone();
+        assert_eq!((openai.status, error["code"].as_str()), (422, Some(code)), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(says), "{error}");
+    }
+    assert_eq!(server.post("/embed", &json!({ "inputs": ["cat", "dog"] })).status, 200);
+}
+
+#[test]
 fn deep_json_takes_no_stack() {
     let server = server(|_| {});
     let deep = format!("{}1{}", "[".repeat(500_000), "]".repeat(500_000));

@@ -1,6 +1,8 @@
 //! Clients of a server on loopback, and a server as a child process: what benches/serve.rs measures with. Threads and blocking sockets, so that
 //! the load costs the server's machine as little as may be.
 
+pub mod soak;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -188,7 +190,9 @@ impl Serving {
     pub fn start(model: &str, args: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_trt-embed"));
         command.args(["serve", "-m", model, "--hostname", "127.0.0.1", "--port", "0", "--backend", "cpu"]).args(args);
-        command.env_clear().envs(std::env::vars().filter(|(name, _)| matches!(name.as_str(), "PATH" | "HOME" | "TMPDIR")));
+        command
+            .env_clear()
+            .envs(std::env::vars().filter(|(name, _)| matches!(name.as_str(), "PATH" | "HOME" | "TMPDIR" | "MALLOC_ARENA_MAX")));
         let mut child = command.env("RUST_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut address = None;

@@ -6,9 +6,10 @@ use anyhow::{Context, Result};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use trt_embed::EmbedderBuilder;
-use trt_embed::server::{Address, Collector, Ended, Served, Server, Settings, TlsFiles};
+use trt_embed::server::{Address, Admin, Collector, Ended, Served, Server, Settings, TlsFiles};
 
 /// Serves models over HTTP, and over gRPC with --grpc-port.
 ///
@@ -65,6 +66,23 @@ pub struct Args {
     /// Port for gRPC, on the same address [default: no gRPC].
     #[arg(long, env = "TRT_EMBED_GRPC_PORT", value_name = "PORT")]
     grpc_port: Option<u16>,
+    /// Unix socket for gRPC in the place of --grpc-port.
+    #[arg(long, env = "TRT_EMBED_GRPC_UNIX_SOCKET", value_name = "PATH", conflicts_with = "grpc_port")]
+    grpc_unix_socket: Option<PathBuf>,
+    /// Where models are loaded, reloaded and removed while the server serves: a port of loopback, ADDRESS:PORT, or the path of a Unix socket, with a
+    /// `/` in it [default: nowhere].
+    #[arg(long, env = "TRT_EMBED_ADMIN", value_name = "PORT|ADDRESS:PORT|PATH", value_parser = admin_address)]
+    admin: Option<Address>,
+    /// Keys of which requests to --admin must bring one, with commas between them; needed where that address is not this machine's alone.
+    #[arg(
+        long,
+        env = "TRT_EMBED_ADMIN_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        value_name = "KEY[,KEY…]",
+        requires = "admin"
+    )]
+    admin_key: Vec<String>,
     /// Port for /metrics and health alone, without a key and without TLS, beside the others [default: they stand on the other port alone].
     #[arg(long, env = "PROMETHEUS_PORT", value_name = "PORT")]
     prometheus_port: Option<u16>,
@@ -80,6 +98,13 @@ pub struct Args {
     /// Most tokens that wait for one model; requests beyond them are answered 429 at once.
     #[arg(long, env = "TRT_EMBED_MAX_QUEUE_TOKENS", value_name = "N", default_value_t = 262_144)]
     max_queue_tokens: usize,
+    /// Milliseconds that a text may wait for others to share its batch though the executor is free, at most 1000 [default: not at all]. Under load texts gather
+    /// while batches run, so that this helps few.
+    #[arg(long, env = "TRT_EMBED_LINGER", value_name = "MILLISECONDS", default_value_t = 0.0, hide_default_value = true, value_parser = linger)]
+    linger: f64,
+    /// Most batches of interactive texts that are begun one after another while bulk texts wait; with 0 bulk goes first [default: 4].
+    #[arg(long, env = "TRT_EMBED_OVERTAKINGS", value_name = "N")]
+    overtakings: Option<usize>,
     /// Most bytes of a body.
     #[arg(long, env = "PAYLOAD_LIMIT", value_name = "BYTES", default_value_t = 2_000_000)]
     payload_limit: usize,
@@ -224,6 +249,7 @@ Exit status: 0 all that was under way was answered, 1 a fault, or requests were 
 /// Runs the verb.
 pub fn run(args: Args) -> Result<()> {
     args.of_tei.check()?;
+    let args = Arc::new(args);
     let models = args.served()?;
     let server = Server::bind(&args.addresses()?, models, args.settings()?)?;
     for address in server.addresses() {
@@ -241,7 +267,8 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 impl Args {
-    fn served(&self) -> Result<Vec<Served>> {
+    /// What runs the models.
+    fn executor(&self) -> Result<ExecutorArgs> {
         let mut executor = ExecutorArgs {
             batch_tokens: self.executor.batch_tokens.or(self.max_batch_tokens),
             batch_size: self.executor.batch_size.or(self.max_batch_requests),
@@ -250,6 +277,19 @@ impl Args {
         if let Some(dtype) = self.dtype {
             dtype.set(&mut executor)?;
         }
+        Ok(executor)
+    }
+
+    fn builder(&self, source: &str, executor: &ExecutorArgs) -> Result<EmbedderBuilder> {
+        let mut builder = self.with_vectors(settings::builder(source, executor)?)?.progress(progress::downloads());
+        if let Some(batches) = self.overtakings {
+            builder = builder.overtakings(batches);
+        }
+        Ok(builder.linger(Duration::from_secs_f64(self.linger / 1e3)))
+    }
+
+    fn served(&self) -> Result<Vec<Served>> {
+        let executor = self.executor()?;
         let of_tei = self.model_id.iter().map(|id| match &self.revision {
             None => id.clone(),
             Some(revision) => format!("{id}@{revision}"),
@@ -257,8 +297,7 @@ impl Args {
         let mut served = Vec::new();
         for named in of_tei.chain(self.models.iter().cloned()) {
             let (name, source) = name_and_source(&named);
-            let builder = self.with_vectors(settings::builder(source, &executor)?)?.progress(progress::downloads());
-            served.push(Served { names: vec![name.to_owned()], builder });
+            served.push(Served { names: vec![name.to_owned()], builder: self.builder(source, &executor)? });
         }
         let Some(first) = served.first_mut() else {
             return Err(Usage("serve needs a model: -m FOLDER, -m ORG/NAME or --model NAME=MODEL".into()).into());
@@ -292,8 +331,11 @@ impl Args {
             None => Address::Tcp(self.address(self.port)?),
         };
         let probes = self.prometheus_port.map(|port| self.address(port).map(Address::Probes)).transpose()?;
-        let grpc = self.grpc_port.map(|port| self.address(port).map(Address::Grpc)).transpose()?;
-        Ok([Some(first), probes, grpc].into_iter().flatten().collect())
+        let grpc = match &self.grpc_unix_socket {
+            Some(path) => Some(Address::GrpcUnix(path.clone())),
+            None => self.grpc_port.map(|port| self.address(port).map(Address::Grpc)).transpose()?,
+        };
+        Ok([Some(first), probes, grpc, self.admin.clone()].into_iter().flatten().collect())
     }
 
     fn address(&self, port: u16) -> Result<SocketAddr> {
@@ -307,8 +349,20 @@ impl Args {
         found.with_context(|| format!("--hostname {host} has no address"))
     }
 
-    fn settings(&self) -> Result<Settings> {
+    /// What `--admin` allows: models from where the server's own come from, opened in the same way.
+    fn admin_settings(self: &Arc<Self>) -> Result<Option<Admin>> {
+        if self.admin.is_none() {
+            return Ok(None);
+        }
+        let (args, executor) = (self.clone(), self.executor()?);
+        let mut admin = Admin::new(Arc::new(move |source| args.builder(source, &executor).map_err(|error| format!("{error:#}"))));
+        admin.keys.clone_from(&self.admin_key);
+        Ok(Some(admin))
+    }
+
+    fn settings(self: &Arc<Self>) -> Result<Settings> {
         let mut settings = Settings::default();
+        settings.admin = self.admin_settings()?;
         if let Some(path) = &self.calibration_texts {
             let text = std::fs::read_to_string(path).with_context(|| format!("--calibration-texts {}", path.display()))?;
             settings.calibration_texts = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
@@ -360,6 +414,30 @@ fn name_and_source(named: &str) -> (&str, &str) {
     }
 }
 
+/// Where an admin is listened for.
+fn admin_address(text: &str) -> Result<Address, String> {
+    if text.contains('/') {
+        return Ok(Address::AdminUnix(text.into()));
+    }
+    let address = match text.parse::<u16>() {
+        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        Err(_) => text.parse::<SocketAddr>(),
+    };
+    let refused =
+        |_| format!("\"{text}\" is neither a port, nor ADDRESS:PORT with an address in numbers, nor a path with a `/` in it");
+    address.map(Address::Admin).map_err(refused)
+}
+
+/// Milliseconds of `--linger`.
+fn linger(text: &str) -> Result<f64, String> {
+    let milliseconds: f64 = text.parse().map_err(|_| format!("\"{text}\" is no number of milliseconds"))?;
+    if (0.0..=1000.0).contains(&milliseconds) {
+        Ok(milliseconds)
+    } else {
+        Err(format!("{text} is outside 0 to 1000 milliseconds"))
+    }
+}
+
 /// A time of this program's flags: longer than nothing, at most a day.
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("\"{text}\" is no number of seconds"))?;
@@ -384,10 +462,29 @@ mod tests {
     }
 
     #[test]
+    fn an_admin_has_an_address_of_this_machine_unless_it_says_another() {
+        for (text, address) in [
+            ("3001", Address::Admin("127.0.0.1:3001".parse().unwrap())),
+            ("0.0.0.0:0", Address::Admin("0.0.0.0:0".parse().unwrap())),
+            ("[::1]:3001", Address::Admin("[::1]:3001".parse().unwrap())),
+            ("./admin", Address::AdminUnix("./admin".into())),
+        ] {
+            assert_eq!(admin_address(text), Ok(address), "{text}");
+        }
+        for text in ["", "admin", "70000", "localhost:3001", "-1"] {
+            assert!(admin_address(text).unwrap_err().contains("neither"), "{text}");
+        }
+    }
+
+    #[test]
     fn times_are_bounded() {
         assert_eq!(seconds("0.25"), Ok(0.25));
         for text in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
             assert!(seconds(text).is_err(), "{text}");
+        }
+        assert_eq!((linger("0"), linger("2.5")), (Ok(0.0), Ok(2.5)));
+        for text in ["-1", "NaN", "1000.1", "soon"] {
+            assert!(linger(text).is_err(), "{text}");
         }
     }
 }

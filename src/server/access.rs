@@ -127,7 +127,7 @@ fn is_public(method: &Method, path: &str) -> bool {
 }
 
 /// The key that a request brings; also without `Bearer`, as some clients of TEI send it.
-fn key(headers: &HeaderMap) -> Option<&[u8]> {
+pub(super) fn key(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     match value.split_at_checked(7) {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case(b"bearer ") => Some(key.trim_ascii()),
@@ -183,13 +183,25 @@ pub(super) struct Open {
     method: Method,
     uri: Uri,
     id: String,
+    /// Whether its failure is one of the service's.
+    counted: bool,
     ended: bool,
 }
 
 impl Open {
     pub fn new(state: &Arc<State>, arrived: Instant, request: &Request, id: &str) -> Self {
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        Self { state: state.clone(), arrived, method, uri, id: id.to_owned(), ended: false }
+        Self { state: state.clone(), arrived, method, uri, id: id.to_owned(), counted: true, ended: false }
+    }
+
+    /// One whose failures stand in the log alone.
+    pub fn uncounted(mut self) -> Self {
+        self.counted = false;
+        self
+    }
+
+    pub fn uri(&self) -> &Uri {
+        &self.uri
     }
 
     /// Counts and logs the answer.
@@ -204,17 +216,19 @@ impl Open {
         }
         if let Some(failure) = failure {
             self.count_failure(failure.reason);
-            if matches!(failure.kind, Kind::Overloaded | Kind::Unhealthy | Kind::TooLarge | Kind::Timeout)
-                && self.method == Method::POST
-            {
+            if matches!(failure.kind, Kind::Overloaded | Kind::Unhealthy | Kind::TooLarge | Kind::Timeout) && self.counts() {
                 metrics.rejected.with_label_values(&[failure.reason]).inc();
             }
         }
         self.log(status.as_u16(), failure.map(|failure| failure.message.as_str()), usage);
     }
 
+    fn counts(&self) -> bool {
+        self.counted && self.method == Method::POST
+    }
+
     fn count_failure(&self, reason: &str) {
-        if self.method == Method::POST {
+        if self.counts() {
             self.state.metrics.request_failure.with_label_values(&[reason]).inc();
         }
     }

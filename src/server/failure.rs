@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Tokenizer,
     /// The executor failed.
     Backend,
+    /// What the admin asks for cannot be beside what there is, or what is being done.
+    Conflict,
     /// Too much is under way.
     Overloaded,
     /// A model is loading or failing, or the server ends.
@@ -64,6 +66,7 @@ impl Kind {
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Validation | Self::Tokenizer => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Backend => StatusCode::FAILED_DEPENDENCY,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Unhealthy => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -75,6 +78,7 @@ impl Kind {
             Self::Empty => "Empty",
             Self::Tokenizer => "Tokenizer",
             Self::Backend => "Backend",
+            Self::Conflict => "Conflict",
             Self::Overloaded => "Overloaded",
             Self::Unhealthy => "Unhealthy",
             Self::Unauthorized => "Unauthorized",
@@ -97,6 +101,7 @@ impl Kind {
             Self::Validation => ("invalid_request_error", "invalid_value"),
             Self::Tokenizer => ("invalid_request_error", "tokenizer"),
             Self::Backend => ("server_error", "backend"),
+            Self::Conflict => ("invalid_request_error", "conflict"),
             Self::Overloaded => ("rate_limit_error", "rate_limit_exceeded"),
             Self::Unhealthy => ("server_error", "unhealthy"),
         }
@@ -180,5 +185,69 @@ impl From<crate::Error> for Failure {
             Error::Batch { source, .. } => Self::new(Kind::Backend, "backend", source.to_string()),
             _ => Self::new(Kind::Backend, "backend", message),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+
+    const KINDS: [Kind; 15] = [
+        Kind::Malformed,
+        Kind::Empty,
+        Kind::Unauthorized,
+        Kind::UnknownModel,
+        Kind::UnknownRoute,
+        Kind::Method,
+        Kind::Timeout,
+        Kind::TooLarge,
+        Kind::MediaType,
+        Kind::Validation,
+        Kind::Tokenizer,
+        Kind::Backend,
+        Kind::Conflict,
+        Kind::Overloaded,
+        Kind::Unhealthy,
+    ];
+
+    /// Status, `Retry-After` and body of the answer of a route.
+    async fn answer(failure: &Failure, path: &str) -> (u16, bool, Value) {
+        let response = failure.response(&path.parse().unwrap());
+        let (status, retry) = (response.status().as_u16(), response.headers().contains_key(header::RETRY_AFTER));
+        (status, retry, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
+    }
+
+    /// The table of docs/server.md is what is answered, in both forms.
+    #[tokio::test]
+    async fn every_failure_is_answered_as_the_documentation_says() {
+        let (_, table) = include_str!("../../docs/server.md").split_once("## Errors").unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap();
+        let rows: Vec<Vec<&str>> =
+            table.lines().filter(|line| line.starts_with('|')).map(|line| line.split('|').map(str::trim).collect()).collect();
+        let mut told = std::collections::BTreeSet::new();
+        for kind in KINDS {
+            let failure = Failure { param: Some("input"), ..Failure::new(kind, "test", "what is wrong") };
+            let (status, retry, native) = answer(&failure, "/embed").await;
+            assert_eq!(native["error"], "what is wrong");
+            for path in ["/v1/embeddings", "/embeddings"] {
+                let (same, _, openai) = answer(&failure, path).await;
+                let error = &openai["error"];
+                assert_eq!((same, &error["message"], &error["param"]), (status, &native["error"], &"input".into()), "{kind:?}");
+                let code = error["code"].as_str().unwrap();
+                let is_row = |row: &Vec<&str>| {
+                    // What the admin alone says has no other form.
+                    let codes =
+                        if kind == Kind::Conflict { row[3].is_empty() } else { row[3].split(", ").any(|known| known == code) };
+                    row[1] == status.to_string() && Some(row[2]) == native["error_type"].as_str() && codes
+                };
+                let row = rows.iter().position(is_row).unwrap_or_else(|| panic!("{kind:?}: {status} {native} {code}"));
+                told.insert(row);
+                assert_eq!(retry, rows[row][4].contains("`Retry-After`"), "{kind:?}");
+            }
+        }
+        // All but the head of the table and its line.
+        assert_eq!(told.len(), rows.len() - 2, "{rows:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! What a fuzz target and a test of many seeded bodies check of every body: it is read as the format says, or refused, and nothing panics.
 
+pub use super::grpc::fuzzed::check as check_call;
+
 use super::encoding::{Encoded, Encoding, Ranges};
 use super::inputs::{Inputs, Item};
 use super::{body, native, openai, tokens};

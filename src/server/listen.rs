@@ -48,8 +48,14 @@ pub enum Address {
     Unix(PathBuf),
     /// TCP, for gRPC alone: HTTP/2 without a preceding HTTP/1.1.
     Grpc(SocketAddr),
+    /// A Unix socket's path, for gRPC alone.
+    GrpcUnix(PathBuf),
     /// TCP, for /metrics and health alone, without a key and without TLS.
     Probes(SocketAddr),
+    /// TCP, for what [`Settings::admin`](super::Settings::admin) allows, alone.
+    Admin(SocketAddr),
+    /// A Unix socket's path, for what [`Settings::admin`](super::Settings::admin) allows, alone. Only the server's own user and root can connect.
+    AdminUnix(PathBuf),
     /// All sockets that systemd hands over (`LISTEN_FDS`); they can be taken once.
     HandedOver,
 }
@@ -60,19 +66,34 @@ impl std::fmt::Display for Address {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Grpc(address) => write!(f, "grpc://{address}"),
+            Self::GrpcUnix(path) => write!(f, "unix:{} (gRPC)", path.display()),
             Self::Probes(address) => write!(f, "http://{address} (health and metrics)"),
+            Self::Admin(address) => write!(f, "http://{address} (admin)"),
+            Self::AdminUnix(path) => write!(f, "unix:{} (admin)", path.display()),
             Self::HandedOver => write!(f, "the sockets that systemd hands over"),
         }
     }
 }
 
-/// An address that is listened on; the path of a Unix socket is removed when this is dropped, unless another made it.
-pub(super) enum Bound {
+/// What is spoken and answered on an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Http,
+    Grpc,
+    Probes,
+    Admin,
+}
+
+/// An address that is listened on.
+pub(super) struct Bound {
+    listener: Listener,
+    pub purpose: Purpose,
+}
+
+/// The path of a Unix socket that was made here is removed when this is dropped.
+enum Listener {
     Tcp(std::net::TcpListener),
-    Unix(std::os::unix::net::UnixListener, PathBuf),
-    Grpc(std::net::TcpListener),
-    Probes(std::net::TcpListener),
-    HandedOver(std::os::unix::net::UnixListener),
+    Unix(std::os::unix::net::UnixListener, Option<PathBuf>),
 }
 
 impl Bound {
@@ -81,23 +102,28 @@ impl Bound {
     /// # Errors
     /// An address that is taken or not this machine's.
     pub fn all(address: &Address) -> io::Result<Vec<Self>> {
-        let bound = match address {
-            Address::Tcp(address) => vec![Self::Tcp(std::net::TcpListener::bind(address)?)],
-            Address::Grpc(address) => vec![Self::Grpc(std::net::TcpListener::bind(address)?)],
-            Address::Probes(address) => vec![Self::Probes(std::net::TcpListener::bind(address)?)],
-            Address::Unix(path) => {
-                remove_abandoned(path);
-                vec![Self::Unix(std::os::unix::net::UnixListener::bind(path)?, path.clone())]
+        let (listeners, purpose) = match address {
+            Address::Tcp(address) => (vec![Listener::tcp(address)?], Purpose::Http),
+            Address::Unix(path) => (vec![Listener::unix(path)?], Purpose::Http),
+            Address::Grpc(address) => (vec![Listener::tcp(address)?], Purpose::Grpc),
+            Address::GrpcUnix(path) => (vec![Listener::unix(path)?], Purpose::Grpc),
+            Address::Probes(address) => (vec![Listener::tcp(address)?], Purpose::Probes),
+            Address::Admin(address) => (vec![Listener::tcp(address)?], Purpose::Admin),
+            Address::AdminUnix(path) => {
+                use std::os::unix::fs::PermissionsExt;
+                let listener = Listener::unix(path)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+                (vec![listener], Purpose::Admin)
             }
-            Address::HandedOver => handed_over()?,
+            Address::HandedOver => (handed_over()?, Purpose::Http),
         };
-        for bound in &bound {
-            match bound {
-                Self::Tcp(listener) | Self::Grpc(listener) | Self::Probes(listener) => listener.set_nonblocking(true)?,
-                Self::Unix(listener, _) | Self::HandedOver(listener) => listener.set_nonblocking(true)?,
+        for listener in &listeners {
+            match listener {
+                Listener::Tcp(listener) => listener.set_nonblocking(true)?,
+                Listener::Unix(listener, _) => listener.set_nonblocking(true)?,
             }
         }
-        Ok(bound)
+        Ok(listeners.into_iter().map(|listener| Self { listener, purpose }).collect())
     }
 
     /// The address with the port that was taken.
@@ -105,15 +131,38 @@ impl Bound {
     /// # Errors
     /// The system's.
     pub fn address(&self) -> io::Result<Address> {
-        Ok(match self {
-            Self::Tcp(listener) => Address::Tcp(listener.local_addr()?),
-            Self::Unix(_, path) => Address::Unix(path.clone()),
-            Self::Grpc(listener) => Address::Grpc(listener.local_addr()?),
-            Self::Probes(listener) => Address::Probes(listener.local_addr()?),
-            Self::HandedOver(listener) => {
-                Address::Unix(listener.local_addr()?.as_pathname().map(PathBuf::from).unwrap_or_default())
+        Ok(match (&self.listener, self.purpose) {
+            (Listener::Tcp(listener), purpose) => {
+                let address = listener.local_addr()?;
+                match purpose {
+                    Purpose::Http => Address::Tcp(address),
+                    Purpose::Grpc => Address::Grpc(address),
+                    Purpose::Probes => Address::Probes(address),
+                    Purpose::Admin => Address::Admin(address),
+                }
+            }
+            (Listener::Unix(listener, path), purpose) => {
+                let own = listener.local_addr()?.as_pathname().map(PathBuf::from);
+                let path = path.clone().or(own).unwrap_or_default();
+                match purpose {
+                    Purpose::Grpc => Address::GrpcUnix(path),
+                    Purpose::Admin => Address::AdminUnix(path),
+                    // Probes have no Unix socket.
+                    Purpose::Http | Purpose::Probes => Address::Unix(path),
+                }
             }
         })
+    }
+}
+
+impl Listener {
+    fn tcp(address: &SocketAddr) -> io::Result<Self> {
+        std::net::TcpListener::bind(address).map(Self::Tcp)
+    }
+
+    fn unix(path: &PathBuf) -> io::Result<Self> {
+        remove_abandoned(path);
+        Ok(Self::Unix(std::os::unix::net::UnixListener::bind(path)?, Some(path.clone())))
     }
 }
 
@@ -121,7 +170,7 @@ impl Bound {
 ///
 /// # Errors
 /// None, or one of another kind.
-fn handed_over() -> io::Result<Vec<Bound>> {
+fn handed_over() -> io::Result<Vec<Listener>> {
     let mut sockets = listenfd::ListenFd::from_env();
     if sockets.len() == 0 {
         return Err(io::Error::other("systemd handed over no sockets, or they were taken before"));
@@ -130,17 +179,18 @@ fn handed_over() -> io::Result<Vec<Bound>> {
         .map(|place| {
             // Each is tried as the one and then as the other: a failure leaves it where it is.
             if let Ok(Some(listener)) = sockets.take_tcp_listener(place) {
-                return Ok(Bound::Tcp(listener));
+                return Ok(Listener::Tcp(listener));
             }
             let unix = sockets.take_unix_listener(place)?;
-            unix.map(Bound::HandedOver).ok_or_else(|| io::Error::other(format!("socket {place} was taken before")))
+            unix.map(|listener| Listener::Unix(listener, None))
+                .ok_or_else(|| io::Error::other(format!("socket {place} was taken before")))
         })
         .collect()
 }
 
-impl Drop for Bound {
+impl Drop for Listener {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Self::Unix(_, Some(path)) = self {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -170,16 +220,16 @@ pub(super) async fn serve(
     tls: Option<Tls>,
 ) -> io::Result<()> {
     let mut connections = JoinSet::new();
-    let grpc = matches!(bound, Bound::Grpc(_));
+    let grpc = bound.purpose == Purpose::Grpc;
     // A Unix socket's clients are of this machine, and probes speak no TLS.
-    let tls = match bound {
-        Bound::Tcp(_) => tls,
-        Bound::Grpc(_) => tls.map(|tls| tls.for_http2()),
-        Bound::Unix(..) | Bound::Probes(_) | Bound::HandedOver(_) => None,
+    let tls = match (&bound.listener, bound.purpose) {
+        (Listener::Unix(..), _) | (_, Purpose::Probes) => None,
+        (_, Purpose::Grpc) => tls.map(|tls| tls.for_http2()),
+        (_, Purpose::Http | Purpose::Admin) => tls,
     };
     let mut door = Door { router, state, slots, closing: closing.clone(), grpc, tls };
-    match &bound {
-        Bound::Tcp(listener) | Bound::Grpc(listener) | Bound::Probes(listener) => {
+    match &bound.listener {
+        Listener::Tcp(listener) => {
             let listener = TcpListener::from_std(listener.try_clone()?)?;
             let accept = || async {
                 let (stream, _) = listener.accept().await?;
@@ -189,7 +239,7 @@ pub(super) async fn serve(
             };
             door.accept(accept, &mut connections).await;
         }
-        Bound::Unix(listener, _) | Bound::HandedOver(listener) => {
+        Listener::Unix(listener, _) => {
             let listener = UnixListener::from_std(listener.try_clone()?)?;
             door.accept(|| async { listener.accept().await.map(|(stream, _)| stream) }, &mut connections).await;
         }

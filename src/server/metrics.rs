@@ -105,6 +105,25 @@ impl Metrics {
         })
     }
 
+    /// The queue of the model that has taken the place of `name` counts from 0.
+    pub fn begin_anew(&self, name: &str) {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Nothing is told any more of a model that was removed: names come and go.
+    pub fn forget(&self, name: &str) {
+        self.begin_anew(name);
+        // What was never told has no label.
+        for class in ["interactive", "bulk"] {
+            let _ = self.queue_wait.remove_label_values(&[name, class]);
+            let _ = self.queue_tokens.remove_label_values(&[name, class]);
+        }
+        let _ = self.ready.remove_label_values(&[name]);
+        for counters in [&self.batches, &self.batch_texts, &self.tokens, &self.run_tokens, &self.expired, &self.cancelled] {
+            let _ = counters.remove_label_values(&[name]);
+        }
+    }
+
     /// All metrics in Prometheus' text format.
     ///
     /// # Errors

@@ -2,9 +2,10 @@
 //!
 //! A request's way: `listen` (connection) -> `access` (key, limits, log) -> `body` (JSON) -> `native`, `openai` or `tokens` (what is asked)
 //! -> `work` (ids, submission, vectors) -> `body` (JSON). What goes wrong is a `failure::Failure`, which the front door writes in the route's dialect.
-//! Over gRPC: `listen` -> `grpc::door` -> `grpc` (messages to inputs) -> `work`.
+//! Over gRPC: `listen` -> `grpc::door` -> `grpc` (messages to inputs) -> `work`. `admin` changes the models that all of them find in the `registry`.
 
 mod access;
+mod admin;
 mod body;
 mod encoding;
 mod failure;
@@ -13,6 +14,7 @@ pub mod fuzzed;
 mod grpc;
 mod health;
 mod inputs;
+mod keys;
 mod listen;
 mod metrics;
 mod model;
@@ -23,6 +25,7 @@ mod openapi;
 mod otlp;
 mod page;
 mod recovery;
+mod registry;
 mod settings;
 mod state;
 mod status;
@@ -32,6 +35,7 @@ mod tls;
 mod tokens;
 mod work;
 
+pub use admin::{Admin, Opener};
 pub use listen::Address;
 pub use otlp::Collector;
 pub use settings::Settings;
@@ -39,15 +43,17 @@ pub use tls::TlsFiles;
 
 use crate::{EmbedderBuilder, Error};
 use access::front_door;
+use admin::Desk;
 use axum::Router;
 use axum::http::{HeaderValue, Method, header};
 use axum::routing::{get, post};
 use failure::{Failure, Kind};
-use listen::Bound;
+use listen::{Bound, Purpose};
 use metrics::Metrics;
 use model::Model;
 use otlp::{Exporter, Tracer};
-use state::{Loader, Phase, Slot, State};
+use registry::{Loader, Slot};
+use state::{Phase, State};
 use std::sync::Arc;
 use tls::Tls;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -159,21 +165,21 @@ impl Server {
     /// Listens on `addresses`. Until [`Server::run`] clients wait.
     ///
     /// # Errors
-    /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model, two have one name, or the certificate cannot be used.
+    /// [`ServeError::Bind`]; [`ServeError::Setting`] where there is no model, two have one name, the certificate cannot be used, or anybody could
+    /// administer it.
     pub fn bind(addresses: &[Address], models: Vec<Served>, settings: Settings) -> Result<Self, ServeError> {
-        let (queue_tokens, calibration) = (settings.max_queue_tokens, Arc::new(settings.calibration_texts.clone()));
         let load = |Served { names, builder }: Served| {
-            let name = names.first().cloned().unwrap_or_default();
-            let calibration = calibration.clone();
-            let loader: Loader = Arc::new(move || Model::load(&name, builder.clone(), queue_tokens, &calibration));
+            let loader = loader(names.first().map_or("", String::as_str), builder, &settings);
             (names, loader)
         };
-        Self::with_loaders(addresses, models.into_iter().map(load).collect(), settings)
+        let models = models.into_iter().map(load).collect();
+        Self::with_loaders(addresses, models, settings)
     }
 
     fn with_loaders(addresses: &[Address], models: Vec<(Vec<String>, Loader)>, settings: Settings) -> Result<Self, ServeError> {
         let slots: Vec<Slot> = models.into_iter().map(|(names, loader)| Slot::new(names, loader)).collect();
         check(&slots, &settings)?;
+        check_admin(addresses, &settings)?;
         let metrics = Metrics::new().map_err(|error| ServeError::Setting { reason: format!("metrics: {error}") })?;
         let tls = settings.tls.as_ref().map(Tls::new).transpose().map_err(|reason| ServeError::Setting { reason })?;
         let (mut bound, mut known) = (Vec::new(), Vec::new());
@@ -218,14 +224,18 @@ impl Server {
         if let Some(exporter) = exporter {
             tokio::spawn(exporter.run());
         }
+        let (lose, mut losses) = mpsc::unbounded_channel();
+        let desk = state.settings.admin.as_ref().map(|admin| Desk::new(&state, admin, lose.clone()));
         let (close, closing) = watch::channel(false);
         let slots = Arc::new(Semaphore::new(state.settings.max_connections));
         let mut doors = JoinSet::new();
         for bound in bound {
-            let router = match bound {
-                Bound::Probes(_) => probes(&state),
-                Bound::Grpc(_) => grpc::router(&state)?,
-                Bound::Tcp(_) | Bound::Unix(..) | Bound::HandedOver(_) => router(&state)?,
+            let router = match (bound.purpose, &desk) {
+                (Purpose::Http, _) => router(&state)?,
+                (Purpose::Grpc, _) => grpc::router(&state)?,
+                (Purpose::Admin, Some(desk)) => admin::router(desk),
+                // An admin that may do nothing was refused when it was bound.
+                (Purpose::Probes, _) | (Purpose::Admin, None) => probes(&state),
             };
             doors.spawn(listen::serve(bound, router, state.clone(), slots.clone(), closing.clone(), tls.clone()));
         }
@@ -236,9 +246,8 @@ impl Server {
             loaded = load(&state) => loaded?,
             _ = &mut stopped => return Ok(Ended::Drained),
         };
-        let (lose, mut losses) = mpsc::unbounded_channel();
-        for (place, model) in models {
-            tokio::spawn(recovery::keep(state.clone(), place, model, lose.clone()));
+        for (slot, model) in models {
+            recovery::watch(&state, &slot, model, lose.clone());
         }
         state.phase.send_if_modified(|phase| {
             let first = *phase == Phase::Loading;
@@ -277,27 +286,36 @@ impl Server {
 }
 
 /// Opens and warms all models, each on a thread, and lets requests use them.
-async fn load(state: &Arc<State>) -> Result<Vec<(usize, Arc<Model>)>, ServeError> {
+async fn load(state: &Arc<State>) -> Result<Vec<(Arc<Slot>, Arc<Model>)>, ServeError> {
     let mut loading = JoinSet::new();
-    for (place, slot) in state.slots.iter().enumerate() {
-        let (name, loader) = (slot.names[0].clone(), slot.load.clone());
-        loading.spawn_blocking(move || match loader() {
-            Ok(model) => {
-                log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
-                Ok((place, Arc::new(model)))
+    for slot in state.models.all().iter().cloned() {
+        loading.spawn_blocking(move || {
+            let name = slot.name();
+            match (slot.load)() {
+                Ok(model) => {
+                    log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
+                    Ok((slot, Arc::new(model)))
+                }
+                Err(source) => Err(ServeError::Load { name: name.to_owned(), source: Box::new(source) }),
             }
-            Err(source) => Err(ServeError::Load { name, source: Box::new(source) }),
         });
     }
     let mut models = Vec::new();
     while let Some(loaded) = loading.join_next().await {
         let panicked =
             |error| ServeError::Runtime { source: std::io::Error::other(format!("a model's loading broke off: {error}")) };
-        let (place, model) = loaded.map_err(panicked)??;
-        state.slots[place].set(Some(model.clone()));
-        models.push((place, model));
+        let (slot, model) = loaded.map_err(panicked)??;
+        slot.set(Some(model.clone()));
+        models.push((slot, model));
     }
     Ok(models)
+}
+
+/// How the model that `builder` describes is loaded and served under `name`.
+fn loader(name: &str, builder: EmbedderBuilder, settings: &Settings) -> Loader {
+    let (name, queue_tokens) = (name.to_owned(), settings.max_queue_tokens);
+    let calibration = settings.calibration_texts.clone();
+    Arc::new(move || Model::load(&name, builder.clone(), queue_tokens, &calibration))
 }
 
 fn check(slots: &[Slot], settings: &Settings) -> Result<(), ServeError> {
@@ -316,6 +334,29 @@ fn check(slots: &[Slot], settings: &Settings) -> Result<(), ServeError> {
     for (what, count) in [("requests", settings.max_concurrent_requests), ("connections", settings.max_connections)] {
         if !(1..=most).contains(&count) {
             return refused(format!("{count} {what} at a time; 1 to {most} may be"));
+        }
+    }
+    Ok(())
+}
+
+/// # Errors
+/// An address for an admin that may do nothing, or one that others than this machine reach and that wants no key.
+fn check_admin(addresses: &[Address], settings: &Settings) -> Result<(), ServeError> {
+    let refused = |reason: String| Err(ServeError::Setting { reason });
+    if settings.admin.as_ref().is_some_and(|admin| admin.keys.iter().any(String::is_empty)) {
+        return refused("an admin key is empty: every request would have it".into());
+    }
+    for address in addresses {
+        match (address, &settings.admin) {
+            (Address::Admin(_) | Address::AdminUnix(_), None) => {
+                return refused(format!("{address}: the settings do not say what an admin may do"));
+            }
+            (Address::Admin(at), Some(admin)) if admin.keys.is_empty() && !at.ip().is_loopback() => {
+                return refused(format!(
+                    "{address} can be reached from other machines; give it a key, or take a loopback address or a Unix socket"
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())

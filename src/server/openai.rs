@@ -86,6 +86,6 @@ pub(super) async fn embeddings(
 /// GET /v1/models: every name that a request may give.
 pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Result<Response, Failure> {
     let entry = |name: &String| ModelEntry { id: name.clone(), object: "model", created: state.started, owned_by: "trt-embed" };
-    let data = state.slots.iter().flat_map(|slot| &slot.names).map(entry).collect();
+    let data = state.models.all().iter().flat_map(|slot| &slot.names).map(entry).collect();
     body::answer(&state, Models { object: "list", data }, 0, None).await
 }

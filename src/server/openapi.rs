@@ -5,12 +5,23 @@ use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
 use std::sync::LazyLock;
 
-static DOCUMENT: LazyLock<String> =
-    LazyLock::new(|| include_str!("openapi.json").replacen("\"VERSION\"", concat!("\"", env!("CARGO_PKG_VERSION"), "\""), 1));
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| versioned(include_str!("openapi.json")));
+
+/// The admin's routes, which have an address of their own: nothing of them stands in the other description.
+static ADMIN_DOCUMENT: LazyLock<String> = LazyLock::new(|| versioned(include_str!("openapi_admin.json")));
+
+fn versioned(document: &str) -> String {
+    document.replacen("\"VERSION\"", concat!("\"", env!("CARGO_PKG_VERSION"), "\""), 1)
+}
 
 /// GET /openapi.json, and /api-doc/openapi.json as in TEI.
 pub(super) async fn document() -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], DOCUMENT.as_str()).into_response()
+}
+
+/// GET /openapi.json on the admin's address.
+pub(super) async fn admin_document() -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], ADMIN_DOCUMENT.as_str()).into_response()
 }
 
 /// GET /docs: a page that shows the description; it loads nothing from elsewhere.
@@ -21,7 +32,7 @@ pub(super) async fn page() -> Html<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::super::encoding::Encoding;
-    use super::super::{native, openai, tokens};
+    use super::super::{admin, native, openai, tokens};
     use super::*;
     use serde::de::{Deserialize, Deserializer, Visitor};
     use serde_json::Value;
@@ -60,9 +71,16 @@ mod tests {
     }
 
     #[test]
-    fn the_description_has_the_keys_that_are_read() {
-        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
-        for (schema, keys) in [
+    fn the_descriptions_have_the_keys_that_are_read() {
+        let described = |document: &str, requests: &[(&str, BTreeSet<&str>)]| {
+            let document: Value = serde_json::from_str(document).unwrap();
+            for (schema, keys) in requests {
+                let known = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
+                assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), *keys, "{schema}");
+                assert!(!keys.is_empty());
+            }
+        };
+        let requests = [
             ("EmbedRequest", keys::<native::EmbedRequest>()),
             ("EmbedAllRequest", keys::<native::EmbedAllRequest>()),
             ("SimilarityRequest", keys::<native::SimilarityRequest>()),
@@ -72,19 +90,24 @@ mod tests {
             ("TokenizeRequest", keys::<tokens::TokenizeRequest>()),
             ("DecodeRequest", keys::<tokens::DecodeRequest>()),
             ("EmbeddingsRequest", keys::<openai::Request>()),
-        ] {
-            let known = document["components"]["schemas"][schema]["properties"].as_object().unwrap();
-            assert_eq!(known.keys().map(String::as_str).collect::<BTreeSet<_>>(), keys, "{schema}");
-            assert!(!keys.is_empty());
-        }
+        ];
+        described(&DOCUMENT, &requests);
+        let requests = [
+            ("LoadRequest", keys::<admin::LoadRequest>()),
+            ("ReloadRequest", keys::<admin::ReloadRequest>()),
+            ("RemoveRequest", keys::<admin::RemoveRequest>()),
+        ];
+        described(&ADMIN_DOCUMENT, &requests);
     }
 
     #[test]
-    fn the_description_has_the_routes_that_there_are() {
-        let routes = include_str!("mod.rs").split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
-        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
-        let described = document["paths"].as_object().unwrap().keys().map(String::as_str);
-        assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect());
+    fn the_descriptions_have_the_routes_that_there_are() {
+        for (document, code) in [(&DOCUMENT, include_str!("mod.rs")), (&ADMIN_DOCUMENT, include_str!("admin.rs"))] {
+            let routes = code.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+            let document: Value = serde_json::from_str(document).unwrap();
+            let described = document["paths"].as_object().unwrap().keys().map(String::as_str);
+            assert_eq!(described.collect::<BTreeSet<_>>(), routes.collect());
+        }
     }
 
     #[test]
@@ -96,11 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_description_refers_to_is_there() {
-        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
-        let references = DOCUMENT.split("\"$ref\": \"#").skip(1).map(|rest| rest.split('"').next().unwrap());
-        let missing: Vec<&str> = references.filter(|pointer| document.pointer(pointer).is_none()).collect();
-        assert!(missing.is_empty(), "{missing:?}");
+    fn what_the_descriptions_refer_to_is_there() {
+        for text in [&DOCUMENT, &ADMIN_DOCUMENT] {
+            let document: Value = serde_json::from_str(text).unwrap();
+            let references = text.split("\"$ref\": \"#").skip(1).map(|rest| rest.split('"').next().unwrap());
+            let missing: Vec<&str> = references.filter(|pointer| document.pointer(pointer).is_none()).collect();
+            assert!(missing.is_empty(), "{missing:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A model whose executor is lost: it is loaded anew, and the server ends where that does not help.
 
 use super::model::Model;
-use super::state::{Slot, State};
+use super::registry::Slot;
+use super::state::State;
 use super::{ServeError, health};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,11 +11,14 @@ use tokio::sync::mpsc::UnboundedSender;
 /// From one try to the next.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Watches over the model at `place` for as long as the server lives. Where its executor has failed for `recovery_delay` it is let go and loaded anew,
+/// Watches over `model`, that of `slot`, until the slot is retired. Where its executor has failed for `recovery_delay` it is let go and loaded anew,
 /// again and again for `recovery_timeout`; then `lost` is told.
-pub(super) async fn keep(state: Arc<State>, place: usize, mut model: Arc<Model>, lost: UnboundedSender<ServeError>) {
-    let (slot, settings) = (&state.slots[place], &state.settings);
-    let name = &slot.names[0];
+pub(super) fn watch(state: &Arc<State>, slot: &Arc<Slot>, model: Arc<Model>, lost: UnboundedSender<ServeError>) {
+    slot.watched_by(tokio::spawn(keep(state.clone(), slot.clone(), model, lost)));
+}
+
+async fn keep(state: Arc<State>, slot: Arc<Slot>, mut model: Arc<Model>, lost: UnboundedSender<ServeError>) {
+    let (settings, name) = (&state.settings, slot.name());
     loop {
         health::watch(&model, settings.health_timeout, settings.recovery_delay).await;
         let reason = model.health.reason();
@@ -24,11 +28,11 @@ pub(super) async fn keep(state: Arc<State>, place: usize, mut model: Arc<Model>,
         slot.set(None);
         let _ = tokio::time::timeout(settings.recovery_delay, tokio::task::spawn_blocking(move || drop(model))).await;
         let until = Instant::now() + settings.recovery_timeout;
-        model = match revive(slot, until).await {
+        model = match revive(&slot, until).await {
             Ok(model) => model,
             Err(last) => {
                 // The server has ended where nobody listens.
-                let _ = lost.send(ServeError::Lost { name: name.clone(), reason: last.unwrap_or(reason) });
+                let _ = lost.send(ServeError::Lost { name: name.to_owned(), reason: last.unwrap_or(reason) });
                 return;
             }
         };
@@ -51,7 +55,7 @@ async fn revive(slot: &Slot, until: Instant) -> Result<Arc<Model>, Option<String
             // It hangs with its device.
             Err(_) => return Err(last.or(Some("loading it anew does not end".into()))),
         };
-        log::warn!("the model {} does not come back yet: {failed}", slot.names[0]);
+        log::warn!("the model {} does not come back yet: {failed}", slot.name());
         last = Some(failed);
         if Instant::now() + PAUSE >= until {
             return Err(last);

@@ -1,5 +1,6 @@
 //! What an operator can set of the server; the defaults are TEI's where TEI has the setting.
 
+use super::admin::Admin;
 use super::otlp::Collector;
 use super::tls::TlsFiles;
 use std::num::NonZeroUsize;
@@ -25,6 +26,8 @@ pub struct Settings {
     pub auto_truncate: bool,
     /// Keys of which a request must have one; none asks for none.
     pub api_keys: Vec<String>,
+    /// What operators may do while the server serves; none for nothing.
+    pub admin: Option<Admin>,
     /// Origins whose pages may read answers; none named means all, as in TEI.
     pub cors_allow_origin: Vec<String>,
     /// The certificate of TCP listeners; none for HTTP without TLS.
@@ -64,6 +67,7 @@ impl Default for Settings {
             max_connections: 2048,
             auto_truncate: true,
             api_keys: Vec::new(),
+            admin: None,
             cors_allow_origin: Vec::new(),
             tls: None,
             traces: None,

@@ -1,14 +1,14 @@
 //! What all requests share: the models, the limits, and where the server is in its life.
 
 use super::failure::{Failure, Kind};
+use super::keys::Keys;
 use super::metrics::Metrics;
 use super::model::Model;
 use super::otlp::Tracer;
+use super::registry::{Registry, Slot};
 use super::settings::Settings;
-use sha2::{Digest, Sha256};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, PoisonError, RwLock};
-use subtle::ConstantTimeEq;
+use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
 /// Where the server is in its life.
@@ -21,39 +21,10 @@ pub(super) enum Phase {
     Draining,
 }
 
-/// Makes the model of a slot; more than once where its executor is lost.
-pub(super) type Loader = Arc<dyn Fn() -> crate::Result<Model> + Send + Sync>;
-
-/// A model by its names, while it is loaded.
-pub(super) struct Slot {
-    /// The first is its own, others are aliases.
-    pub names: Vec<String>,
-    pub load: Loader,
-    model: RwLock<Option<Arc<Model>>>,
-}
-
-impl Slot {
-    pub fn new(names: Vec<String>, load: Loader) -> Self {
-        Self { names, load, model: RwLock::default() }
-    }
-
-    /// None while it is being loaded.
-    pub fn model(&self) -> Option<Arc<Model>> {
-        // Set at once: whole after any panic.
-        self.model.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Requests that have begun keep the model that they have.
-    pub fn set(&self, model: Option<Arc<Model>>) {
-        *self.model.write().unwrap_or_else(PoisonError::into_inner) = model;
-    }
-}
-
 /// See the module.
 pub(super) struct State {
     pub settings: Settings,
-    /// The first serves requests that name none.
-    pub slots: Vec<Slot>,
+    pub models: Registry,
     pub metrics: Metrics,
     pub phase: watch::Sender<Phase>,
     pub tracer: Option<Tracer>,
@@ -65,8 +36,7 @@ pub(super) struct State {
     pub direct: Arc<Semaphore>,
     /// Permits of `helpers`.
     pub tokenizing: usize,
-    /// SHA-256 of the keys, so that all comparisons are of one length.
-    keys: Vec<[u8; 32]>,
+    keys: Keys,
     /// Seconds since 1970 of the start.
     pub started: u64,
 }
@@ -81,12 +51,12 @@ impl State {
             helpers: Arc::new(Semaphore::new(tokenizing.min(Semaphore::MAX_PERMITS))),
             direct: Arc::new(Semaphore::new(cores)),
             tokenizing,
-            keys: settings.api_keys.iter().map(|key| Sha256::digest(key).into()).collect(),
+            keys: Keys::new(&settings.api_keys),
             phase: watch::Sender::new(Phase::Loading),
             tracer,
             started: since.map_or(0, |since| since.as_secs()),
             settings,
-            slots,
+            models: Registry::new(slots),
             metrics,
         }
     }
@@ -95,14 +65,9 @@ impl State {
         *self.phase.borrow()
     }
 
-    /// Whether requests need no key, or `key` is one that is known. Takes as long whichever key it is.
+    /// Whether requests need no key, or `key` is one that is known.
     pub fn admits(&self, key: Option<&[u8]>) -> bool {
-        if self.keys.is_empty() {
-            return true;
-        }
-        let Some(key) = key else { return false };
-        let digest: [u8; 32] = Sha256::digest(key).into();
-        self.keys.iter().fold(false, |known, one| known | bool::from(one.ct_eq(&digest)))
+        self.keys.admit(key)
     }
 
     /// The model that a request names, or the first one.
@@ -110,22 +75,18 @@ impl State {
     /// # Errors
     /// A name that no model has; a model that is loading or whose executor fails.
     pub fn model(&self, name: Option<&str>) -> Result<Arc<Model>, Failure> {
-        let slot = match name {
-            None => self.slots.first(),
-            Some(name) => self.slots.iter().find(|slot| slot.names.iter().any(|known| known == name)),
-        };
-        let slot = slot.ok_or_else(|| {
-            let known: Vec<&str> = self.slots.iter().flat_map(|slot| &slot.names).map(String::as_str).collect();
-            // It goes into a line of the log.
-            let name: String = name.unwrap_or_default().chars().take(200).flat_map(char::escape_debug).collect();
-            let message = format!("The model `{name}` does not exist; there are: {}", known.join(", "));
-            Failure { param: Some("model"), ..Failure::new(Kind::UnknownModel, "model", message) }
-        })?;
-        let model = slot.model().ok_or_else(|| unhealthy(format!("the model `{}` is being loaded", slot.names[0])))?;
-        if !model.health.is_well() {
-            return Err(unhealthy(format!("the model `{}` fails: {}", slot.names[0], model.health.reason())));
-        }
-        Ok(model)
+        let slot = name.map_or_else(|| self.models.first(), |name| self.models.find(name));
+        model_of(&*slot.ok_or_else(|| self.unknown(name.unwrap_or_default()))?)
+    }
+
+    /// What a request is told that names a model that there is not.
+    pub fn unknown(&self, name: &str) -> Failure {
+        let slots = self.models.all();
+        let known: Vec<&str> = slots.iter().flat_map(|slot| &slot.names).map(String::as_str).collect();
+        // It goes into a line of the log.
+        let name: String = name.chars().take(200).flat_map(char::escape_debug).collect();
+        let message = format!("The model `{name}` does not exist; there are: {}", known.join(", "));
+        Failure { param: Some("model"), ..Failure::new(Kind::UnknownModel, "model", message) }
     }
 
     /// Whether requests are answered.
@@ -136,8 +97,19 @@ impl State {
         match self.phase() {
             Phase::Draining => Err(unhealthy("the server is shutting down")),
             Phase::Loading => Err(unhealthy("models are being loaded")),
-            Phase::Serving => self.slots.iter().try_for_each(|slot| self.model(slot.names.first().map(String::as_str)).map(drop)),
+            Phase::Serving => self.models.all().iter().try_for_each(|slot| model_of(slot).map(drop)),
         }
+    }
+}
+
+/// # Errors
+/// A model that is loading or whose executor fails.
+fn model_of(slot: &Slot) -> Result<Arc<Model>, Failure> {
+    let model = slot.model().ok_or_else(|| unhealthy(format!("the model `{}` is being loaded", slot.name())))?;
+    if model.health.is_well() {
+        Ok(model)
+    } else {
+        Err(unhealthy(format!("the model `{}` fails: {}", slot.name(), model.health.reason())))
     }
 }
 

@@ -86,7 +86,8 @@ pub(super) async fn live() -> &'static str {
 
 /// GET /metrics.
 pub(super) async fn metrics(Shared(state): Shared<Arc<State>>) -> Result<Response, Failure> {
-    let models = state.slots.iter().map(|slot| (slot.names[0].as_str(), slot.model()));
+    let slots = state.models.all();
+    let models = slots.iter().map(|slot| (slot.name(), slot.model()));
     let text = state.metrics.text(models);
     let text = text.map_err(|error| Failure::new(Kind::Backend, "metrics", format!("the metrics cannot be written: {error}")))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())

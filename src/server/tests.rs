@@ -1,5 +1,6 @@
 //! The server on an executor that waits, fails and hangs as it is told. What real models give is tested from outside, in tests/server.rs.
 
+mod admin;
 mod grpc;
 
 use super::*;
@@ -163,7 +164,7 @@ impl Running {
     }
 
     fn queue(&self) -> crate::QueueStatus {
-        self.handle.state.slots[0].model().unwrap().embedder.queue()
+        self.handle.state.models.first().unwrap().model().unwrap().embedder.queue()
     }
 
     fn stop(self) -> Ended {

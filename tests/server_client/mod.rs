@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use trt_embed::server::{Address, Ended, Handle, ServeError, Served, Server, Settings};
@@ -33,15 +33,23 @@ pub fn served(name: &str, folder: &str) -> Served {
     Served { names: vec![name.into()], builder: Embedder::builder(folder).backend(BackendChoice::Cpu).batch_size(1) }
 }
 
+/// A port of loopback that is free.
+pub const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// A server on free ports of loopback, once it is ready.
 pub fn start(models: Vec<Served>, settings: Settings) -> Running {
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let server = Server::bind(&[Address::Tcp(loopback), Address::Grpc(loopback)], models, settings).unwrap();
-    let [Address::Tcp(address), Address::Grpc(grpc)] = *server.addresses() else { panic!("no TCP addresses") };
-    let handle = server.handle();
+    start_also_on(&[], models, settings).0
+}
+
+/// As [`start`], on other addresses too, which are given back as they were bound.
+pub fn start_also_on(others: &[Address], models: Vec<Served>, settings: Settings) -> (Running, Vec<Address>) {
+    let addresses = [&[Address::Tcp(LOOPBACK), Address::Grpc(LOOPBACK)], others].concat();
+    let server = Server::bind(&addresses, models, settings).unwrap();
+    let [Address::Tcp(address), Address::Grpc(grpc), others @ ..] = server.addresses() else { panic!("no TCP addresses") };
+    let (address, grpc, others, handle) = (*address, *grpc, others.to_vec(), server.handle());
     let running = Running { address, grpc, handle, thread: Some(std::thread::spawn(move || server.run())) };
     until(|| running.handle.is_ready());
-    running
+    (running, others)
 }
 
 pub fn until(condition: impl Fn() -> bool) {
@@ -69,12 +77,7 @@ impl Running {
 
     /// JSON, unless `headers` say another content type.
     pub fn post_with(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut head = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
-        if !headers.iter().any(|(name, _)| *name == "content-type") {
-            head.push_str("content-type: application/json\r\n");
-        }
-        headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
-        self.send(&(head + "\r\n"), body)
+        self.send(&post_head(path, headers, body.len()), body)
     }
 
     pub fn send(&self, head: &str, body: &[u8]) -> Answer {
@@ -94,6 +97,16 @@ impl Running {
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
+}
+
+/// Of a POST: JSON, unless `headers` say another content type.
+pub fn post_head(path: &str, headers: &[(&str, &str)], length: usize) -> String {
+    let mut head = format!("POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n");
+    if !headers.iter().any(|(name, _)| *name == "content-type") {
+        head.push_str("content-type: application/json\r\n");
+    }
+    headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+    head + "\r\n"
 }
 
 impl Drop for Running {

@@ -2,6 +2,8 @@
 //! make of their bodies, and goes the same way from there.
 
 mod door;
+#[cfg(any(test, feature = "internals"))]
+pub mod fuzzed;
 mod health;
 mod streams;
 
@@ -315,7 +317,7 @@ fn code(failure: &Failure) -> Code {
         Kind::UnknownModel => Code::NotFound,
         Kind::UnknownRoute | Kind::Method => Code::Unimplemented,
         Kind::Timeout => Code::DeadlineExceeded,
-        Kind::Tokenizer | Kind::Backend => Code::FailedPrecondition,
+        Kind::Tokenizer | Kind::Backend | Kind::Conflict => Code::FailedPrecondition,
         Kind::Overloaded if failure.reason == "deadline" => Code::DeadlineExceeded,
         Kind::Overloaded => Code::ResourceExhausted,
         Kind::Unhealthy => Code::Unavailable,
