@@ -299,7 +299,7 @@ fn traces(executor: &Executor, seed: u64) -> Vec<(&'static str, Vec<(Micros, Req
     let lengths = (0..BULK_TEXTS).map(|_| passage(&mut random)).collect();
     let bulk = vec![(0, Request { class: Class::Bulk, lengths, client: None })];
     // Enough of them to outlast the job, which never takes ten times as long as alone.
-    let mut beside = |name, others: Vec<(Micros, Request)>| (name, bulk.iter().cloned().chain(others).collect());
+    let beside = |name, others: Vec<(Micros, Request)>| (name, bulk.iter().cloned().chain(others).collect());
     let second = (1e6 * 6450.0 / executor.capacity) as Micros;
     let ten = beside("bulk beside ten clients", asking(&mut random, 10, Client { pause: TURNAROUND, length: query }));
     let pausing = beside("bulk beside ten that pause", asking(&mut random, 10, Client { pause: second, length: query }));

@@ -11,6 +11,8 @@
 mod mix;
 mod serve_client;
 
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use mix::Seeded;
 use serve_client::{Client, Serving, Tally, closed_loop, open_loop, openai, post};
 use std::net::SocketAddr;
@@ -101,7 +103,42 @@ fn during(time: Duration) -> impl Fn(Instant) -> bool + Sync {
     move |began| began.elapsed() >= time
 }
 
-/// One text at a time, the library and the server in turns of 20: what HTTP adds to the median.
+/// A server of hyper alone, on one thread, that answers every request with `answer` when it has worked for `work`: what no server over HTTP gets below
+/// with the same client and bodies.
+fn echo(answer: Vec<u8>, work: Duration) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = bytes::Bytes::from(answer);
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    request.into_body().collect().await?;
+                    let began = Instant::now();
+                    while began.elapsed() < work {
+                        std::hint::spin_loop();
+                    }
+                    Ok::<_, hyper::Error>(hyper::Response::new(Full::new(answer)))
+                }
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::task::spawn_local(async { drop(connection.await) });
+        }
+    };
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, serve);
+    });
+    address
+}
+
+/// One text at a time, the library, the server and a bare echo of its answers in turns of 20: what HTTP adds to the median.
 fn one(options: &Options) {
     let embedder = Embedder::builder(&options.model).backend(BackendChoice::Cpu).build().unwrap();
     let server = Serving::start(&options.model, &[]);
@@ -109,8 +146,16 @@ fn one(options: &Options) {
     let texts = texts(1, short);
     // The same text for both: lengths would be noise.
     let requests: Vec<Vec<u8>> = texts.iter().map(|text| post("/embed", &serde_json::json!({ "inputs": text }), "")).collect();
+    let (mut work, answer) = (Tally::default(), client.send(&requests[0]).unwrap().1);
+    for text in &texts[..200] {
+        let asked = Instant::now();
+        embedder.embed(&[text]).unwrap();
+        work.answered.push(asked.elapsed());
+    }
+    let work = work.percentile(0.5);
+    let mut bare = Client::new(echo(answer, work));
     for round in 0..options.rounds {
-        let (mut library, mut http, mut empty) = (Tally::default(), Tally::default(), Tally::default());
+        let (mut library, mut http, mut floor, mut empty) = (Tally::default(), Tally::default(), Tally::default(), Tally::default());
         let began = Instant::now();
         while began.elapsed() < options.time {
             let first = library.answered.len();
@@ -130,6 +175,13 @@ fn one(options: &Options) {
                     http.answered.push(asked.elapsed());
                 }
             }
+            for turn in 0..24 {
+                let asked = Instant::now();
+                bare.send(&requests[(first + turn) % TEXTS]).unwrap();
+                if turn >= 4 {
+                    floor.answered.push(asked.elapsed());
+                }
+            }
             for _ in 0..20 {
                 let asked = Instant::now();
                 client.send(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
@@ -137,12 +189,14 @@ fn one(options: &Options) {
             }
         }
         let (ours, through) = (library.percentile(0.5), http.percentile(0.5));
-        let added = (through.as_secs_f64() - ours.as_secs_f64()) * 1e6;
+        let micros = |time: Duration, less: Duration| (time.as_secs_f64() - less.as_secs_f64()) * 1e6;
         println!(
-            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {added:.0} us, of which a request that does nothing takes {:.0} us; {} calls each",
+            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {:.0} us; an echo adds {:.0} us to as much work, a request that does nothing takes {:.0} us; {} calls each",
             milliseconds(ours),
             milliseconds(through),
-            empty.percentile(0.5).as_secs_f64() * 1e6,
+            micros(through, ours),
+            micros(floor.percentile(0.5), work),
+            micros(empty.percentile(0.5), Duration::ZERO),
             http.answered.len()
         );
     }
