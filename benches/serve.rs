@@ -155,7 +155,8 @@ fn one(options: &Options) {
     let work = work.percentile(0.5);
     let mut bare = Client::new(echo(answer, work));
     for round in 0..options.rounds {
-        let (mut library, mut http, mut floor, mut empty) = (Tally::default(), Tally::default(), Tally::default(), Tally::default());
+        let (mut library, mut http, mut floor, mut empty) =
+            (Tally::default(), Tally::default(), Tally::default(), Tally::default());
         let began = Instant::now();
         while began.elapsed() < options.time {
             let first = library.answered.len();

@@ -199,7 +199,7 @@ impl Default for TokenBatch {
 
 /// What a batch is taken to cost beside the tokens that it runs, in tokens, on an executor without measured times: what reading the weights once takes
 /// beside multiplying with them, which is alike for models of any size (benches/RESULTS.md).
-pub const BATCH_OVERHEAD: f64 = 15.0;
+pub const BATCH_OVERHEAD: f64 = 10.0;
 
 /// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::executor::Limits).
 #[derive(Debug, Clone, PartialEq)]
