@@ -2,7 +2,7 @@
 //! twice the capacity, idle connections. Prints one line a measurement; `benches/RESULTS.md` keeps them.
 //!
 //!     cargo bench --no-default-features --features serve,cpu,cli --bench serve -- models/all-MiniLM-L6-v2 [one clients bulk overload idle]
-//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3]
+//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3] [--job 10000]
 //!
 //! A peer is a server that runs already and answers POST /embeddings as OpenAI does. Servers take turns, round after round.
 
@@ -34,6 +34,8 @@ struct Options {
     peers: Vec<Peer>,
     time: Duration,
     rounds: usize,
+    /// Texts of the bulk job.
+    job: usize,
 }
 
 struct Peer {
@@ -43,7 +45,8 @@ struct Peer {
 }
 
 fn options() -> Options {
-    let mut options = Options { model: String::new(), parts: vec![], peers: vec![], time: Duration::from_secs(10), rounds: 3 };
+    let mut options =
+        Options { model: String::new(), parts: vec![], peers: vec![], time: Duration::from_secs(10), rounds: 3, job: 10_000 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
@@ -51,6 +54,7 @@ fn options() -> Options {
             // What cargo passes to every benchmark.
             "--bench" => {}
             "--seconds" => options.time = Duration::from_secs(value().parse().unwrap()),
+            "--job" => options.job = value().parse().unwrap(),
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--peer" => {
                 let value = value();
@@ -228,15 +232,14 @@ fn clients(options: &Options) {
     }
 }
 
-/// A job of 10,000 texts in one request, alone and beside ten clients with queries.
+/// A job of many texts in one request, alone and beside ten clients with queries.
 fn bulk(options: &Options) {
-    const JOB: usize = 10_000;
     let server = Serving::start(
         &options.model,
-        &["--max-client-batch-size", "10000", "--max-queue-tokens", "1000000", "--request-timeout", "600"],
+        &["--max-client-batch-size", &options.job.to_string(), "--max-queue-tokens", "1000000", "--request-timeout", "600"],
     );
     let texts = texts(4, short);
-    let job: Vec<&String> = texts.iter().cycle().take(JOB).collect();
+    let job: Vec<&String> = texts.iter().cycle().take(options.job).collect();
     let job = post("/embed", &serde_json::json!({ "inputs": job }), "x-priority: bulk\r\n");
     let requests: Vec<Vec<u8>> = texts.iter().map(|text| openai(&options.model, text)).collect();
     let run = || {
@@ -250,7 +253,11 @@ fn bulk(options: &Options) {
         let idle = closed_loop(server.address, 1, Duration::ZERO, &requests, during(Duration::from_secs(3)));
         say(&format!("bulk, round {round}: queries of one client on the idle server"), &idle);
         let alone = run();
-        println!("bulk, round {round}: alone {:.2} s, {:.1} texts/s", alone.as_secs_f64(), JOB as f64 / alone.as_secs_f64());
+        println!(
+            "bulk, round {round}: alone {:.2} s, {:.1} texts/s",
+            alone.as_secs_f64(),
+            options.job as f64 / alone.as_secs_f64()
+        );
         for pause in [Duration::from_millis(1000), Duration::from_millis(250), Duration::ZERO] {
             let done = AtomicBool::new(false);
             let (beside, queries) = std::thread::scope(|scope| {
@@ -265,7 +272,7 @@ fn bulk(options: &Options) {
             println!(
                 "bulk, round {round}: beside ten clients that pause {pause:?}: {:.2} s, {:.1} texts/s, {:.1} % of alone",
                 beside.as_secs_f64(),
-                JOB as f64 / beside.as_secs_f64(),
+                options.job as f64 / beside.as_secs_f64(),
                 100.0 * alone.as_secs_f64() / beside.as_secs_f64()
             );
             say(&format!("bulk, round {round}: their queries"), &queries);
