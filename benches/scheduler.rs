@@ -1,14 +1,18 @@
 //! The scheduler's policy in simulated time, beside first-in first-out and the rule of text-embeddings-inference: latencies of each class, and
-//! throughput, by a fixed seed. Nothing runs but the policies; `cargo bench --bench scheduler [-- SEED]`.
+//! throughput, by fixed seeds. Nothing runs but the policies; `cargo bench --bench scheduler [-- SEED...]`.
 //!
 //! The policy is not public, so its source is compiled in here. Executors take the time that batches took where benches/RESULTS.md measured them.
 
+#[path = "../src/cli/mix.rs"]
+#[allow(dead_code, unused_imports)] // texts are not used, and its tests run with the command's
+mod mix;
 #[path = "../tests/common/random.rs"]
 mod random;
 #[allow(dead_code, unused_imports)] // threads are not simulated
 #[path = "../src/scheduler/mod.rs"]
 mod scheduler;
 
+use mix::Seeded;
 use random::Random;
 use scheduler::{Class, Line, LineSettings, NewTexts, Next};
 use std::cmp::Reverse;
@@ -21,18 +25,25 @@ use trt_embed::tokens::{BatchPlan, BatchSize, Layout, ShapeCost, ShapeCosts, Siz
 /// Microseconds.
 type Micros = u64;
 
-/// From a client's reply to its next request.
+/// From a client's reply to its next request, where it does not pause.
 const TURNAROUND: Micros = 100;
-/// Texts of the bulk job.
+/// Texts of the bulk job, and of traces without one.
 const BULK_TEXTS: usize = 10_000;
+const TEXTS: usize = 20_000;
 
 /// A request: its tokens a text, and who asks.
 #[derive(Clone)]
 struct Request {
     class: Class,
     lengths: Vec<u32>,
-    /// A client that asks again when it has its reply.
-    client: bool,
+    /// Whoever asks again with one text when the reply is there.
+    client: Option<Client>,
+}
+
+#[derive(Clone, Copy)]
+struct Client {
+    pause: Micros,
+    length: fn(&mut Random) -> u32,
 }
 
 /// Texts as request and place.
@@ -84,7 +95,8 @@ impl Rule for Ours {
     fn next(&mut self, now: Micros, free: usize) -> Option<Batch> {
         match self.line.next(self.start + Duration::from_micros(now), free) {
             Next::Pack(pack) => {
-                let texts = pack.into_iter().flat_map(|part| part.texts.into_iter().map(move |text| (part.owner, text as usize)));
+                let texts =
+                    pack.parts.into_iter().flat_map(|part| part.texts.into_iter().map(move |text| (part.owner, text as usize)));
                 Some(texts.collect())
             }
             _ => None,
@@ -138,19 +150,25 @@ fn gpu() -> Executor {
     Executor { name: "packed GPU", plan, micros, tei_tokens: 16_384, tei_rows: 128, capacity: 2.4e6 }
 }
 
-/// all-MiniLM-L6-v2 on two cores, a batch each: some 310 us a token of the rectangle (one text of 128 tokens takes 40 ms there), and as much as 8
-/// tokens a batch, which is assumed.
+/// all-MiniLM-L6-v2 on two cores, a batch each: 1.3 ms a batch, and 126 us a token of the rectangle up to 128 of them and 165 us a token beyond, as measured
+/// (benches/RESULTS.md).
 fn cpu() -> Executor {
-    let micros = |_: &BatchPlan, size: BatchSize| 310.0 * (8 + size.rows * size.longest) as f64;
+    let micros = |_: &BatchPlan, size: BatchSize| {
+        let tokens = (size.rows * size.longest) as f64;
+        1300.0 + 126.0 * tokens.min(128.0) + 165.0 * (tokens - 128.0).max(0.0)
+    };
     Executor {
         name: "padded CPU",
         plan: BatchPlan::new(64, 1024, 2),
         micros,
         tei_tokens: 1024,
         tei_rows: 64,
-        capacity: 2.0 / 310e-6,
+        capacity: 2.0 / 160e-6,
     }
 }
+
+/// The trace of the bulk job alone.
+const ALONE: &str = "bulk alone";
 
 /// Lengths as of queries, 6 to 24 tokens.
 fn query(random: &mut Random) -> u32 {
@@ -174,7 +192,13 @@ struct Outcome {
     padded: u64,
 }
 
-/// Runs `arrivals` until all have their replies; clients stop asking when the bulk job is done.
+/// Lengths of `trt-embed bench`, up to 256 tokens.
+fn mixed(random: &mut Random) -> u32 {
+    Seeded::new(random.next()).length(256) as u32
+}
+
+/// Runs `arrivals` until all have their replies; clients stop asking when the bulk job is done, or without one when they have asked so often as
+/// [`TEXTS`] says.
 fn simulate(executor: &Executor, rule: &mut dyn Rule, arrivals: &[(Micros, Request)], seed: u64) -> Outcome {
     let mut random = Random(seed);
     let mut requests: Vec<(Micros, Request, usize)> = Vec::new();
@@ -191,6 +215,10 @@ fn simulate(executor: &Executor, rule: &mut dyn Rule, arrivals: &[(Micros, Reque
     let mut outcome = Outcome { interactive: Vec::new(), end: 0, tokens: 0, real: 0, padded: 0 };
     while let Some(Reverse((now, comes, number))) = events.pop() {
         if comes {
+            // Who comes when the job is done is not looked at.
+            if has_bulk && bulk_left == 0 {
+                continue;
+            }
             rule.come(now, number, &requests[number].1);
         } else {
             running -= 1;
@@ -207,10 +235,11 @@ fn simulate(executor: &Executor, rule: &mut dyn Rule, arrivals: &[(Micros, Reque
                     continue;
                 }
                 outcome.interactive.push(now - *came);
-                if request.client && bulk_left > 0 {
-                    let again = Request { lengths: vec![query(&mut random)], ..request.clone() };
-                    events.push(Reverse((now + TURNAROUND, true, requests.len())));
-                    requests.push((now + TURNAROUND, again, 1));
+                let asks_on = if has_bulk { bulk_left > 0 } else { requests.len() < TEXTS };
+                if let Some(client) = requests[of].1.client.filter(|_| asks_on) {
+                    let again = Request { lengths: vec![(client.length)(&mut random)], ..requests[of].1.clone() };
+                    events.push(Reverse((now + client.pause, true, requests.len())));
+                    requests.push((now + client.pause, again, 1));
                 }
             }
         }
@@ -243,50 +272,90 @@ fn rules(executor: &Executor) -> [(&'static str, Box<dyn Rule>); 3] {
     ]
 }
 
+/// What comes when, by name. Those behind [`ALONE`] are of that job beside others.
 fn traces(executor: &Executor, seed: u64) -> Vec<(&'static str, Vec<(Micros, Request)>)> {
     let mut random = Random(seed);
-    let single = |length| Request { class: Class::Interactive, lengths: vec![length], client: false };
-    let mean = (0..10_000).map(|_| f64::from(passage(&mut random))).sum::<f64>() / 10_000.0;
-    // Microseconds between texts at `share` of what the executor can do.
-    let gap = |share: f64| mean / (share * executor.capacity) * 1e6;
-    let mut at = 0.0;
-    let steady = (0..20_000).map(|_| {
-        let unit = ((random.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
-        at -= unit.ln() * gap(0.4);
-        (at as Micros, single(passage(&mut random)))
-    });
-    let steady: Vec<_> = steady.collect();
+    let single = |length| Request { class: Class::Interactive, lengths: vec![length], client: None };
+    let poisson = |random: &mut Random, length: fn(&mut Random) -> u32, share: f64, texts: usize| {
+        let mean = (0..10_000).map(|_| f64::from(length(random))).sum::<f64>() / 10_000.0;
+        // Microseconds between texts at `share` of what the executor can do.
+        let gap = mean / (share * executor.capacity) * 1e6;
+        let mut at = 0.0;
+        let arrivals = (0..texts).map(|_| {
+            let unit = ((random.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+            at -= unit.ln() * gap;
+            (at as Micros, single(length(random)))
+        });
+        arrivals.collect::<Vec<_>>()
+    };
+    let steady = poisson(&mut random, passage, 0.4, TEXTS);
     // 64 callers at once, at the same load.
-    let bursts =
-        (0..20_000).map(|text| ((text / 64) as f64 * 64.0 * gap(0.4)) as Micros).map(|at| (at, single(passage(&mut random))));
-    let bursts: Vec<_> = bursts.collect();
+    let burst = 64.0 * steady.last().map_or(0.0, |&(at, _)| at as f64) / TEXTS as f64;
+    let bursts = (0..TEXTS).map(|text| ((text / 64) as f64 * burst) as Micros).map(|at| (at, single(passage(&mut random))));
+    let bursts = bursts.collect();
+    let asking = |random: &mut Random, count: u64, client: Client| {
+        let first = |number| (1000 + number * 37, Request { client: Some(client), ..single((client.length)(random)) });
+        (0..count).map(first).collect::<Vec<_>>()
+    };
+    let short = asking(&mut random, 64, Client { pause: TURNAROUND, length: query });
+    let various = asking(&mut random, 64, Client { pause: TURNAROUND, length: mixed });
     let lengths = (0..BULK_TEXTS).map(|_| passage(&mut random)).collect();
-    let bulk = vec![(0, Request { class: Class::Bulk, lengths, client: false })];
-    let clients = (0..10).map(|client| (1000 + client * 37, Request { client: true, ..single(query(&mut random)) }));
-    let beside = bulk.iter().cloned().chain(clients).collect();
-    vec![("steady, 40 % load", steady), ("bursts of 64", bursts), ("bulk alone", bulk), ("bulk beside ten clients", beside)]
+    let bulk = vec![(0, Request { class: Class::Bulk, lengths, client: None })];
+    // Enough of them to outlast the job, which never takes ten times as long as alone.
+    let beside = |name, others: Vec<(Micros, Request)>| (name, bulk.iter().cloned().chain(others).collect());
+    let second = (1e6 * 12_500.0 / executor.capacity) as Micros;
+    let ten = beside("bulk beside ten clients", asking(&mut random, 10, Client { pause: TURNAROUND, length: query }));
+    let pausing = beside("bulk beside ten that pause", asking(&mut random, 10, Client { pause: second, length: query }));
+    let some = beside("bulk beside 20 % queries", poisson(&mut random, query, 0.2, 20 * TEXTS));
+    let many = beside("bulk beside 60 % queries", poisson(&mut random, query, 0.6, 20 * TEXTS));
+    vec![
+        ("steady, 40 % load", steady),
+        ("bursts of 64", bursts),
+        ("64 clients, short", short),
+        ("64 clients, mixed", various),
+        (ALONE, bulk),
+        ten,
+        pausing,
+        some,
+        many,
+    ]
 }
 
 fn main() {
-    let seed = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(17);
-    println!("seed {seed}; latencies in ms from a request to its reply; tokens are real ones");
-    println!("\n| executor | arrivals | rule | p50 | p95 | p99 | requests | tokens/s | run / real tokens |");
-    println!("|---|---|---|---|---|---|---|---|---|");
-    for executor in [gpu(), cpu()] {
-        for (trace, arrivals) in traces(&executor, seed) {
-            for (rule, mut policy) in rules(&executor) {
-                let outcome = simulate(&executor, &mut *policy, &arrivals, seed);
-                let latencies = &outcome.interactive;
-                let percentile = |share: f64| match latencies.get(((latencies.len() as f64 * share) as usize).saturating_sub(1)) {
-                    Some(&micros) => format!("{:.2}", micros as f64 / 1000.0),
-                    None => String::new(),
-                };
-                let rate = outcome.tokens as f64 / outcome.end.max(1) as f64 * 1e6;
-                let padding = outcome.padded as f64 / outcome.real.max(1) as f64;
-                let (p50, p95, p99) = (percentile(0.5), percentile(0.95), percentile(0.99));
-                let (executor, requests) = (executor.name, latencies.len());
-                println!("| {executor} | {trace} | {rule} | {p50} | {p95} | {p99} | {requests} | {rate:.0} | {padding:.2} |");
+    let given: Vec<u64> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    for seed in if given.is_empty() { vec![17] } else { given } {
+        println!("seed {seed}; latencies in ms from a request to its reply; tokens are real ones");
+        println!("\n| executor | arrivals | rule | p50 | p95 | p99 | requests | tokens/s | run / real tokens | bulk, of alone |");
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+        for executor in [gpu(), cpu()] {
+            table(&executor, seed);
+        }
+        println!();
+    }
+}
+
+fn table(executor: &Executor, seed: u64) {
+    // By rule: what the bulk job alone reached.
+    let mut alone = Vec::new();
+    for (trace, arrivals) in traces(executor, seed) {
+        for (place, (rule, mut policy)) in rules(executor).into_iter().enumerate() {
+            let outcome = simulate(executor, &mut *policy, &arrivals, seed);
+            let latencies = &outcome.interactive;
+            let percentile = |share: f64| match latencies.get(((latencies.len() as f64 * share) as usize).saturating_sub(1)) {
+                Some(&micros) => format!("{:.2}", micros as f64 / 1000.0),
+                None => String::new(),
+            };
+            let rate = outcome.tokens as f64 / outcome.end.max(1) as f64 * 1e6;
+            let kept = alone.get(place).map_or(String::new(), |alone| format!("{:.1} %", 100.0 * rate / alone));
+            if trace == ALONE {
+                alone.push(rate);
             }
+            let padding = outcome.padded as f64 / outcome.real.max(1) as f64;
+            let (p50, p95, p99) = (percentile(0.5), percentile(0.95), percentile(0.99));
+            let (executor, requests) = (executor.name, latencies.len());
+            println!(
+                "| {executor} | {trace} | {rule} | {p50} | {p95} | {p99} | {requests} | {rate:.0} | {padding:.2} | {kept} |"
+            );
         }
     }
 }

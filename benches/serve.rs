@@ -2,7 +2,7 @@
 //! twice the capacity, idle connections. Prints one line a measurement; `benches/RESULTS.md` keeps them.
 //!
 //!     cargo bench --no-default-features --features serve,cpu,cli --bench serve -- models/all-MiniLM-L6-v2 [one clients bulk overload idle soak]
-//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3] [--soak-seconds 600]
+//!         [--peer NAME=127.0.0.1:PORT/MODEL] [--seconds 10] [--rounds 3] [--job 10000] [--soak-seconds 600]
 //!
 //! `soak` runs only where it is named, and ends with status 1 where something was wrong (see benches/serve_client/soak.rs).
 //! A peer is a server that runs already and answers POST /embeddings as OpenAI does. Servers take turns, round after round.
@@ -12,6 +12,8 @@
 mod mix;
 mod serve_client;
 
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use mix::Seeded;
 use serve_client::{Client, Serving, Tally, closed_loop, open_loop, openai, post};
 use std::net::SocketAddr;
@@ -34,6 +36,8 @@ struct Options {
     time: Duration,
     rounds: usize,
     soak: Duration,
+    /// Texts of the bulk job.
+    job: usize,
 }
 
 struct Peer {
@@ -44,7 +48,7 @@ struct Peer {
 
 fn options() -> Options {
     let (time, soak) = (Duration::from_secs(10), Duration::from_secs(600));
-    let mut options = Options { model: String::new(), parts: vec![], peers: vec![], time, rounds: 3, soak };
+    let mut options = Options { model: String::new(), parts: vec![], peers: vec![], time, rounds: 3, soak, job: 10_000 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
@@ -53,6 +57,7 @@ fn options() -> Options {
             "--bench" => {}
             "--seconds" => options.time = Duration::from_secs(value().parse().unwrap()),
             "--soak-seconds" => options.soak = Duration::from_secs(value().parse().unwrap()),
+            "--job" => options.job = value().parse().unwrap(),
             "--rounds" => options.rounds = value().parse().unwrap(),
             "--peer" => {
                 let value = value();
@@ -105,7 +110,42 @@ fn during(time: Duration) -> impl Fn(Instant) -> bool + Sync {
     move |began| began.elapsed() >= time
 }
 
-/// One text at a time, the library and the server in turns of 20: what HTTP adds to the median.
+/// A server of hyper alone, on one thread, that answers every request with `answer` when it has worked for `work`: what no server over HTTP gets below
+/// with the same client and bodies.
+fn echo(answer: Vec<u8>, work: Duration) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = bytes::Bytes::from(answer);
+    let serve = async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let answer = answer.clone();
+            let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                let answer = answer.clone();
+                async move {
+                    request.into_body().collect().await?;
+                    let began = Instant::now();
+                    while began.elapsed() < work {
+                        std::hint::spin_loop();
+                    }
+                    Ok::<_, hyper::Error>(hyper::Response::new(Full::new(answer)))
+                }
+            });
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            tokio::task::spawn_local(async { drop(connection.await) });
+        }
+    };
+    std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, serve);
+    });
+    address
+}
+
+/// One text at a time, the library, the server and a bare echo of its answers in turns of 20: what HTTP adds to the median.
 fn one(options: &Options) {
     let embedder = Embedder::builder(&options.model).backend(BackendChoice::Cpu).build().unwrap();
     let server = Serving::start(&options.model, &[]);
@@ -113,8 +153,17 @@ fn one(options: &Options) {
     let texts = texts(1, short);
     // The same text for both: lengths would be noise.
     let requests: Vec<Vec<u8>> = texts.iter().map(|text| post("/embed", &serde_json::json!({ "inputs": text }), "")).collect();
+    let (mut work, answer) = (Tally::default(), client.send(&requests[0]).unwrap().1);
+    for text in &texts[..200] {
+        let asked = Instant::now();
+        embedder.embed(&[text]).unwrap();
+        work.answered.push(asked.elapsed());
+    }
+    let work = work.percentile(0.5);
+    let mut bare = Client::new(echo(answer, work));
     for round in 0..options.rounds {
-        let (mut library, mut http, mut empty) = (Tally::default(), Tally::default(), Tally::default());
+        let (mut library, mut http, mut floor, mut empty) =
+            (Tally::default(), Tally::default(), Tally::default(), Tally::default());
         let began = Instant::now();
         while began.elapsed() < options.time {
             let first = library.answered.len();
@@ -134,6 +183,13 @@ fn one(options: &Options) {
                     http.answered.push(asked.elapsed());
                 }
             }
+            for turn in 0..24 {
+                let asked = Instant::now();
+                bare.send(&requests[(first + turn) % TEXTS]).unwrap();
+                if turn >= 4 {
+                    floor.answered.push(asked.elapsed());
+                }
+            }
             for _ in 0..20 {
                 let asked = Instant::now();
                 client.send(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
@@ -141,12 +197,14 @@ fn one(options: &Options) {
             }
         }
         let (ours, through) = (library.percentile(0.5), http.percentile(0.5));
-        let added = (through.as_secs_f64() - ours.as_secs_f64()) * 1e6;
+        let micros = |time: Duration, less: Duration| (time.as_secs_f64() - less.as_secs_f64()) * 1e6;
         println!(
-            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {added:.0} us, of which a request that does nothing takes {:.0} us; {} calls each",
+            "one, round {round}: library p50 {}, HTTP p50 {}, HTTP adds {:.0} us; an echo adds {:.0} us to as much work, a request that does nothing takes {:.0} us; {} calls each",
             milliseconds(ours),
             milliseconds(through),
-            empty.percentile(0.5).as_secs_f64() * 1e6,
+            micros(through, ours),
+            micros(floor.percentile(0.5), work),
+            micros(empty.percentile(0.5), Duration::ZERO),
             http.answered.len()
         );
     }
@@ -177,15 +235,14 @@ fn clients(options: &Options) {
     }
 }
 
-/// A job of 10,000 texts in one request, alone and beside ten clients with queries.
+/// A job of many texts in one request, alone and beside ten clients with queries.
 fn bulk(options: &Options) {
-    const JOB: usize = 10_000;
     let server = Serving::start(
         &options.model,
-        &["--max-client-batch-size", "10000", "--max-queue-tokens", "1000000", "--request-timeout", "600"],
+        &["--max-client-batch-size", &options.job.to_string(), "--max-queue-tokens", "1000000", "--request-timeout", "600"],
     );
     let texts = texts(4, short);
-    let job: Vec<&String> = texts.iter().cycle().take(JOB).collect();
+    let job: Vec<&String> = texts.iter().cycle().take(options.job).collect();
     let job = post("/embed", &serde_json::json!({ "inputs": job }), "x-priority: bulk\r\n");
     let requests: Vec<Vec<u8>> = texts.iter().map(|text| openai(&options.model, text)).collect();
     let run = || {
@@ -199,7 +256,11 @@ fn bulk(options: &Options) {
         let idle = closed_loop(server.address, 1, Duration::ZERO, &requests, during(Duration::from_secs(3)));
         say(&format!("bulk, round {round}: queries of one client on the idle server"), &idle);
         let alone = run();
-        println!("bulk, round {round}: alone {:.2} s, {:.1} texts/s", alone.as_secs_f64(), JOB as f64 / alone.as_secs_f64());
+        println!(
+            "bulk, round {round}: alone {:.2} s, {:.1} texts/s",
+            alone.as_secs_f64(),
+            options.job as f64 / alone.as_secs_f64()
+        );
         for pause in [Duration::from_millis(1000), Duration::from_millis(250), Duration::ZERO] {
             let done = AtomicBool::new(false);
             let (beside, queries) = std::thread::scope(|scope| {
@@ -214,7 +275,7 @@ fn bulk(options: &Options) {
             println!(
                 "bulk, round {round}: beside ten clients that pause {pause:?}: {:.2} s, {:.1} texts/s, {:.1} % of alone",
                 beside.as_secs_f64(),
-                JOB as f64 / beside.as_secs_f64(),
+                options.job as f64 / beside.as_secs_f64(),
                 100.0 * alone.as_secs_f64() / beside.as_secs_f64()
             );
             say(&format!("bulk, round {round}: their queries"), &queries);

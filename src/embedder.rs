@@ -51,8 +51,8 @@ pub enum Normalize {
     Off,
 }
 
-/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one text
-/// beside any number of calls of many thousands waits for the batches that run and at most one more. The first failure ends a call;
+/// Texts to vectors. `Send + Sync`: share one behind an `Arc`, call it from many threads. Their batches run in turn, so that a call of one short
+/// text beside any number of calls of many thousands waits for the batches that run and at most one more. The first failure ends a call;
 /// [`Embedder::submit`] gives each text a result of its own, without waiting.
 ///
 /// ```no_run

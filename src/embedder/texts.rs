@@ -47,6 +47,8 @@ struct Outcome {
     results: Vec<Result<Embedding>>,
     /// Texts without a result.
     open: usize,
+    /// Whether a thread waits.
+    waited_for: bool,
     then: Then,
 }
 
@@ -69,7 +71,7 @@ impl Texts {
                 Err(cancelled())
             }));
         }
-        let outcome = Mutex::new(Outcome { results, open: whole.len(), then: Then::Nobody });
+        let outcome = Mutex::new(Outcome { results, open: whole.len(), waited_for: false, then: Then::Nobody });
         Self { backend, job, rows: whole, places, outcome, done: Condvar::new() }
     }
 
@@ -91,6 +93,7 @@ impl Texts {
     /// Waits until each text has its result. They are given once.
     pub fn wait(&self) -> Vec<Result<Embedding>> {
         let mut outcome = self.lock();
+        outcome.waited_for = true;
         while outcome.open > 0 {
             outcome = self.done.wait(outcome).unwrap_or_else(PoisonError::into_inner);
         }
@@ -139,8 +142,11 @@ impl Texts {
         }
         let then = std::mem::replace(&mut outcome.then, Then::Nobody);
         let results = if matches!(then, Then::Call(_)) { std::mem::take(&mut outcome.results) } else { Vec::new() };
+        let waited_for = outcome.waited_for;
         drop(outcome);
-        self.done.notify_all();
+        if waited_for {
+            self.done.notify_all();
+        }
         // This may be anybody's thread: what is called here must not unwind into it.
         let told = catch_unwind(AssertUnwindSafe(|| match then {
             Then::Nobody => {}

@@ -38,9 +38,7 @@ impl Permits {
         }
         state.serving += 1;
         state.free -= 1;
-        if state.free > 0 {
-            self.turn(state.serving).notify_all();
-        }
+        self.tell(&state);
         Permit(self)
     }
 
@@ -49,6 +47,13 @@ impl Permits {
     pub fn waiting(&self) -> u64 {
         let state = self.lock();
         state.next - state.serving
+    }
+
+    /// Wakes who is next, where a permit is free; where nobody waits that would be a system call for nothing.
+    fn tell(&self, state: &State) {
+        if state.free > 0 && state.next > state.serving {
+            self.turn(state.serving).notify_all();
+        }
     }
 
     fn turn(&self, number: u64) -> &Condvar {
@@ -65,7 +70,7 @@ impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.free += 1;
-        self.0.turn(state.serving).notify_all();
+        self.0.tell(&state);
     }
 }
 

@@ -12,9 +12,14 @@ use std::time::{Duration, Instant};
 const WINDOW: usize = 512;
 /// How long after the last interactive text bulk batches stay bounded.
 const ABOUT: Duration = Duration::from_secs(1);
-/// How many times what interactive texts have cost since the last bulk batch the next one may cost: so that interactive texts which come back
-/// after each bulk batch leave twelve parts of thirteen to bulk.
-const BULK_SHARE: f64 = 12.0;
+/// How long a bounded bulk batch may take, by how fast batches ran before it.
+const BULK_TIME: Duration = Duration::from_millis(250);
+/// How many times what interactive batches cost while bulk waits bulk is owed: eight parts of nine.
+const BULK_SHARE: f64 = 8.0;
+/// Bounded bulk batches that an interactive text may be held back for at each place of the executor while bulk is owed.
+const HELD_BACK: f64 = 2.0;
+/// Part of the last batch in what is known of the executor's pace.
+const NEWEST: f64 = 0.125;
 
 /// How the line is kept.
 #[derive(Debug, Clone)]
@@ -78,32 +83,52 @@ pub(crate) enum Next<C, T> {
     /// A caller with a batch of its own.
     Caller(C),
     /// A batch of texts.
-    Pack(Vec<Part<T>>),
+    Pack(Pack<T>),
+}
+
+/// Texts that run together.
+#[derive(Debug)]
+pub(crate) struct Pack<T> {
+    pub parts: Vec<Part<T>>,
+    /// What they cost, for [`Line::ran`].
+    pub cost: f64,
 }
 
 /// What waits. A caller `C` has a batch of its own and is [`Class::Interactive`]; texts have an owner `T` and share batches.
 ///
-/// Interactive goes before bulk, but bulk has the next batch when it was overtaken so many times as the settings say. Within a class the fair queue
-/// says whose turn it is. The turn of texts is that of the longest of them that waits; with it go neighbours in length of all callers of the
-/// class, as far as that pays, and each caller is charged for its part.
+/// Interactive goes before bulk, but bulk has the next batch when it was overtaken so many times as the settings say, and while it is owed a share of
+/// what interactive batches have cost: clients that ask again at each answer would take most of the executor otherwise. An interactive text is held back
+/// by what is owed for [`HELD_BACK`] bounded batches a place at most. Bulk batches are bounded, in cost and in time, while interactive texts are about.
+/// Within a class the fair queue says whose turn it is. The turn of texts is that of the longest of them that waits; with it go neighbours in length of
+/// all callers of the class, as far as that pays, and each caller is charged for its part.
 pub(crate) struct Line<C, T> {
     settings: LineSettings,
     interactive: FairQueue<InLine<C, T>>,
     bulk: FairQueue<InLine<C, T>>,
     /// Batches of interactive texts since bulk texts wait or had a batch.
     overtaken: usize,
-    /// What interactive batches have cost since the last bulk batch.
-    interactive_cost: f64,
+    /// Cost that bulk is behind its share.
+    owed: f64,
+    /// Cost of all bulk batches that were begun.
+    bulk_cost: f64,
     /// Whether an interactive text or caller came since the time was last told.
     interactive_came: bool,
     last_interactive: Option<Instant>,
     /// Cost that bounds bulk batches beside interactive texts.
     economical: f64,
+    /// Microseconds that a unit of cost takes, as batches ran; `None` before the first has.
+    pace: Option<f64>,
     submitted: u64,
     status: QueueStatus,
 }
 
-enum InLine<C, T> {
+struct InLine<C, T> {
+    what: Waiting<C, T>,
+    /// What bulk batches had cost when it came.
+    bulk_before: f64,
+}
+
+enum Waiting<C, T> {
     Caller { caller: C, size: BatchSize },
     Texts(Texts<T>),
 }
@@ -153,9 +178,11 @@ impl<C, T: Clone> Line<C, T> {
             interactive: FairQueue::new(),
             bulk: FairQueue::new(),
             overtaken: 0,
-            interactive_cost: 0.0,
+            owed: 0.0,
+            bulk_cost: 0.0,
             interactive_came: false,
             last_interactive: None,
+            pace: None,
             submitted: 0,
         }
     }
@@ -183,17 +210,24 @@ impl<C, T: Clone> Line<C, T> {
 
     /// The next batch of `flow` begins at once: a place is free and nobody waits.
     pub fn pass(&mut self, flow: &mut Flow, size: BatchSize) {
-        let cost = self.settings.plan.cost(size);
-        let tag = self.interactive.tag(flow, cost);
+        let cost = cost_of(&self.settings.plan, size);
+        let tag = self.interactive.tag(flow, cost as u64);
         self.interactive.pass(tag);
         self.interactive_came = true;
-        self.begun(Class::Interactive, size, cost as f64);
+        self.begun(Class::Interactive, size, cost);
+    }
+
+    /// A batch of that cost took so long: bulk batches are bounded by it.
+    pub fn ran(&mut self, cost: f64, took: Duration) {
+        let pace = took.as_secs_f64() * 1e6 / cost;
+        self.pace = Some(self.pace.map_or(pace, |known| known + NEWEST * (pace - known)));
     }
 
     /// Puts in a caller with the next batch of `flow`; `caller` makes it of the flow as it goes on behind that batch.
     pub fn wait(&mut self, size: BatchSize, mut flow: Flow, caller: impl FnOnce(Flow) -> C) {
-        let tag = self.interactive.tag(&mut flow, self.settings.plan.cost(size));
-        self.interactive.push(InLine::Caller { caller: caller(flow), size }, tag, None);
+        let tag = self.interactive.tag(&mut flow, cost_of(&self.settings.plan, size) as u64);
+        let entry = InLine { what: Waiting::Caller { caller: caller(flow), size }, bulk_before: self.bulk_cost };
+        self.interactive.push(entry, tag, None);
         self.interactive_came = true;
     }
 
@@ -221,9 +255,9 @@ impl<C, T: Clone> Line<C, T> {
 
     /// Takes out what waits of the texts submitted as `id`.
     pub fn cancel(&mut self, id: u64) -> Option<Part<T>> {
-        let wanted = |entry: &InLine<C, T>| matches!(entry, InLine::Texts(texts) if texts.id == id);
+        let wanted = |entry: &InLine<C, T>| matches!(&entry.what, Waiting::Texts(texts) if texts.id == id);
         for class in [Class::Interactive, Class::Bulk] {
-            if let Some(InLine::Texts(texts)) = self.queue(class).remove(wanted) {
+            if let Some(Waiting::Texts(texts)) = self.queue(class).remove(wanted).map(|entry| entry.what) {
                 let gone = self.leaves(class, texts);
                 self.status.cancelled += gone.texts.len() as u64;
                 return Some(gone);
@@ -234,9 +268,9 @@ impl<C, T: Clone> Line<C, T> {
 
     /// Takes out the first caller found that is `wanted`.
     pub fn remove(&mut self, wanted: impl Fn(&C) -> bool) -> Option<C> {
-        let is_wanted = |entry: &InLine<C, T>| matches!(entry, InLine::Caller { caller, .. } if wanted(caller));
-        match self.interactive.remove(is_wanted) {
-            Some(InLine::Caller { caller, .. }) => Some(caller),
+        let is_wanted = |entry: &InLine<C, T>| matches!(&entry.what, Waiting::Caller { caller, .. } if wanted(caller));
+        match self.interactive.remove(is_wanted).map(|entry| entry.what) {
+            Some(Waiting::Caller { caller, .. }) => Some(caller),
             _ => None,
         }
     }
@@ -246,7 +280,7 @@ impl<C, T: Clone> Line<C, T> {
         let mut gone = Vec::new();
         for class in [Class::Interactive, Class::Bulk] {
             for entry in self.queue(class).take_expired(now) {
-                if let InLine::Texts(texts) = entry {
+                if let Waiting::Texts(texts) = entry.what {
                     gone.push(self.leaves(class, texts));
                 }
             }
@@ -260,9 +294,9 @@ impl<C, T: Clone> Line<C, T> {
         let (mut callers, mut parts) = (Vec::new(), Vec::new());
         for class in [Class::Interactive, Class::Bulk] {
             while let Some(entry) = self.queue(class).remove(|_| true) {
-                match entry {
-                    InLine::Caller { caller, .. } => callers.push(caller),
-                    InLine::Texts(texts) => parts.push(self.leaves(class, texts)),
+                match entry.what {
+                    Waiting::Caller { caller, .. } => callers.push(caller),
+                    Waiting::Texts(texts) => parts.push(self.leaves(class, texts)),
                 }
             }
         }
@@ -275,17 +309,36 @@ impl<C, T: Clone> Line<C, T> {
         if std::mem::take(&mut self.interactive_came) {
             self.last_interactive = Some(now);
         }
-        let bulk_is_due = self.overtaken >= self.settings.overtakings && !self.bulk.is_empty();
-        let class = if self.interactive.is_empty() || bulk_is_due { Class::Bulk } else { Class::Interactive };
+        let class = if self.bulk_is_next() { Class::Bulk } else { Class::Interactive };
         let queue = self.queue(class);
         let Some(turn) = queue.turn() else { return Next::Nothing };
-        if matches!(queue.at(turn.place), InLine::Texts(_)) {
+        if matches!(queue.at(turn.place).what, Waiting::Texts(_)) {
             return self.next_pack(class, now, free);
         }
         let cost = queue.cost_at(turn.place);
-        let (InLine::Caller { caller, size }, _) = queue.take(turn, cost) else { return Next::Nothing };
+        let Waiting::Caller { caller, size } = queue.take(turn, cost).0.what else { return Next::Nothing };
         self.begun(class, size, cost as f64);
         Next::Caller(caller)
+    }
+
+    /// Whether the next batch is bulk's.
+    fn bulk_is_next(&self) -> bool {
+        let Some(longest) = self.interactive.keys().map(|entry| self.bulk_cost - entry.bulk_before).max_by(f64::total_cmp) else {
+            return true;
+        };
+        let is_due = self.overtaken >= self.settings.overtakings || (self.owed > 0.0 && longest < self.most_held_back());
+        is_due && !self.bulk.is_empty()
+    }
+
+    /// Cost of bulk batches that an interactive text waits for at most while bulk is owed.
+    fn most_held_back(&self) -> f64 {
+        HELD_BACK * self.bounded() * self.settings.plan.parallelism.max(1) as f64
+    }
+
+    /// Cost of a bounded bulk batch: economical, unless that takes too long.
+    fn bounded(&self) -> f64 {
+        let in_time = self.pace.map_or(f64::INFINITY, |pace| BULK_TIME.as_secs_f64() * 1e6 / pace);
+        self.economical.min(in_time)
     }
 
     /// A batch around the text of `class` whose turn it is.
@@ -296,16 +349,15 @@ impl<C, T: Clone> Line<C, T> {
         let Self { settings: LineSettings { plan, linger, .. }, interactive, bulk, .. } = self;
         let queue = if class == Class::Bulk { bulk } else { interactive };
         let Some(turn) = queue.turn() else { return Next::Nothing };
-        let InLine::Texts(lead) = queue.at(turn.place) else { return Next::Nothing };
+        let Waiting::Texts(lead) = &queue.at(turn.place).what else { return Next::Nothing };
         let (lead_id, lead_group, lead_length) = (lead.id, lead.group, lead.waiting.front().map_or(0, |text| text.0));
 
         // Callers in the fair order, and of each the texts nearest to the lead in length.
-        let of_group =
-            |entry: &InLine<C, T>| matches!(entry, InLine::Texts(texts) if texts.group == lead_group && texts.id != lead_id);
+        let of_group = |entry: &InLine<C, T>| matches!(&entry.what, Waiting::Texts(texts) if texts.group == lead_group && texts.id != lead_id);
         let places: Vec<usize> = [turn.place].into_iter().chain(queue.first(WINDOW - 1, of_group)).collect();
         let mut window: Vec<Candidate> = Vec::new();
         for (rank, &place) in places.iter().enumerate() {
-            let InLine::Texts(texts) = queue.at(place) else { continue };
+            let Waiting::Texts(texts) = &queue.at(place).what else { continue };
             let nearest = texts.waiting.partition_point(|text| text.0 > lead_length);
             let near = nearest.saturating_sub(plan.max_batch)..texts.waiting.len().min(nearest.saturating_add(plan.max_batch));
             let room = WINDOW - window.len();
@@ -326,7 +378,7 @@ impl<C, T: Clone> Line<C, T> {
         let chosen = pack::choose(plan, &lengths, lead, Budget { tokens: share, cost: budget });
         let size =
             BatchSize { rows: chosen.len(), longest: lengths[chosen.start].max(1), tokens: lengths[chosen.clone()].iter().sum() };
-        let cost = plan.cost(size);
+        let cost = cost_of(plan, size);
 
         // The chosen ones of each caller are neighbours there too: the first and how many.
         let mut parts: Vec<(usize, usize, usize)> = Vec::new();
@@ -339,9 +391,9 @@ impl<C, T: Clone> Line<C, T> {
             }
         }
         if !linger.is_zero() && alone && chosen.len() == lengths.len() && size.rows < plan.max_batch {
-            let came = parts.iter().filter_map(|&(rank, ..)| match queue.at(places[rank]) {
-                InLine::Texts(texts) => Some(texts.came),
-                InLine::Caller { .. } => None,
+            let came = parts.iter().filter_map(|&(rank, ..)| match &queue.at(places[rank]).what {
+                Waiting::Texts(texts) => Some(texts.came),
+                Waiting::Caller { .. } => None,
             });
             if let Some(until) = came.min().and_then(|came| came.checked_add(*linger)).filter(|&until| until > now) {
                 return Next::Wait(until);
@@ -352,20 +404,20 @@ impl<C, T: Clone> Line<C, T> {
         let mut emptied = Vec::new();
         for &(rank, at, count) in parts.iter().skip_while(|part| part.0 == 0) {
             let place = places[rank];
-            let InLine::Texts(texts) = queue.at_mut(place) else { continue };
+            let Waiting::Texts(texts) = &mut queue.at_mut(place).what else { continue };
             let (part, tokens) = take(texts, at, count);
             pack.push(part);
             if texts.waiting.is_empty() {
                 emptied.push(place);
             }
-            queue.charge(place, portion(cost, tokens, size.tokens));
+            queue.charge(place, portion(cost as u64, tokens, size.tokens));
         }
         // The lead's caller leaves its place; the places of others stay good until then.
         let (at, count) = parts.first().map_or((0, 1), |part| (part.1, part.2));
-        let InLine::Texts(texts) = queue.at_mut(turn.place) else { return Next::Nothing };
+        let Waiting::Texts(texts) = &mut queue.at_mut(turn.place).what else { return Next::Nothing };
         let (part, tokens) = take(texts, at, count);
         pack.insert(0, part);
-        let (entry, start) = queue.take(turn, cost);
+        let (entry, start) = queue.take(turn, cost as u64);
         // Taking it out has put the last entry at its place.
         let moved = queue.len();
         for place in &mut emptied {
@@ -377,21 +429,21 @@ impl<C, T: Clone> Line<C, T> {
         for place in emptied {
             queue.remove_at(place);
         }
-        if let InLine::Texts(texts) = entry
+        if let Waiting::Texts(texts) = entry.what
             && !texts.waiting.is_empty()
         {
-            self.line_up(class, texts, Flow::after(start.saturating_add(portion(cost, tokens, size.tokens))));
+            self.line_up(class, texts, Flow::after(start.saturating_add(portion(cost as u64, tokens, size.tokens))));
         }
         self.status.no_longer_waits(class, size.rows, size.tokens);
-        self.begun(class, size, cost as f64);
-        Next::Pack(pack)
+        self.begun(class, size, cost);
+        Next::Pack(Pack { parts: pack, cost })
     }
 
     /// What a batch of `class` may cost.
     fn budget(&self, class: Class, now: Instant) -> f64 {
         let about =
             !self.interactive.is_empty() || self.last_interactive.is_some_and(|last| now.saturating_duration_since(last) < ABOUT);
-        if class == Class::Bulk && about { self.economical.max(BULK_SHARE * self.interactive_cost) } else { f64::INFINITY }
+        if class == Class::Bulk && about { self.bounded() } else { f64::INFINITY }
     }
 
     fn queue(&mut self, class: Class) -> &mut FairQueue<InLine<C, T>> {
@@ -402,10 +454,12 @@ impl<C, T: Clone> Line<C, T> {
     }
 
     fn line_up(&mut self, class: Class, texts: Texts<T>, mut flow: Flow) {
-        let (cost, deadline) = (self.settings.plan.cost(texts.next_size(&self.settings.plan)), texts.deadline);
+        let plan = &self.settings.plan;
+        let (cost, deadline) = (cost_of(plan, texts.next_size(plan)), texts.deadline);
+        let entry = InLine { what: Waiting::Texts(texts), bulk_before: self.bulk_cost };
         let queue = self.queue(class);
-        let tag = queue.tag(&mut flow, cost);
-        queue.push(InLine::Texts(texts), tag, deadline);
+        let tag = queue.tag(&mut flow, cost as u64);
+        queue.push(entry, tag, deadline);
     }
 
     fn leaves(&mut self, class: Class, texts: Texts<T>) -> Part<T> {
@@ -421,15 +475,17 @@ impl<C, T: Clone> Line<C, T> {
         status.tokens += size.tokens as u64;
         status.run_tokens += self.settings.plan.run_tokens(size) as u64;
         match class {
-            Class::Bulk => (self.overtaken, self.interactive_cost) = (0, 0.0),
+            Class::Bulk => {
+                self.overtaken = 0;
+                self.bulk_cost += cost;
+                self.owed = (self.owed - cost).max(0.0);
+            }
+            Class::Interactive if self.bulk.is_empty() => (self.overtaken, self.owed) = (0, 0.0),
             Class::Interactive => {
-                self.interactive_cost += cost;
-                if self.bulk.is_empty() {
-                    self.overtaken = 0;
-                } else {
-                    self.overtaken += 1;
-                    status.overtakings += 1;
-                }
+                self.overtaken += 1;
+                status.overtakings += 1;
+                // Bounded, so that bulk does not come back for times long ago: by what interactive texts are held back for, twice.
+                self.owed = (self.owed + BULK_SHARE * cost).min(2.0 * self.most_held_back());
             }
         }
     }
@@ -440,6 +496,11 @@ fn take<T: Clone>(texts: &mut Texts<T>, at: usize, count: usize) -> (Part<T>, us
     let taken: Vec<(u32, u32)> = texts.waiting.drain(at..at + count).collect();
     let tokens = taken.iter().map(|&(tokens, _)| tokens as usize).sum();
     (Part { owner: texts.owner.clone(), texts: taken.into_iter().map(|(_, text)| text).collect() }, tokens)
+}
+
+/// What a batch costs in the fair order; at least 1. One that no shape holds, which the executor refuses, costs its tokens.
+fn cost_of(plan: &BatchPlan, size: BatchSize) -> f64 {
+    plan.cost(size).unwrap_or(BatchSize::padded(size.rows, size.longest).tokens as f64).max(1.0)
 }
 
 /// The part of `cost` that `tokens` of `all` bear.

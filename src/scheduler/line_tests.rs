@@ -48,7 +48,7 @@ fn texts(owner: usize, class: Class, came: Instant, lengths: &[u32]) -> NewTexts
 /// The next batch, which must be of texts.
 fn pack(line: &mut Numbers, now: Instant) -> Vec<Part<usize>> {
     match line.next(now, 1) {
-        Next::Pack(pack) => pack,
+        Next::Pack(pack) => pack.parts,
         other => panic!("{other:?}"),
     }
 }
@@ -71,6 +71,19 @@ fn texts_of_many_callers_share_a_batch_of_neighbours_in_length() {
     assert!(matches!(line.next(now, 1), Next::Nothing));
     let status = line.status();
     assert_eq!((status.batches, status.texts, status.tokens, status.run_tokens), (2, 6, 488, 4 * 22 + 2 * 205));
+}
+
+#[test]
+fn short_texts_are_padded_little() {
+    let (now, mut line) = (Instant::now(), Numbers::new(settings(BatchPlan::new(64, 1024, 1))));
+    for owner in 0..128 {
+        line.submit(texts(owner, Class::Interactive, now, &[6 + owner as u32 * 7 % 19])).unwrap();
+    }
+    while !line.is_empty() {
+        _ = pack(&mut line, now);
+    }
+    let QueueStatus { tokens, run_tokens, batches, .. } = line.status();
+    assert!(run_tokens as f64 <= 1.1 * tokens as f64 && batches <= 16, "{run_tokens} of {tokens} in {batches} batches");
 }
 
 #[test]
@@ -113,12 +126,32 @@ fn bulk_batches_are_bounded_while_interactive_texts_are_about() {
     assert_eq!(rows(pack(&mut line, now)), 64);
     line.submit(texts(1, Class::Interactive, now, &[10])).unwrap();
     assert_eq!(owners(&pack(&mut line, now)), [1]);
-    // Twelve times what the interactive text cost are some 2500 us, of the 4000 that a full batch takes.
-    let bounded = rows(pack(&mut line, now));
-    assert!((16..48).contains(&bounded), "{bounded}");
+    // 96 % of the best throughput is reached at some 2300 us, of the 4000 that a full batch takes; those that follow are bounded too.
+    for _ in 0..3 {
+        let bounded = rows(pack(&mut line, now));
+        assert!((30..40).contains(&bounded), "{bounded}");
+    }
     now += ABOUT;
     assert_eq!(rows(pack(&mut line, now)), 64);
     assert_eq!(line.status().overtakings, 1);
+}
+
+#[test]
+fn a_slow_executor_gets_smaller_bulk_batches_while_interactive_texts_are_about() {
+    let (now, mut line) = (Instant::now(), Numbers::new(settings(BatchPlan::new(64, 1024, 1))));
+    line.submit(texts(0, Class::Bulk, now, &[16; 1000])).unwrap();
+    line.submit(texts(1, Class::Interactive, now, &[10])).unwrap();
+    assert_eq!(owners(&pack(&mut line, now)), [1]);
+    let rows = |pack: Vec<Part<usize>>| pack.iter().map(|part| part.texts.len()).sum::<usize>();
+    // 250 of cost.
+    assert_eq!(rows(pack(&mut line, now)), 14);
+    // 2 ms a unit: 125 of them in a quarter of a second.
+    line.ran(100.0, Duration::from_millis(200));
+    assert_eq!(rows(pack(&mut line, now)), 7);
+    // A row is never cut.
+    (0..100).for_each(|_| line.ran(1.0, Duration::from_secs(1)));
+    assert_eq!(rows(pack(&mut line, now)), 1);
+    assert_eq!(rows(pack(&mut line, now + ABOUT)), 64);
 }
 
 #[test]
@@ -182,6 +215,22 @@ struct Known {
 }
 
 const QUEUE_TOKENS: usize = 20_000;
+
+/// The least cost of batches of all these lengths that are neighbours in length.
+fn best_cost(plan: &BatchPlan, mut lengths: Vec<usize>) -> f64 {
+    lengths.sort_by_key(|&length| Reverse(length));
+    let mut best = vec![0.0_f64; lengths.len() + 1];
+    for first in (0..lengths.len()).rev() {
+        let ends = first + 1..=lengths.len().min(first + plan.max_batch);
+        let fits = |&end: &usize| end == first + 1 || (end - first) * lengths[first] <= plan.batch_tokens;
+        let cost = |end: usize| {
+            let size = BatchSize { rows: end - first, longest: lengths[first], tokens: lengths[first..end].iter().sum() };
+            Some(plan.cost(size)? + best[end])
+        };
+        best[first] = ends.filter(fits).filter_map(cost).fold(f64::INFINITY, f64::min);
+    }
+    best[0]
+}
 
 fn size_of(pack: &[Part<usize>], known: &[Known]) -> BatchSize {
     let lengths =
@@ -249,7 +298,7 @@ proptest! {
                             served += 1;
                             Class::Interactive
                         }
-                        Next::Pack(pack) => {
+                        Next::Pack(Pack { parts: pack, .. }) => {
                             let first = &known[pack[0].owner];
                             let (class, group) = (first.class, first.group);
                             for part in &pack {
@@ -262,10 +311,10 @@ proptest! {
                             if size.rows > 1 {
                                 prop_assert!(size.rows <= plan.max_batch, "{size}");
                                 prop_assert!(size.rows * size.longest <= plan.batch_tokens, "{size}");
-                                let cost = pack::cost(&plan, size).unwrap();
+                                let cost = plan.cost(size).unwrap();
                                 let each = pack.iter().flat_map(|part| part.texts.iter().map(|&text| (part.owner, text)));
                                 let singly: f64 = each.map(|(owner, text)| {
-                                    pack::cost(&plan, BatchSize::padded(1, known[owner].lengths[text as usize] as usize)).unwrap()
+                                    plan.cost(BatchSize::padded(1, known[owner].lengths[text as usize] as usize)).unwrap()
                                 }).sum();
                                 prop_assert!(cost <= singly + 1e-6, "{size}: {cost} and one by one {singly}");
                             }
@@ -287,6 +336,50 @@ proptest! {
         prop_assert!(line.is_empty());
         prop_assert_eq!(served, callers);
         prop_assert!(known.iter().all(|known| known.out.iter().all(|&out| out == 1)));
+    }
+
+    /// Clients that ask again at each answer leave bulk its share, where that can be had by holding them back as long as may be; and none of them
+    /// waits for more bulk than that and the batch that was begun last, but for what was overtaken as often as may be.
+    #[test]
+    fn bulk_has_its_share_beside_clients_that_never_pause(
+        clients in 1_usize..12, lengths in prop::collection::vec(1_u32..64, 40), plan in 0_usize..3
+    ) {
+        let (now, mut line) = (Instant::now(), Numbers::new(settings(plans()[plan].clone())));
+        let bulk: Vec<u32> = (0..20_000).map(|text| 1 + text * 7 % 64).collect();
+        line.submit(texts(0, Class::Bulk, now, &bulk)).unwrap();
+        let mut asked = 0;
+        let mut ask = |line: &mut Numbers, client| {
+            asked += 1;
+            line.submit(texts(client, Class::Interactive, now, &[lengths[asked % lengths.len()]])).unwrap();
+        };
+        (1..=clients).for_each(|client| ask(&mut line, client));
+        let mut waited = vec![0.0; clients + 1];
+        let (mut of_bulk, mut of_clients, mut most, mut overtaken) = (0.0, 0.0, 0.0_f64, 0);
+        for _ in 0..300 {
+            let Next::Pack(Pack { parts, cost }) = line.next(now, 1) else { panic!("something waits") };
+            if parts[0].owner == 0 {
+                of_bulk += cost;
+                if overtaken < OVERTAKINGS {
+                    waited.iter_mut().for_each(|waited| *waited += cost);
+                }
+                overtaken = 0;
+                continue;
+            }
+            overtaken += 1;
+            of_clients += cost;
+            most = most.max(cost);
+            for client in owners(&parts) {
+                let bound = line.most_held_back() + line.bounded();
+                prop_assert!(waited[client] <= bound, "{} of {bound}", waited[client]);
+                waited[client] = 0.0;
+                ask(&mut line, client);
+            }
+        }
+        let share = of_bulk / (of_bulk + of_clients);
+        if clients as f64 * most * BULK_SHARE <= line.most_held_back() {
+            prop_assert!(share >= 0.85, "{share}");
+        }
+        prop_assert!(share >= 0.15, "{share}");
     }
 
     /// A text's turn comes: each batch holds a text whose caller stood first in its class, so that as many batches as callers that wait,
@@ -323,7 +416,7 @@ proptest! {
         }).collect();
         let mut ours = 0.0;
         while !line.is_empty() {
-            ours += pack::cost(&plan, size_of(&pack(&mut line, now), &known)).unwrap();
+            ours += plan.cost(size_of(&pack(&mut line, now), &known)).unwrap();
         }
         let all: Vec<usize> = lengths.concat().into_iter().map(|length| length as usize).collect();
         let (mut first_out, mut start) = (0.0, 0);
@@ -334,12 +427,15 @@ proptest! {
             };
             let fits = |rows: &usize| {
                 let size = size(*rows);
-                size.rows <= plan.max_batch && size.rows * size.longest <= plan.batch_tokens && pack::cost(&plan, size).is_some()
+                size.rows <= plan.max_batch && size.rows * size.longest <= plan.batch_tokens && plan.cost(size).is_some()
             };
             let rows = (2..=all.len() - start).take_while(fits).last().unwrap_or(1);
-            first_out += pack::cost(&plan, size(rows)).unwrap();
+            first_out += plan.cost(size(rows)).unwrap();
             start += rows;
         }
         prop_assert!(ours <= first_out + 1e-6, "{ours} and first-in first-out {first_out}");
+        // Nor much more than if they were cut best; between shapes of one size each the steps are large.
+        let (best, most) = (best_cost(&plan, all), if plan == measured() { 1.4 } else { 1.05 });
+        prop_assert!(ours <= most * best, "{ours} and at best {best}");
     }
 }

@@ -10,7 +10,7 @@ mod queue;
 mod status;
 
 use crate::tokens::BatchSize;
-pub(crate) use line::{Full, Line, LineSettings, NewTexts, Next, Part};
+pub(crate) use line::{Full, Line, LineSettings, NewTexts, Next, Pack, Part};
 pub(crate) use queue::Flow;
 pub use status::{Class, QueueStatus, Waiting};
 use std::collections::VecDeque;
@@ -117,7 +117,7 @@ struct Job {
 
 enum Batch<T> {
     OfJob { job: u64, work: Arc<dyn Work>, number: usize },
-    OfTexts(Vec<Part<Arc<T>>>),
+    OfTexts(Pack<Arc<T>>),
 }
 
 /// A thread that waits for its turn.
@@ -369,12 +369,15 @@ impl<T: Texts + 'static> Shared<T> {
                 continue;
             };
             drop(state);
+            let mut ran = None;
             // Work answers for its executor's panics. One in what it calls at its end must not take the worker's place with it.
             match batch {
-                Batch::OfTexts(pack) => {
-                    if catch_unwind(AssertUnwindSafe(|| T::run(pack))).is_err() {
+                Batch::OfTexts(Pack { parts, cost }) => {
+                    let begun = Instant::now();
+                    if catch_unwind(AssertUnwindSafe(|| T::run(parts))).is_err() {
                         log::error!("a batch of submitted texts panicked after it ran");
                     }
+                    ran = Some((cost, begun.elapsed()));
                 }
                 Batch::OfJob { job, work, number } => {
                     let ended = catch_unwind(AssertUnwindSafe(|| work.run(number))).unwrap_or(ControlFlow::Break(()));
@@ -385,6 +388,9 @@ impl<T: Texts + 'static> Shared<T> {
             }
             state = self.lock();
             state.running -= 1;
+            if let Some((cost, took)) = ran {
+                state.line.ran(cost, took);
+            }
             self.dispatch(state, 1);
             state = self.lock();
         }

@@ -1,14 +1,10 @@
 //! Which of the rows that wait go together in a batch, by what batches cost: pure functions.
 
-use crate::tokens::{BatchPlan, BatchSize};
+use crate::tokens::{BATCH_OVERHEAD, BatchPlan, BatchSize};
 use std::ops::Range;
 
-/// What a batch is taken to cost beside the tokens that it runs, in tokens, on an executor without measured times: joining rows pays where it
-/// pads less than this. Assumed, not measured; it is little, for batches of 256 and of 512 tokens run equally fast on the CPU
-/// (benches/RESULTS.md).
-const OVERHEAD: f64 = 8.0;
 /// Part of the best throughput that a bounded batch must reach.
-const ECONOMICAL: f64 = 0.95;
+const ECONOMICAL: f64 = 0.96;
 /// Points of a range of shapes that are looked at.
 const STEPS: usize = 64;
 
@@ -17,23 +13,14 @@ const STEPS: usize = 64;
 pub(super) struct Budget {
     /// Tokens, those of padding in a rectangle included.
     pub tokens: usize,
-    /// Cost, as [`cost`] gives it.
+    /// Cost, as [`BatchPlan::cost`] gives it.
     pub cost: f64,
 }
 
-/// What a batch costs: microseconds where they were measured, else tokens of the rectangle and what a batch takes beside them. `None` where the
-/// executor cannot run it.
-pub(super) fn cost(plan: &BatchPlan, size: BatchSize) -> Option<f64> {
-    match &plan.costs {
-        Some(costs) => costs.cheapest(size).map(|(_, micros)| micros),
-        None => Some(BatchSize::padded(size.rows, size.longest).tokens as f64 + OVERHEAD),
-    }
-}
-
-/// Which rows of these lengths, longest first and at least one, run together with row `lead`: of the groups of neighbours that are tried, the one
-/// that saves most beside its rows one by one. So a batch grows while that pays.
+/// Which rows of these lengths, longest first and at least one, run together with row `lead`: of the groups of neighbours that are tried and cost no
+/// more than their rows one by one, the one that costs least a token. What saves most would take too many: also rows that fit others better, which wait too.
 pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: Budget) -> Range<usize> {
-    let alone = |length: usize| cost(plan, BatchSize::padded(1, length.max(1)));
+    let alone = |length: usize| plan.cost(BatchSize::padded(1, length.max(1)));
     // Up to each row: the tokens, and the cost one by one. Rows that the executor cannot run save nothing.
     let (mut tokens, mut singly) = (vec![0], vec![0.0]);
     let mut last = (usize::MAX, None);
@@ -44,7 +31,9 @@ pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: B
         tokens.push(tokens[tokens.len() - 1] + length);
         singly.push(singly[singly.len() - 1] + last.1.unwrap_or(0.0));
     }
-    let mut best = (0.0, lead..lead + 1);
+    let a_token = |cost: f64, rows: &Range<usize>| cost / (tokens[rows.end] - tokens[rows.start]).max(1) as f64;
+    let single = lead..lead + 1;
+    let mut best = (a_token(singly[lead + 1] - singly[lead], &single), single);
     // Longer rows than the lead make the batch wider: few, then many.
     let above = (0..usize::BITS).map(|bit| 1 << bit).take_while(|&rows| rows < lead).chain([lead]);
     for first in [0].into_iter().chain(above).map(|above| lead - above) {
@@ -58,20 +47,21 @@ pub(super) fn choose(plan: &BatchPlan, lengths: &[usize], lead: usize, budget: B
         for rows in counts.filter(|rows| (least.max(2)..=most).contains(rows)) {
             let end = first + rows;
             let size = BatchSize { rows, longest, tokens: tokens[end] - tokens[first] };
-            let Some(together) = cost(plan, size).filter(|&cost| cost <= budget.cost) else { continue };
-            let saved = singly[end] - singly[first] - together;
-            if saved > best.0 || (saved == best.0 && rows > best.1.len()) {
-                best = (saved, first..end);
+            let pays = |&together: &f64| together <= budget.cost && together <= singly[end] - singly[first];
+            let Some(together) = plan.cost(size).filter(pays) else { continue };
+            let rate = a_token(together, &(first..end));
+            if rate < best.0 || (rate == best.0 && rows > best.1.len()) {
+                best = (rate, first..end);
             }
         }
     }
     best.1
 }
 
-/// The least cost of a batch that reaches nearly the executor's best throughput, so that bounding batches by it loses little. Infinite where
-/// nothing was measured: the limits of such an executor are small.
+/// The least cost of a batch that reaches nearly the executor's best throughput, so that bounding batches by it loses little.
 pub(super) fn economical(plan: &BatchPlan) -> f64 {
-    let Some(costs) = &plan.costs else { return f64::INFINITY };
+    // Without measured times the rest of a batch's cost is its tokens.
+    let Some(costs) = &plan.costs else { return BATCH_OVERHEAD / (1.0 - ECONOMICAL) };
     let points = costs.shapes().iter().flat_map(|shape| {
         (0..=STEPS).map(move |step| {
             let (share, range) = (step as f64 / STEPS as f64, shape.range);

@@ -5,6 +5,8 @@ use std::time::Instant;
 /// How much work of others, in multiples of its own cost, may go by a waiting entry before it is overdue: a call that waits beside any
 /// number of short ones has at least about a ninth of the executor.
 const PATIENCE: u64 = 8;
+/// How many times less than an overdue entry another one must cost to go between two overdue ones.
+const MUCH_LESS: u64 = 16;
 
 /// What waits, and in which order it comes.
 ///
@@ -14,8 +16,9 @@ const PATIENCE: u64 = 8;
 /// served, however many they are; among equal tags the one comes first that would end first, then the one that came first.
 ///
 /// Short calls that keep coming could hold the clock still and a long call off for ever. So an entry is overdue when [`PATIENCE`] times
-/// its cost was served since it came: overdue entries go first, the earliest before the others, but never two in a row while another
-/// entry waits. Thus a new call waits for one of them at most.
+/// its cost was served since it came: overdue entries go first, the earliest before the others, but never two in a row while an entry waits that
+/// costs much less. Thus a new short call waits for one of them at most, and calls that cost about as much, however many wait, come in the order in
+/// which they came: the least first, always, would have some of them wait for ever longer.
 pub(super) struct FairQueue<K> {
     waiting: Vec<Entry<K>>,
     /// The virtual clock, in the unit of the costs.
@@ -108,8 +111,10 @@ impl<K> FairQueue<K> {
 
     /// What runs next.
     pub fn turn(&self) -> Option<Turn> {
-        let overdue = self.overdue().filter(|_| !self.after_overdue || self.waiting.len() == 1);
-        let place = overdue.or_else(|| self.least())?;
+        let least = self.least()?;
+        let lets_by = |overdue: usize| self.cost_at(least).saturating_mul(MUCH_LESS) <= self.cost_at(overdue);
+        let overdue = self.overdue().filter(|&overdue| !self.after_overdue || !lets_by(overdue));
+        let place = overdue.unwrap_or(least);
         Some(Turn { place, overdue: overdue.is_some() })
     }
 
@@ -118,6 +123,11 @@ impl<K> FairQueue<K> {
         let Entry { key, tag, .. } = self.waiting.swap_remove(turn.place);
         self.serve(tag.start, cost, turn.overdue);
         (key, tag.start)
+    }
+
+    /// All entries, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.waiting.iter().map(|entry| &entry.key)
     }
 
     /// The entry at `place`.

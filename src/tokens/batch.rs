@@ -197,6 +197,10 @@ impl Default for TokenBatch {
     }
 }
 
+/// What a batch is taken to cost beside the tokens that it runs, in tokens, on an executor without measured times: what reading the weights once takes
+/// beside multiplying with them, which is alike for models of any size (benches/RESULTS.md).
+pub const BATCH_OVERHEAD: f64 = 10.0;
+
 /// How large batches may be and how many run at once; usually an executor's [`Limits`](crate::executor::Limits).
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -217,10 +221,13 @@ impl BatchPlan {
         Self { max_batch, batch_tokens, parallelism, costs: None }
     }
 
-    /// What a batch costs the executor: microseconds where they were measured, else tokens, padding included. At least 1.
-    pub fn cost(&self, size: BatchSize) -> u64 {
-        let measured = self.costs.as_ref().and_then(|costs| costs.cheapest(size));
-        measured.map_or(BatchSize::padded(size.rows, size.longest).tokens as u64, |(_, micros)| micros as u64).max(1)
+    /// What a batch costs the executor: microseconds where they were measured, else tokens of the rectangle and [`BATCH_OVERHEAD`]. `None` where no
+    /// measured shape holds it.
+    pub fn cost(&self, size: BatchSize) -> Option<f64> {
+        match &self.costs {
+            Some(costs) => costs.cheapest(size).map(|(_, micros)| micros),
+            None => Some(BatchSize::padded(size.rows, size.longest).tokens as f64 + BATCH_OVERHEAD),
+        }
     }
 
     /// Tokens that the executor runs for a batch, those of padding included: at the cheapest measured shape, else as a rectangle.

@@ -20,7 +20,7 @@ mod windows;
 mod word_piece;
 mod words;
 
-pub use batch::{BatchPlan, TokenBatch, batches_from_ids};
+pub use batch::{BATCH_OVERHEAD, BatchPlan, TokenBatch, batches_from_ids};
 pub use cost::{ShapeCost, ShapeCosts};
 #[cfg(feature = "serve")]
 pub(crate) use described::{DescribedToken, Describer};
