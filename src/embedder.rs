@@ -5,6 +5,8 @@ mod builder;
 mod choice;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "serve")]
+mod observed;
 mod run;
 mod submission;
 #[cfg(feature = "tensorrt")]
@@ -15,6 +17,8 @@ mod widening;
 
 pub use builder::EmbedderBuilder;
 pub use choice::{BackendChoice, ChosenBackend};
+#[cfg(feature = "serve")]
+pub(crate) use observed::Observer;
 pub use submission::{Embedding, Submission, SubmitSettings};
 
 use crate::executor::{Backend, Limits};
@@ -68,6 +72,9 @@ pub struct Embedder {
     tokenizer: Tokenizer,
     prompts: Prompts,
     backend: Arc<dyn Backend>,
+    /// The executor itself, where `backend` is one that tells of its batches: probes are not told of.
+    #[cfg(feature = "serve")]
+    bare: Option<Arc<dyn Backend>>,
     /// One for all embedders of the executor.
     scheduler: Arc<Scheduler<Texts>>,
     #[cfg(feature = "cuda")]
@@ -288,6 +295,8 @@ impl Embedder {
             info: Info { prompt, ..self.info.clone() },
             prompts: self.prompts.clone(),
             backend: self.backend.clone(),
+            #[cfg(feature = "serve")]
+            bare: self.bare.clone(),
             scheduler: self.scheduler.clone(),
             #[cfg(feature = "cuda")]
             gpu: self.gpu.clone(),
@@ -320,7 +329,7 @@ impl Embedder {
         let row = Row { ids: vec![self.tokenizer.probe_id()], truncated: false };
         let mut vector = vec![0.0; self.info.dim];
         for batch in batches_from_ids(&[row], self.info.config.vocab_size, 0, &self.plan)? {
-            self.backend.encode(&batch, &mut vector)?;
+            self.bare.as_ref().unwrap_or(&self.backend).encode(&batch, &mut vector)?;
             check_finite(&vector, self.info.dim, batch.rows())?;
         }
         Ok(())
@@ -330,6 +339,13 @@ impl Embedder {
     #[cfg(feature = "serve")]
     pub(crate) fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// The same model, which tells `observer` of each batch from now on, but for those of [`Embedder::probe`].
+    #[cfg(feature = "serve")]
+    pub(crate) fn observed(self, observer: Observer) -> Self {
+        let backend = Arc::new(observed::Observed { backend: self.backend.clone(), observer });
+        Self { bare: Some(self.backend), backend, ..self }
     }
 
     /// The same model on another executor.

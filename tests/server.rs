@@ -521,12 +521,14 @@ fn what_the_server_tells_of_itself() {
         "te_request_input_length_count 4",
         "te_queue_size 0",
         "trt_embed_queue_wait_seconds_count{class=\"interactive\",model=\"tiny\"} 4",
+        "te_batch_next_size_sum 4",
+        "te_batch_next_tokens_sum 13",
         "trt_embed_model_ready{model=\"tiny\"} 1",
         "trt_embed_active_requests 0",
     ] {
         assert!(metrics.lines().any(|known| known == line), "no {line} in\n{metrics}");
     }
-    for name in ["trt_embed_tokens", "trt_embed_run_tokens", "trt_embed_batches"] {
+    for name in ["trt_embed_tokens", "trt_embed_run_tokens", "trt_embed_batches", "trt_embed_device_seconds_sum"] {
         assert!(metrics.contains(&format!("{name}{{model=\"tiny\"}} ")), "no {name} in\n{metrics}");
     }
 }

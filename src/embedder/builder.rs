@@ -345,6 +345,8 @@ impl EmbedderBuilder {
             tokenizer,
             prompts: folder.prompts,
             backend,
+            #[cfg(feature = "serve")]
+            bare: None,
             scheduler: Arc::new(Scheduler::new(LineSettings {
                 plan: plan.clone(),
                 queue_tokens: self.queue_tokens,

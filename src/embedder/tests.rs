@@ -107,6 +107,8 @@ fn embedder(fake: &Arc<Fake>) -> Embedder {
     Embedder {
         info: Info { dim: DIM, limits, backend: fake.name(), ..real.info },
         backend: fake.clone(),
+        #[cfg(feature = "serve")]
+        bare: None,
         scheduler: Arc::new(Scheduler::new(LineSettings {
             plan: BatchPlan::new(ROWS, usize::MAX, limits.parallelism),
             queue_tokens: Some(QUEUE_TOKENS),

@@ -320,9 +320,9 @@ impl Desk {
         let loaded = tokio::task::spawn_blocking(move || load()).await;
         let model =
             loaded.map_err(|panic| failed(format!("loading broke off: {panic}")))?.map_err(|error| failed(error.to_string()))?;
-        let model = Arc::new(model);
         self.serving()?;
         log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
+        let model = Arc::new(self.state.metrics.observe(name, model));
         slot.set(Some(model.clone()));
         recovery::watch(&self.state, &slot, model, self.lost.clone());
         match old {

@@ -1,12 +1,14 @@
 //! What is counted and timed, under TEI's names where TEI has the metric.
 
 use super::model::Model;
+use crate::tokens::BatchSize;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// See the module.
 pub(super) struct Metrics {
@@ -20,6 +22,9 @@ pub(super) struct Metrics {
     pub queue_duration: Histogram,
     pub inference_duration: Histogram,
     pub input_length: Histogram,
+    batch_size: Histogram,
+    batch_tokens: Histogram,
+    device: HistogramVec,
     queue_size: IntGauge,
     pub queue_wait: HistogramVec,
     pub rejected: IntCounterVec,
@@ -57,9 +62,11 @@ impl Metrics {
             registry.register(Box::new(gauge.clone()))?;
             Ok(gauge)
         };
-        // 0.1 ms to 97 s, and 1 to 32,768 tokens.
+        // 0.1 ms to 97 s, 1 to 32,768 tokens; of batches as TEI has them, 1 to 4,096 inputs and 1 to 1,048,576 tokens.
         let seconds = prometheus::exponential_buckets(0.0001, 1.5, 35)?;
         let lengths = prometheus::exponential_buckets(1.0, 2.0, 16)?;
+        let sizes = prometheus::exponential_buckets(1.0, 2.0, 13)?;
+        let tokens = prometheus::exponential_buckets(1.0, 2.0, 21)?;
         let histogram = |name: &str, help: &str, buckets: &[f64]| -> prometheus::Result<Histogram> {
             let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
             registry.register(Box::new(histogram.clone()))?;
@@ -73,6 +80,16 @@ impl Metrics {
             &["model", "class"],
         )?;
         registry.register(Box::new(queue_wait.clone()))?;
+        // From 10 us on: a GPU runs a short text in 100.
+        let device = HistogramVec::new(
+            HistogramOpts::new(
+                "trt_embed_device_seconds",
+                "Time that the executor took for a batch, by the clock on the wall, on a GPU too (copies and waits included)",
+            )
+            .buckets(prometheus::exponential_buckets(0.00001, 1.5, 40)?),
+            &["model"],
+        )?;
+        registry.register(Box::new(device.clone()))?;
         Ok(Self {
             request_count: counters("te_request_count", "Requests for vectors", &["method"])?,
             request_success: counters("te_request_success", "Requests for vectors that were answered", &["method"])?,
@@ -87,6 +104,9 @@ impl Metrics {
                 &seconds,
             )?,
             input_length: histogram("te_request_input_length", "Tokens of an input", &lengths)?,
+            batch_size: histogram("te_batch_next_size", "Inputs of a batch", &sizes)?,
+            batch_tokens: histogram("te_batch_next_tokens", "Tokens of a batch, without padding", &tokens)?,
+            device,
             queue_size: gauge("te_queue_size", "Inputs that wait")?,
             queue_wait,
             rejected: counters("trt_embed_rejected", "Requests turned away by a limit or for health, by reason", &["reason"])?,
@@ -105,6 +125,20 @@ impl Metrics {
         })
     }
 
+    /// The same model, whose batches are told of from now on: those that it ran to become warm are not.
+    pub fn observe(&self, name: &str, mut model: Model) -> Model {
+        let (sizes, tokens) = (self.batch_size.clone(), self.batch_tokens.clone());
+        // Looked up once: a batch then adds to atomic numbers, and takes no lock.
+        let device = self.device.with_label_values(&[name]);
+        let observer = move |size: BatchSize, took: Duration| {
+            sizes.observe(size.rows as f64);
+            tokens.observe(size.tokens as f64);
+            device.observe(took.as_secs_f64());
+        };
+        model.embedder = model.embedder.observed(Box::new(observer));
+        model
+    }
+
     /// The queue of the model that has taken the place of `name` counts from 0.
     pub fn begin_anew(&self, name: &str) {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
@@ -119,6 +153,7 @@ impl Metrics {
             let _ = self.queue_tokens.remove_label_values(&[name, class]);
         }
         let _ = self.ready.remove_label_values(&[name]);
+        let _ = self.device.remove_label_values(&[name]);
         for counters in [&self.batches, &self.batch_texts, &self.tokens, &self.run_tokens, &self.expired, &self.cancelled] {
             let _ = counters.remove_label_values(&[name]);
         }

@@ -289,12 +289,13 @@ impl Server {
 async fn load(state: &Arc<State>) -> Result<Vec<(Arc<Slot>, Arc<Model>)>, ServeError> {
     let mut loading = JoinSet::new();
     for slot in state.models.all().iter().cloned() {
+        let state = state.clone();
         loading.spawn_blocking(move || {
             let name = slot.name();
             match (slot.load)() {
                 Ok(model) => {
                     log::info!("the model {name} is loaded and runs on {}", model.embedder.info().backend);
-                    Ok((slot, Arc::new(model)))
+                    Ok((slot.clone(), Arc::new(state.metrics.observe(slot.name(), model))))
                 }
                 Err(source) => Err(ServeError::Load { name: name.to_owned(), source: Box::new(source) }),
             }

@@ -29,7 +29,7 @@ async fn keep(state: Arc<State>, slot: Arc<Slot>, mut model: Arc<Model>, lost: U
         let _ = tokio::time::timeout(settings.recovery_delay, tokio::task::spawn_blocking(move || drop(model))).await;
         let until = Instant::now() + settings.recovery_timeout;
         model = match revive(&slot, until).await {
-            Ok(model) => model,
+            Ok(model) => Arc::new(state.metrics.observe(name, model)),
             Err(last) => {
                 // The server has ended where nobody listens.
                 let _ = lost.send(ServeError::Lost { name: name.to_owned(), reason: last.unwrap_or(reason) });
@@ -43,13 +43,13 @@ async fn keep(state: Arc<State>, slot: Arc<Slot>, mut model: Arc<Model>, lost: U
 
 /// # Errors
 /// Why the last try failed, where one ended; at `until`.
-async fn revive(slot: &Slot, until: Instant) -> Result<Arc<Model>, Option<String>> {
+async fn revive(slot: &Slot, until: Instant) -> Result<Model, Option<String>> {
     let mut last = None;
     loop {
         let load = slot.load.clone();
         let loading = tokio::task::spawn_blocking(move || load());
         let failed = match tokio::time::timeout_at(until.into(), loading).await {
-            Ok(Ok(Ok(model))) => return Ok(Arc::new(model)),
+            Ok(Ok(Ok(model))) => return Ok(model),
             Ok(Ok(Err(error))) => error.to_string(),
             Ok(Err(panic)) => format!("loading broke off: {panic}"),
             // It hangs with its device.

@@ -33,6 +33,8 @@ struct Doing {
     gate: usize,
     begun: Vec<u32>,
     probe: Probe,
+    /// Probes that it has answered.
+    probes: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,10 @@ enum Probe {
 
 impl Fake {
     fn new(gate: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(Doing { gate, begun: Vec::new(), probe: Probe::Works }), changed: Condvar::new() })
+        Arc::new(Self {
+            state: Mutex::new(Doing { gate, begun: Vec::new(), probe: Probe::Works, probes: 0 }),
+            changed: Condvar::new(),
+        })
     }
 
     fn change(&self, change: impl FnOnce(&mut Doing)) {
@@ -72,6 +77,7 @@ impl Backend for Fake {
         let failed = || Err(Error::Backend { backend: "fake", reason: "the device fell off the bus".into() });
         if batch.ids().len() == 1 {
             self.wait_while(|doing| doing.probe == Probe::Hangs);
+            self.change(|doing| doing.probes += 1);
             return if self.state.lock().unwrap().probe == Probe::Fails { failed() } else { Ok(()) };
         }
         let id = batch.row(0)[0] as u32;
@@ -299,6 +305,38 @@ fn counters_go_on_when_a_model_is_loaded_anew() {
     until(|| !server.handle.is_ready());
     until(|| server.handle.is_ready());
     assert_eq!((read(server.ask(23)).0, texts()), (200, 4));
+    let metrics = server.get("/metrics").1;
+    for line in ["te_batch_next_size_count 4", "trt_embed_device_seconds_count{model=\"fake\"} 4"] {
+        assert!(metrics.lines().any(|known| known == line), "no {line} in\n{metrics}");
+    }
+}
+
+#[test]
+fn batches_are_told_of_with_their_size_and_time_and_probes_are_not() {
+    let fake = Fake::new(0);
+    let (server, first) = serve_busy(&fake, |_| {});
+    std::thread::sleep(Duration::from_millis(50));
+    fake.change(|doing| doing.gate = usize::MAX);
+    assert_eq!(read(first).0, 200);
+    // Two of one request, and one that fails.
+    let rows = json!({ "inputs": [[21, 7, 7], [22, 7, 7, 7, 7, 7]] });
+    assert_eq!(read(server.open(&post("/embed", &rows))).0, 200);
+    assert_eq!(read(server.ask(FAILS)).0, 424);
+    // The failure has the executor probed.
+    until(|| fake.state.lock().unwrap().probes > 0);
+    let metrics = server.get("/metrics").1;
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
+    };
+    assert_eq!((value("te_batch_next_size_count"), value("te_batch_next_size_sum")), (4.0, 4.0));
+    assert_eq!((value("te_batch_next_tokens_count"), value("te_batch_next_tokens_sum")), (4.0, 13.0));
+    assert_eq!(value("te_batch_next_tokens_bucket{le=\"2\"}"), 2.0);
+    assert_eq!(value("te_batch_next_tokens_bucket{le=\"4\"}"), 3.0);
+    assert_eq!(value("trt_embed_device_seconds_count{model=\"fake\"}"), 4.0);
+    // The first stood at the gate for so long.
+    let seconds = value("trt_embed_device_seconds_sum{model=\"fake\"}");
+    assert!((0.05..PATIENCE.as_secs_f64()).contains(&seconds), "{seconds}");
 }
 
 #[test]
