@@ -39,7 +39,7 @@
 #endif
 
 #define TILE_M 128
-#define JOINED_TILES 2 // whose statistics are made ahead, where a warp of their own makes them
+#define JOINED_TILES 2 // whose statistics are made ahead, by warps that do nothing else
 #define THREADS 384 // a warpgroup that loads and two that multiply
 
 // What becomes of the products.
@@ -365,13 +365,14 @@ template <int TILE_N_, int PARTS_, bool IN_TURN_, int STAGES_, int CLUSTER_, int
     static constexpr int BUFFERS = BUFFERS_;   // of 16 tokens x 64 outputs, a warp
     static constexpr bool COPIED = COPIED_;    // bias and sums come to shared memory under the products
     static constexpr int PIECES = PARTS * (TILE_N / 64); // of that size, a warp and tile
-    static constexpr int FEW_REGISTERS = IN_TURN && COPIED ? 40 : 24; // of a thread that loads, or joins; the others share out the rest
+    static constexpr bool JOINS_AHEAD = IN_TURN && COPIED; // statistics of a tile are joined by warps of the loading warpgroup
+    static constexpr int FEW_REGISTERS = JOINS_AHEAD ? 40 : 24; // of a thread that loads, or joins; the others share out the rest
     static constexpr int MANY_REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
     static constexpr int A_BYTES = TILE_M * 128;
     static constexpr int W_BYTES = TILE_N * 128;
     static constexpr int PIECE_BYTES = 16 * 128;
-    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (IN_TURN && COPIED ? 2 * JOINED_TILES : 0);
-    static constexpr int JOINED_BYTES = IN_TURN && COPIED ? JOINED_TILES * TILE_M * 8 : 0;
+    static constexpr int BARRIERS = 2 * STAGES + 8 * BUFFERS + (JOINS_AHEAD ? 2 * JOINED_TILES : 0);
+    static constexpr int JOINED_BYTES = JOINS_AHEAD ? JOINED_TILES * TILE_M * 8 : 0;
     static constexpr int VECTOR_BYTES = COPIED ? TILE_N * 4 : 0;
     static constexpr int BYTES = 1024 + STAGES * (A_BYTES + W_BYTES) + 8 * BUFFERS * PIECE_BYTES + 8 * 2 * VECTOR_BYTES + JOINED_BYTES + 8 * BARRIERS; // 1024: the swizzle's alignment
     static_assert(PARTS * (IN_TURN ? 1 : 2) * 64 == TILE_M, "the warpgroups take the tile's tokens");
@@ -754,7 +755,7 @@ template <class S, int KIND> DEVICE void multiply(const Linear& l, const Places<
                 total.y += partial.y;
                 own = as_scale_and_shift(joined(l, total, token, pieces.n0 == 0));
             }
-        } else if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
+        } else if constexpr (S::JOINS_AHEAD && KIND != RESIDUAL) {
             if (joins) {
                 const int slot = count % JOINED_TILES;
                 barrier_wait(at.joined_full() + 8 * slot, (count / JOINED_TILES) & 1);
@@ -830,7 +831,7 @@ template <class S, int KIND> DEVICE void linear(const Linear& l) {
         __syncwarp();
         if (S::CLUSTER > 1) cluster_wait();
         if (threadIdx.x == 0) load_stages(l, at, tiles, block);
-        if constexpr (S::JOINED_BYTES > 0 && KIND != RESIDUAL) {
+        if constexpr (S::JOINS_AHEAD && KIND != RESIDUAL) {
             if (threadIdx.x >= 32 && l.partials != nullptr && l.statistics != nullptr) join_tiles(l, at, tiles, block);
         }
     } else {

@@ -1,7 +1,7 @@
 //! Attention as one operator, by blocks of query rows: memory grows with a text's length, not with its square, and keys that no query of a block
 //! sees are left out. A row's result is what the whole would give: each block runs `tract`'s own products and softmax.
 
-use super::ops::BroadcastAdd;
+use super::ops::{BroadcastAdd, gives_its_first_input};
 use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
@@ -10,9 +10,7 @@ use tract_onnx::prelude::{DatumType, IntoRunnable, TypedModel, TypedRunnableMode
 use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 use tract_onnx::tract_core::ops::nn::{Softmax, SoftmaxKind};
-use tract_onnx::tract_hir::internal::{
-    Expansion, InferenceOp, InferenceResult, Solver, TensorProxy, check_input_arity, check_output_arity, expand,
-};
+use tract_onnx::tract_hir::internal::{Expansion, InferenceOp, InferenceResult, Solver, TensorProxy, expand};
 
 /// Bytes of a block's scores: a batch of short texts is one block, and a text of 8192 tokens has some 85 rows in each (of 12 heads).
 const SCORE_BYTES: usize = 32 << 20;
@@ -104,10 +102,7 @@ impl Expansion for Attention {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        check_input_arity(inputs, if self.has_slopes { 5 } else { 4 })?;
-        check_output_arity(outputs, 1)?;
-        solver.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
-        solver.equals(&inputs[0].shape, &outputs[0].shape)
+        gives_its_first_input(solver, inputs, outputs, if self.has_slopes { 5 } else { 4 })
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {

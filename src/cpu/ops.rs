@@ -44,6 +44,19 @@ pub(super) fn replace_adds(model: &mut TypedModel) {
     }
 }
 
+/// The rules of an operator of so many inputs whose output has the type and shape of the first.
+pub(super) fn gives_its_first_input<'r, 'p: 'r>(
+    solver: &mut Solver<'r>,
+    inputs: &'p [TensorProxy],
+    outputs: &'p [TensorProxy],
+    count: usize,
+) -> InferenceResult {
+    check_input_arity(inputs, count)?;
+    check_output_arity(outputs, 1)?;
+    solver.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
+    solver.equals(&inputs[0].shape, &outputs[0].shape)
+}
+
 impl Expansion for LayerNorm {
     fn name(&self) -> StaticName {
         "LayerNorm".into()
@@ -55,10 +68,7 @@ impl Expansion for LayerNorm {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        check_input_arity(inputs, 3)?;
-        check_output_arity(outputs, 1)?;
-        solver.equals(&inputs[0].datum_type, &outputs[0].datum_type)?;
-        solver.equals(&inputs[0].shape, &outputs[0].shape)
+        gives_its_first_input(solver, inputs, outputs, 3)
     }
 
     fn wire(&self, prefix: &str, model: &mut TypedModel, inputs: &[OutletId]) -> TractResult<TVec<OutletId>> {

@@ -1,4 +1,4 @@
-//! Device memory of either width, as kernels take it.
+//! What kernels take in device memory: hidden states, the stream that becomes them, and integers.
 
 use crate::cuda::{Device, DeviceBuffer, Stream};
 

@@ -170,18 +170,7 @@ mod tests {
     fn native_kernels_compile_for_few_tokens_of_every_size_without_spills() {
         use crate::native::latency::{CLASSES, latency_options, source_file};
         use crate::native::shape::Shape;
-        let shape = |hidden, heads, wide| Shape {
-            hidden,
-            heads,
-            head_size: hidden / heads,
-            wide,
-            activation: 1,
-            precision: Precision::Fp16,
-            gated: false,
-            rotary: false,
-            inner_norms: false,
-            pre_norm: false,
-        };
+        let shape = |hidden, heads, wide| Shape::as_bert(hidden, heads, wide, Precision::Fp16);
         let shapes = [
             shape(128, 4, 256),
             shape(256, 4, 768),

@@ -101,18 +101,7 @@ fn expected(
 fn check(case: &Case, seed: u64) {
     let (qkv, bias, reach) = inputs(case, seed);
     let Case { precision, heads, head_size, .. } = *case;
-    let shape = Shape {
-        hidden: heads * head_size,
-        heads,
-        head_size,
-        wide: 256,
-        activation: 1,
-        precision,
-        gated: false,
-        rotary: false,
-        inner_norms: false,
-        pre_norm: false,
-    };
+    let shape = Shape::as_bert(heads * head_size, heads, 256, precision);
     let device = device();
     let hidden = heads * head_size;
     // The fastest kernels, then those whose bits do not depend on the pack.

@@ -39,18 +39,7 @@ fn queries_and_keys_are_turned_by_their_place() {
             (1, 64, 64, dynamic.clone()),
         ] {
             let hidden = heads * head_size;
-            let shape = Shape {
-                hidden,
-                heads,
-                head_size,
-                wide: 64,
-                activation: 1,
-                precision,
-                gated: false,
-                rotary: true,
-                inner_norms: false,
-                pre_norm: false,
-            };
+            let shape = Shape { rotary: true, ..Shape::as_bert(hidden, heads, 64, precision) };
             let kernels = load(&device, shape);
             let rotary = Rotary { base: 1000.0, size, scaling };
             let on_device = DeviceRotary::new(&device, &mut stream, &rotary, 100).unwrap();
@@ -106,18 +95,7 @@ fn queries_and_keys_go_through_their_norms() {
                 continue;
             }
             let hidden = heads * head_size;
-            let shape = Shape {
-                hidden,
-                heads,
-                head_size,
-                wide: 64,
-                activation: 1,
-                precision,
-                gated: false,
-                rotary,
-                inner_norms: true,
-                pre_norm: false,
-            };
+            let shape = Shape { rotary, inner_norms: true, ..Shape::as_bert(hidden, heads, 64, precision) };
             let kernels = load(&device, shape);
             let mut random = Random(hidden as u64);
             let lengths = [3_i32, 0, 12];
@@ -190,18 +168,7 @@ fn gates_multiply_what_was_activated() {
     let mut stream = device.stream().unwrap();
     for precision in [Precision::Fp16, Precision::Bf16, Precision::Fp32] {
         for (activation, tokens, wide) in [(1, 1_usize, 64_usize), (4, 77, 192), (1, 300, 1152), (3, 128, 64)] {
-            let shape = Shape {
-                hidden: 128,
-                heads: 2,
-                head_size: 64,
-                wide,
-                activation,
-                precision,
-                gated: true,
-                rotary: false,
-                inner_norms: false,
-                pre_norm: false,
-            };
+            let shape = Shape { activation, gated: true, ..Shape::as_bert(128, 2, wide, precision) };
             let kernels = load(&device, shape);
             let capacity = tokens.next_multiple_of(128);
             let values: Vec<f32> =
@@ -237,18 +204,7 @@ fn what_does_not_fit_is_an_error() {
     let device = device();
     let mut stream = device.stream().unwrap();
     let precision = Precision::Fp16;
-    let shape = Shape {
-        hidden: 128,
-        heads: 2,
-        head_size: 64,
-        wide: 64,
-        activation: 1,
-        precision,
-        gated: true,
-        rotary: true,
-        inner_norms: false,
-        pre_norm: false,
-    };
+    let shape = Shape { gated: true, rotary: true, ..Shape::as_bert(128, 2, 64, precision) };
     let kernels = load(&device, shape);
     let rotary = Rotary { base: 1000.0, size: 64, scaling: RotaryScaling::None };
     let rotary = DeviceRotary::new(&device, &mut stream, &rotary, 10).unwrap();

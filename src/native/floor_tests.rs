@@ -5,18 +5,7 @@ use crate::model::ModelFolder;
 use crate::native::program::{NormId, program};
 use std::path::Path;
 
-const MPNET: Shape = Shape {
-    hidden: 768,
-    heads: 12,
-    head_size: 64,
-    wide: 3072,
-    activation: 1,
-    precision: Precision::Fp16,
-    gated: false,
-    rotary: false,
-    inner_norms: false,
-    pre_norm: false,
-};
+const MPNET: Shape = Shape::as_bert(768, 12, 3072, Precision::Fp16);
 const WINDOWS: [i32; 12] = [-1; 12];
 
 fn load(rows: usize, longest: usize) -> Load<'static> {

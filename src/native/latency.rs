@@ -540,18 +540,7 @@ mod tests {
     fn post_norm_encoders_of_whole_tiles_are_served() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/mpnet");
         let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
-        let shape = Shape {
-            hidden: 768,
-            heads: 12,
-            head_size: 64,
-            wide: 3072,
-            activation: 1,
-            precision: Precision::Fp16,
-            gated: false,
-            rotary: false,
-            inner_norms: false,
-            pre_norm: false,
-        };
+        let shape = Shape::as_bert(768, 12, 3072, Precision::Fp16);
         assert!(serves(&architecture, &shape, &hopper()));
         assert!(serves(&architecture, &Shape { precision: Precision::Bf16, ..shape }, &hopper()));
         for other in [
@@ -587,18 +576,7 @@ mod tests {
     fn pre_norm_gates_and_rotary_positions_are_served() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/modernbert");
         let architecture = ModelFolder::open(&folder).unwrap().architecture().unwrap();
-        let base = Shape {
-            hidden: 768,
-            heads: 12,
-            head_size: 64,
-            wide: 1152,
-            activation: 1,
-            precision: Precision::Fp16,
-            gated: true,
-            rotary: true,
-            inner_norms: false,
-            pre_norm: true,
-        };
+        let base = Shape { gated: true, rotary: true, pre_norm: true, ..Shape::as_bert(768, 12, 1152, Precision::Fp16) };
         let turned = |change: fn(&mut Architecture)| {
             let mut changed = architecture.clone();
             for layer in &mut changed.layers {
@@ -637,7 +615,7 @@ mod tests {
     proptest! {
         #[test]
         fn pieces_of_scratch_do_not_overlap(class in 0usize..4, hidden in 1usize..9, wide in 1usize..33, parts in 0usize..65) {
-            let shape = Shape { hidden: hidden * 128, heads: 4, head_size: 64, wide: wide * 128, activation: 1, precision: Precision::Fp16, gated: false, rotary: false, inner_norms: false, pre_norm: false };
+            let shape = Shape { head_size: 64, ..Shape::as_bert(hidden * 128, 4, wide * 128, Precision::Fp16) };
             let LatencyScratch { fault, stream, attended, qkv, context, wide, measures: [first, second], spans, bytes } =
                 LatencyScratch::of(&shape, CLASSES[class], parts);
             let all = [&fault, &stream, &attended, &qkv, &context, &wide, &first, &second, &spans];

@@ -78,7 +78,7 @@ mod tests {
             tokens in 0usize..40_000, chunks in 1usize..20, wide in 1usize..80, work in 0usize..100_000, exact: bool, gated: bool,
         ) {
             let precision = if exact { Precision::Fp32 } else { Precision::Fp16 };
-            let shape = Shape { hidden: chunks * 64, heads: chunks, head_size: 64, wide: wide * 64, activation: 1, precision, gated, rotary: false, inner_norms: false, pre_norm: false };
+            let shape = Shape { gated, ..Shape::as_bert(chunks * 64, chunks, wide * 64, precision) };
             let scratch = Scratch::of(&shape, tokens, work);
             let Scratch { stream, statistics, qkv, context, attended, expanded, wide, partials, work, fault, bytes } = scratch;
             let always = [&stream, &statistics, &partials, &work, &fault];

@@ -68,6 +68,23 @@ impl Precision {
 }
 
 impl Shape {
+    /// As BERT is built, with GELU.
+    #[cfg(test)]
+    pub const fn as_bert(hidden: usize, heads: usize, wide: usize, precision: Precision) -> Self {
+        Self {
+            hidden,
+            heads,
+            head_size: hidden / heads,
+            wide,
+            activation: 1,
+            precision,
+            gated: false,
+            rotary: false,
+            inner_norms: false,
+            pre_norm: false,
+        }
+    }
+
     /// # Errors
     /// [`Error::NotServed`] for the first part or size that no kernel serves.
     pub fn of(architecture: &Architecture, precision: Precision) -> Result<Self> {

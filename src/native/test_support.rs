@@ -37,18 +37,7 @@ pub(super) fn arch(device: &Device) -> Arch {
 }
 
 pub(super) fn kernels(device: &Device, precision: Precision, activation: i32) -> NativeKernels {
-    let shape = Shape {
-        hidden: 128,
-        heads: 2,
-        head_size: 64,
-        wide: 256,
-        activation,
-        precision,
-        gated: false,
-        rotary: false,
-        inner_norms: false,
-        pre_norm: false,
-    };
+    let shape = Shape { activation, ..Shape::as_bert(128, 2, 256, precision) };
     NativeKernels::load(device, &NativeSettings::default(), &arch(device), shape, false).unwrap()
 }
 

@@ -61,6 +61,17 @@ fn inputs(value: &Value) -> Option<Inputs> {
     }
 }
 
+/// Numbers below what it is given: SplitMix64, as in tests/common/random.rs.
+#[cfg(test)]
+pub(super) fn seeded(mut state: u64) -> impl FnMut(usize) -> usize {
+    move |n| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as usize % n
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,14 +122,7 @@ mod tests {
 
     #[test]
     fn seeded_bodies_are_read_as_the_format_says() {
-        // SplitMix64, as in tests/common/random.rs.
-        let mut state = 17u64;
-        let mut next = move |n: usize| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) as usize % n
-        };
+        let mut next = seeded(17);
         let mut read = 0;
         for _ in 0..20_000 {
             let mut bytes: Vec<u8> = (0..1 + next(6)).flat_map(|_| PARTS[next(PARTS.len())].bytes()).collect();

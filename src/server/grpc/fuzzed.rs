@@ -169,14 +169,7 @@ mod tests {
 
     #[test]
     fn seeded_calls_are_answered_as_the_format_says() {
-        // SplitMix64, as in tests/common/random.rs.
-        let mut state = 17u64;
-        let mut next = move |n: usize| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) as usize % n
-        };
+        let mut next = crate::server::fuzzed::seeded(17);
         let mut whole = 0;
         for _ in 0..10_000 {
             let timeout: &[u8] = [&b""[..], b"5S", b"12345678m", b"123456789m", b"5", b"S5", b"-5S"][next(20).min(6) % 7];
