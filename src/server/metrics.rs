@@ -17,6 +17,11 @@ pub(super) struct Metrics {
     pub request_success: IntCounterVec,
     pub request_failure: IntCounterVec,
     pub embed_count: IntCounter,
+    embed_success: IntCounter,
+    embed_duration: Histogram,
+    embed_tokenization_duration: Histogram,
+    embed_queue_duration: Histogram,
+    embed_inference_duration: Histogram,
     pub request_duration: Histogram,
     pub tokenization_duration: Histogram,
     pub queue_duration: Histogram,
@@ -72,8 +77,11 @@ impl Metrics {
             registry.register(Box::new(histogram.clone()))?;
             Ok(histogram)
         };
-        let embed_count = IntCounter::new("te_embed_count", "Inputs that were asked to be embedded")?;
-        registry.register(Box::new(embed_count.clone()))?;
+        let counter = |name: &str, help: &str| -> prometheus::Result<IntCounter> {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
         let queue_wait = HistogramVec::new(
             HistogramOpts::new("trt_embed_queue_wait_seconds", "Time from submitting an input to the begin of its batch")
                 .buckets(seconds.clone()),
@@ -94,13 +102,26 @@ impl Metrics {
             request_count: counters("te_request_count", "Requests for vectors", &["method"])?,
             request_success: counters("te_request_success", "Requests for vectors that were answered", &["method"])?,
             request_failure: counters("te_request_failure", "Requests that were not answered, by reason", &["err"])?,
-            embed_count,
             request_duration: histogram("te_request_duration", "Seconds from a request's headers to its answer", &seconds)?,
             tokenization_duration: histogram("te_request_tokenization_duration", "Seconds for a request's ids", &seconds)?,
             queue_duration: histogram("te_request_queue_duration", "Seconds in the queue, mean of a request's inputs", &seconds)?,
             inference_duration: histogram(
                 "te_request_inference_duration",
                 "Seconds in the executor, mean of a request's inputs",
+                &seconds,
+            )?,
+            embed_count: counter("te_embed_count", "Inputs that were asked to be embedded")?,
+            embed_success: counter("te_embed_success", "Inputs that were embedded")?,
+            embed_duration: histogram("te_embed_duration", "Seconds of an input: ids, queue and inference", &seconds)?,
+            embed_tokenization_duration: histogram(
+                "te_embed_tokenization_duration",
+                "Seconds for an input's ids, mean of its request's inputs",
+                &seconds,
+            )?,
+            embed_queue_duration: histogram("te_embed_queue_duration", "Seconds of an input in the queue", &seconds)?,
+            embed_inference_duration: histogram(
+                "te_embed_inference_duration",
+                "Seconds of the batch in which an input ran",
                 &seconds,
             )?,
             input_length: histogram("te_request_input_length", "Tokens of an input", &lengths)?,
@@ -123,6 +144,15 @@ impl Metrics {
             counted: Mutex::default(),
             registry,
         })
+    }
+
+    /// Tells of an input that was embedded.
+    pub fn embedded(&self, tokenization: Duration, queued: Duration, ran: Duration) {
+        self.embed_success.inc();
+        self.embed_duration.observe((tokenization + queued + ran).as_secs_f64());
+        self.embed_tokenization_duration.observe(tokenization.as_secs_f64());
+        self.embed_queue_duration.observe(queued.as_secs_f64());
+        self.embed_inference_duration.observe(ran.as_secs_f64());
     }
 
     /// The same model, whose batches are told of from now on: those that it ran to become warm are not.

@@ -12,7 +12,7 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Of /embed, /, /invocations.
 #[derive(Debug, Deserialize)]
@@ -190,5 +190,7 @@ pub(super) async fn states(
     let states = states.map_err(|error| work::failed(model, error))?;
     work::succeeded(state, model, &usage);
     usage.inference = began.elapsed();
+    let tokenization = usage.tokenization / usage.inputs as u32;
+    (0..usage.inputs).for_each(|_| state.metrics.embedded(tokenization, Duration::ZERO, usage.inference));
     Ok((states, usage))
 }

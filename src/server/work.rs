@@ -122,6 +122,7 @@ pub(super) async fn embed(
     for result in results {
         let embedding = result.map_err(|error| failed(model, error))?;
         waits.observe(embedding.queued.as_secs_f64());
+        state.metrics.embedded(usage.tokenization / usage.inputs as u32, embedding.queued, embedding.ran);
         usage.queue += embedding.queued / usage.inputs as u32;
         usage.inference += embedding.ran / usage.inputs as u32;
         vectors.push(model.finish(&embedding.values, shape)?);
