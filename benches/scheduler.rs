@@ -159,7 +159,7 @@ fn cpu() -> Executor {
     };
     Executor {
         name: "padded CPU",
-        plan: BatchPlan::new(64, 1024, 2),
+        plan: BatchPlan::new(64, 192, 2),
         micros,
         tei_tokens: 1024,
         tei_rows: 64,

@@ -1,19 +1,18 @@
 //! How true an INT8 graph is to its model, which linears cost most, and which must stay in float.
 
 use super::{Calibration, Samples};
+use crate::cpu::{self, CpuBackend};
+use crate::executor::Backend;
 use crate::graph::{Graph, Linear, Precision, Quantization, Role};
 use crate::model::ModelFolder;
 use crate::pooling::Head;
 use crate::tokens::{BatchPlan, TokenBatch};
 use crate::{Error, Result};
-use crate::{cpu::CpuBackend, executor::Backend};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// Tokens of one batch, padding included.
-const BATCH_TOKENS: usize = 1024;
 /// Rows of one batch.
 const BATCH_ROWS: usize = 64;
 
@@ -84,7 +83,7 @@ impl<'m> Reference<'m> {
         if texts.is_empty() {
             return Err(Error::Calibration { reason: "there are no texts to compare INT8 with fp32; give some".into() });
         }
-        let batches = texts.batches(model, &BatchPlan::new(BATCH_ROWS, BATCH_TOKENS, 1))?;
+        let batches = texts.batches(model, &BatchPlan::new(BATCH_ROWS, cpu::BATCH_TOKENS, 1))?;
         let graph = Graph::new(&model.architecture()?, Precision::Fp32)?;
         let vectors = vectors(model, graph, &batches)?;
         Ok(Self { model, batches, vectors })

@@ -17,7 +17,9 @@ const BULK_TIME: Duration = Duration::from_millis(250);
 /// How many times what interactive batches cost while bulk waits bulk is owed: eight parts of nine.
 const BULK_SHARE: f64 = 8.0;
 /// Bounded bulk batches that an interactive text may be held back for at each place of the executor while bulk is owed.
-const HELD_BACK: f64 = 2.0;
+const HELD_BACK: f64 = 3.5;
+/// Bounded bulk batches at each place of the executor that bulk may be ahead of its share: half of one of queries goes at once for them.
+const AHEAD: f64 = BULK_SHARE / 2.0;
 /// Part of the last batch in what is known of the executor's pace.
 const NEWEST: f64 = 0.125;
 
@@ -98,7 +100,7 @@ pub(crate) struct Pack<T> {
 ///
 /// Interactive goes before bulk, but bulk has the next batch when it was overtaken so many times as the settings say, and while it is owed a share of
 /// what interactive batches have cost: clients that ask again at each answer would take most of the executor otherwise. An interactive text is held back
-/// by what is owed for [`HELD_BACK`] bounded batches a place at most. Bulk batches are bounded, in cost and in time, while interactive texts are about.
+/// by what is owed for [`HELD_BACK`] bounded batches a place at most, and goes at once where bulk had its share before. Bulk batches are bounded, in cost and in time, while interactive texts are about.
 /// Within a class the fair queue says whose turn it is. The turn of texts is that of the longest of them that waits; with it go neighbours in length of
 /// all callers of the class, as far as that pays, and each caller is charged for its part.
 pub(crate) struct Line<C, T> {
@@ -107,7 +109,7 @@ pub(crate) struct Line<C, T> {
     bulk: FairQueue<InLine<C, T>>,
     /// Batches of interactive texts since bulk texts wait or had a batch.
     overtaken: usize,
-    /// Cost that bulk is behind its share.
+    /// Cost that bulk is behind its share; negative where it is ahead.
     owed: f64,
     /// Cost of all bulk batches that were begun.
     bulk_cost: f64,
@@ -335,6 +337,11 @@ impl<C, T: Clone> Line<C, T> {
         HELD_BACK * self.bounded() * self.settings.plan.parallelism.max(1) as f64
     }
 
+    /// Cost that bulk may be ahead of its share.
+    fn most_ahead(&self) -> f64 {
+        AHEAD * self.bounded() * self.settings.plan.parallelism.max(1) as f64
+    }
+
     /// Cost of a bounded bulk batch: economical, unless that takes too long.
     fn bounded(&self) -> f64 {
         let in_time = self.pace.map_or(f64::INFINITY, |pace| BULK_TIME.as_secs_f64() * 1e6 / pace);
@@ -478,7 +485,7 @@ impl<C, T: Clone> Line<C, T> {
             Class::Bulk => {
                 self.overtaken = 0;
                 self.bulk_cost += cost;
-                self.owed = (self.owed - cost).max(0.0);
+                self.owed = (self.owed - cost).max(-self.most_ahead());
             }
             Class::Interactive if self.bulk.is_empty() => (self.overtaken, self.owed) = (0, 0.0),
             Class::Interactive => {

@@ -57,6 +57,22 @@ fn owners(pack: &[Part<usize>]) -> Vec<usize> {
     pack.iter().map(|part| part.owner).collect()
 }
 
+/// What comes all at once after a pause, as queries of clients in step do, is not held back: bulk had the executor to itself before.
+#[test]
+fn a_burst_after_a_pause_goes_before_bulk() {
+    let (now, mut line) = (Instant::now(), Numbers::new(settings(BatchPlan::new(4, 64, 1))));
+    line.submit(texts(0, Class::Bulk, now, &[16; 1000])).unwrap();
+    for _ in 0..20 {
+        assert_eq!(owners(&pack(&mut line, now)), [0]);
+    }
+    for client in 1..=8 {
+        line.submit(texts(client, Class::Interactive, now, &[16])).unwrap();
+    }
+    let begun: Vec<usize> = (0..2).flat_map(|_| owners(&pack(&mut line, now))).collect();
+    assert_eq!(begun, [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(owners(&pack(&mut line, now)), [0]);
+}
+
 #[test]
 fn texts_of_many_callers_share_a_batch_of_neighbours_in_length() {
     let (now, mut line) = (Instant::now(), Numbers::new(settings(BatchPlan::new(16, 1024, 1))));
