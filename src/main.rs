@@ -3,9 +3,10 @@
 
 mod cli;
 
-/// glibc keeps what each of its many heaps took at its busiest: under load from many clients memory grew for as long as it lasted.
+/// glibc keeps what each of its many heaps took at its busiest: beside many clients the server's memory grew for as long as they came.
+#[cfg(unix)]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     cli::run()

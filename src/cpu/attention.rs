@@ -1,7 +1,7 @@
 //! Attention as one operator, by blocks of query rows: memory grows with a text's length, not with its square, and keys that no query of a block
 //! sees are left out. A row's result is what the whole would give: each block runs `tract`'s own products and softmax.
 
-use super::ops::{BroadcastAdd, gives_its_first_input};
+use super::ops::{Broadcast, gives_its_first_input};
 use std::ops::Range;
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
@@ -62,7 +62,7 @@ impl Block {
         let bias = source("bias", [&batch, bias_heads, if of_rows { &rows } else { &one }, &keys])?;
         let scores = EinSum::new("bnrd,bnkd->bnrk".parse()?, DatumType::F32);
         let scores = model.wire_node("scores", scores, &[queries, of_keys])?;
-        let scores = model.wire_node("biased", BroadcastAdd, &[scores[0], bias])?;
+        let scores = model.wire_node("biased", Broadcast::Add, &[scores[0], bias])?;
         let softmax = Softmax::new(tvec![3], None, SoftmaxKind::Softmax);
         let weights = model.wire_node("weights", softmax, &scores)?;
         let context = EinSum::new("bnrk,bnkd->bnrd".parse()?, DatumType::F32);

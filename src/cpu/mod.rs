@@ -83,7 +83,7 @@ impl CpuBackend {
         constants.graph.check_unchanged()?;
         drop(constants);
         let mut model = parsed.model.into_optimized().map_err(failed)?;
-        ops::replace_adds(&mut model);
+        ops::replace_broadcasts(&mut model);
         let plan = model.into_runnable().map_err(failed)?;
         let limits = Limits { max_batch: MAX_BATCH, max_seq, batch_tokens: BATCH_TOKENS, parallelism: threads.max(1) };
         Ok(Self { plan, head, limits, vocab_size, permits: Permits::new(threads), observed })

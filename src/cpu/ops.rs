@@ -1,7 +1,7 @@
 //! Two operators of encoder graphs as one pass over memory each, in place of `tract`'s general forms of them.
 //!
-//! `tract` takes `LayerNormalization` apart into six operators and adds tensors of different shapes element by element; both
-//! together cost a fifth of a text of 128 tokens (benches/RESULTS.md).
+//! `tract` takes `LayerNormalization` apart into six operators, and adds and multiplies tensors of different shapes element by element: the first two
+//! together cost a fifth of a text of 128 tokens, the products of gates and rotary positions a seventh (benches/RESULTS.md).
 
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
@@ -22,9 +22,12 @@ struct LayerNorm {
     epsilon: u32,
 }
 
-/// `a + b` for f32 tensors of one rank, where an axis of length 1 is repeated.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct BroadcastAdd;
+/// `a + b` or `a * b` for f32 tensors of one rank, where an axis of length 1 is repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Broadcast {
+    Add,
+    Multiply,
+}
 
 /// Reads ONNX's `LayerNormalization` as [`LayerNorm`]. Exported graphs have it over the last axis, with a bias.
 pub(super) fn layer_norm(_context: &ParsingContext, node: &NodeProto) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
@@ -34,12 +37,16 @@ pub(super) fn layer_norm(_context: &ParsingContext, node: &NodeProto) -> TractRe
     Ok((expand(LayerNorm { epsilon: epsilon.to_bits() }), vec![]))
 }
 
-/// Puts [`BroadcastAdd`] where an optimised model still adds two f32 tensors.
-pub(super) fn replace_adds(model: &mut TypedModel) {
+/// Puts [`Broadcast`] where an optimised model still adds or multiplies two f32 tensors.
+pub(super) fn replace_broadcasts(model: &mut TypedModel) {
     for node in &mut model.nodes {
-        let adds = node.op_as::<TypedBinOp>().is_some_and(|op| op.0.name() == "Add");
-        if adds && node.outputs.iter().all(|output| output.fact.datum_type == DatumType::F32) {
-            node.op = Box::new(BroadcastAdd);
+        let operation = match node.op_as::<TypedBinOp>().map(|op| op.0.name()) {
+            Some("Add") => Broadcast::Add,
+            Some("Mul") => Broadcast::Multiply,
+            _ => continue,
+        };
+        if node.outputs.iter().all(|output| output.fact.datum_type == DatumType::F32) {
+            node.op = Box::new(operation);
         }
     }
 }
@@ -130,15 +137,18 @@ fn sum(row: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + tail.iter().map(|value| term(*value)).sum::<f32>()
 }
 
-impl Op for BroadcastAdd {
+impl Op for Broadcast {
     fn name(&self) -> StaticName {
-        "BroadcastAdd".into()
+        match self {
+            Self::Add => "BroadcastAdd".into(),
+            Self::Multiply => "BroadcastMultiply".into(),
+        }
     }
 
     op_as_typed_op!();
 }
 
-impl TypedOp for BroadcastAdd {
+impl TypedOp for Broadcast {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
         let shape = tract_onnx::tract_core::broadcast::multi_broadcast(&[&inputs[0].shape, &inputs[1].shape])?;
         Ok(tvec![DatumType::F32.fact(shape)])
@@ -147,43 +157,54 @@ impl TypedOp for BroadcastAdd {
     as_op!();
 }
 
-impl EvalOp for BroadcastAdd {
+impl EvalOp for Broadcast {
     op_out_of_plan!();
 
     fn eval(&self, _context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (a, b) = args_2!(inputs);
         let shape = tract_onnx::tract_core::broadcast::multi_broadcast(&[a.shape(), b.shape()])?;
-        // The sum goes into the operand that has its shape; adding is commutative.
-        let (sum, other) = if a.shape() == &*shape {
+        // The result goes into the operand that has its shape; both operations are commutative.
+        let (mut result, other) = if a.shape() == &*shape {
             (a.into_tensor(), b)
         } else if b.shape() == &*shape {
             (b.into_tensor(), a)
         } else {
             (a.broadcast_to_shape(&shape)?, b)
         };
-        let mut sum = sum;
-        let addend = other.try_as_plain_ram()?;
-        add(sum.try_as_plain_ram_mut()?.as_slice_mut::<f32>()?, &shape, addend.as_slice::<f32>()?, other.shape());
-        Ok(tvec![sum.into_tvalue()])
+        let operand = other.try_as_plain_ram()?;
+        let (mut values, operand) = (result.try_as_plain_ram_mut()?, operand.as_slice::<f32>()?);
+        self.apply(values.as_slice_mut::<f32>()?, &shape, operand, other.shape());
+        Ok(tvec![result.into_tvalue()])
     }
 }
 
-/// Adds `addend` of shape `other` to `sum` of shape `shape`, repeating axes of length 1.
-fn add(sum: &mut [f32], shape: &[usize], addend: &[f32], other: &[usize]) {
+impl Broadcast {
+    /// Combines `values` of shape `shape` with `operand` of shape `other`, in place, repeating axes of length 1.
+    fn apply(self, values: &mut [f32], shape: &[usize], operand: &[f32], other: &[usize]) {
+        match self {
+            Self::Add => combine(values, shape, operand, other, |a, b| a + b),
+            Self::Multiply => combine(values, shape, operand, other, |a, b| a * b),
+        }
+    }
+}
+
+/// See [`Broadcast::apply`].
+fn combine(values: &mut [f32], shape: &[usize], operand: &[f32], other: &[usize], operation: impl Fn(f32, f32) -> f32) {
+    let each = |values: &mut [f32], operand: &[f32]| {
+        values.iter_mut().zip(operand).for_each(|(value, &operand)| *value = operation(*value, operand));
+    };
     if shape == other {
-        sum.iter_mut().zip(addend).for_each(|(value, addend)| *value += addend);
-        return;
+        return each(values, operand);
     }
     let Some((&width, outer)) = shape.split_last() else { return };
     let row_width = other.last().copied().unwrap_or(1);
-    // Where the addend's row of each row of the sum begins: an odometer over the outer axes, in which repeated axes do not move.
+    // Where the operand's row of each row of the values begins: an odometer over the outer axes, in which repeated axes do not move.
     let mut place = vec![0; outer.len()];
-    for row in sum.chunks_exact_mut(width.max(1)) {
+    for row in values.chunks_exact_mut(width.max(1)) {
         let start = place.iter().zip(other).fold(0, |start, (&at, &length)| start * length + if length == 1 { 0 } else { at });
-        let addend = &addend[start * row_width..(start + 1) * row_width];
-        match addend {
-            [single] if width != 1 => row.iter_mut().for_each(|value| *value += single),
-            addend => row.iter_mut().zip(addend).for_each(|(value, addend)| *value += addend),
+        match &operand[start * row_width..(start + 1) * row_width] {
+            &[single] if width != 1 => row.iter_mut().for_each(|value| *value = operation(*value, single)),
+            operand => each(row, operand),
         }
         for (at, &length) in place.iter_mut().zip(outer).rev() {
             *at += 1;
@@ -202,7 +223,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn add_repeats_axes_of_length_one(
+        fn axes_of_length_one_are_repeated(
             axes in prop::collection::vec((1usize..4, any::<bool>()), 1..5),
         ) {
             let shape: Vec<usize> = axes.iter().map(|axis| axis.0).collect();
@@ -210,11 +231,16 @@ mod tests {
             let values = |shape: &[usize], offset: f32| -> Vec<f32> {
                 (0..shape.iter().product()).map(|i: usize| i as f32 + offset).collect()
             };
-            let (mut sum, addend) = (values(&shape, 0.5), values(&other, 100.0));
-            let a = tract_onnx::prelude::tract_ndarray::ArrayD::from_shape_vec(shape.clone(), sum.clone()).unwrap();
-            let b = tract_onnx::prelude::tract_ndarray::ArrayD::from_shape_vec(other.clone(), addend.clone()).unwrap();
-            add(&mut sum, &shape, &addend, &other);
-            prop_assert_eq!((a + b).iter().copied().collect::<Vec<_>>(), sum);
+            let (values, operand) = (values(&shape, 0.5), values(&other, 100.0));
+            let array = |shape: &[usize], values: &[f32]| {
+                tract_onnx::prelude::tract_ndarray::ArrayD::from_shape_vec(shape.to_vec(), values.to_vec()).unwrap()
+            };
+            let (a, b) = (array(&shape, &values), array(&other, &operand));
+            for (operation, expected) in [(Broadcast::Add, &a + &b), (Broadcast::Multiply, &a * &b)] {
+                let mut result = values.clone();
+                operation.apply(&mut result, &shape, &operand, &other);
+                prop_assert_eq!(expected.iter().copied().collect::<Vec<_>>(), result);
+            }
         }
 
         #[test]
