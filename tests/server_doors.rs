@@ -297,10 +297,11 @@ fn collector(answer: &'static str) -> (String, std::sync::mpsc::Receiver<serde_j
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let request = read_request(&mut stream);
-            stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n").as_bytes()).unwrap();
+            // Before the answer, with which the server may end and the test look for what came.
             if sender.send(request).is_err() {
                 return;
             }
+            stream.write_all(format!("HTTP/1.1 {answer}\r\ncontent-length: 0\r\n\r\n").as_bytes()).unwrap();
         }
     });
     (endpoint, receiver)
