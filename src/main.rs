@@ -1,4 +1,4 @@
-//! The `trt-embed` command: nothing but the door to [`cli`].
+//! The `trt-embed` command: the door to [`cli`], and its allocator.
 #![deny(unsafe_code)]
 
 mod cli;

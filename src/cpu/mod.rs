@@ -19,8 +19,9 @@ use tract_onnx::prelude::{
     Framework, InferenceModelExt, IntoRunnable, TValue, TVec, Tensor, TractError, TractResult, TypedRunnableModel, tvec,
 };
 
-/// Tokens of one batch, padding included. Products of more rows than fit a core's cache beside a panel of weights read them again for each panel: 1,024 tokens
-/// take a fifth (MiniLM) to a half (MPNet-base) more a token. Fewer than this gain nothing, and small models lose by them (benches/RESULTS.md).
+/// Tokens of one batch, padding included. Products of more rows than fit a core's cache beside a panel of weights read them again for each
+/// panel: 1,024 tokens take a fifth (MiniLM) to a half (MPNet-base) more a token. Fewer than this gain nothing, and small models lose by them
+/// (benches/RESULTS.md).
 pub const BATCH_TOKENS: usize = 192;
 /// Rows of one batch.
 const MAX_BATCH: usize = 64;

@@ -100,7 +100,8 @@ pub(crate) struct Pack<T> {
 ///
 /// Interactive goes before bulk, but bulk has the next batch when it was overtaken so many times as the settings say, and while it is owed a share of
 /// what interactive batches have cost: clients that ask again at each answer would take most of the executor otherwise. An interactive text is held back
-/// by what is owed for [`HELD_BACK`] bounded batches a place at most, and goes at once where bulk had its share before. Bulk batches are bounded, in cost and in time, while interactive texts are about.
+/// by what is owed for [`HELD_BACK`] bounded batches a place at most, and goes at once where bulk had its share before. Bulk batches are bounded, in cost
+/// and in time, while interactive texts are about.
 /// Within a class the fair queue says whose turn it is. The turn of texts is that of the longest of them that waits; with it go neighbours in length of
 /// all callers of the class, as far as that pays, and each caller is charged for its part.
 pub(crate) struct Line<C, T> {
@@ -334,12 +335,12 @@ impl<C, T: Clone> Line<C, T> {
 
     /// Cost of bulk batches that an interactive text waits for at most while bulk is owed.
     fn most_held_back(&self) -> f64 {
-        HELD_BACK * self.bounded() * self.settings.plan.parallelism.max(1) as f64
+        self.bounded_batches(HELD_BACK)
     }
 
-    /// Cost that bulk may be ahead of its share.
-    fn most_ahead(&self) -> f64 {
-        AHEAD * self.bounded() * self.settings.plan.parallelism.max(1) as f64
+    /// Cost of `count` bounded bulk batches at each place of the executor.
+    fn bounded_batches(&self, count: f64) -> f64 {
+        count * self.bounded() * self.settings.plan.parallelism.max(1) as f64
     }
 
     /// Cost of a bounded bulk batch: economical, unless that takes too long.
@@ -485,7 +486,7 @@ impl<C, T: Clone> Line<C, T> {
             Class::Bulk => {
                 self.overtaken = 0;
                 self.bulk_cost += cost;
-                self.owed = (self.owed - cost).max(-self.most_ahead());
+                self.owed = (self.owed - cost).max(-self.bounded_batches(AHEAD));
             }
             Class::Interactive if self.bulk.is_empty() => (self.overtaken, self.owed) = (0, 0.0),
             Class::Interactive => {
